@@ -1,0 +1,680 @@
+"""Trains a policy with GRPO, Dr. GRPO or DAPO's loss, with or without Diversity-aware Reward Adjustment (DRA).
+
+    torchrun dra_grpo.py --config configs/tiny.toml [section.key=value ...]
+    python dra_grpo.py --help                               every key with type, default and a sentence
+
+One step: prompts -> G completions each (sampler.py) -> grades, embeddings, SMI, adjusted rewards, advantages (reward.py) ->
+clipped policy gradient with optional KL penalty (here) -> sampler.load_weights. The objective (arXiv:2402.03300, eq. 3) is
+
+    sum_it w_it [ min(rho_it A_i, clip(rho_it, 1 - clip_low, 1 + clip_high) A_i) - beta (exp(r_it) - r_it - 1) ]
+
+with rho the probability ratio to the policy that sampled, r = log(reference / policy), and w the weight of a token: GRPO
+(mean over a completion, then over completions), Dr. GRPO (sum / (N max_new_tokens), arXiv:2503.20783) and DAPO (sum / tokens,
+arXiv:2503.14476) differ in w alone. Weights come from counts over all ranks before the first backward, so an update does not
+depend on ranks, micro-batches or the order of rows.
+
+Departures from the papers: (1) without a second update per rollout the ratio is 1 and nothing is clipped; (2) the temperature
+is inside every log-prob; (3) the learning rate warms up from lr / warm-up steps, not from 0, so no step is lost.
+"""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from math import cos, isfinite, pi
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from tqdm import tqdm
+
+import checkpoint
+from config import dump, import_function, load
+from eval import (DataConfig, EvalConfig, effective_labels, eval_sampler, format_record, load_problems, load_tokenizer, model_folder, parse_args,
+                  prompt_tokens, run_main, sample_problems, summarize)
+from model import DTYPES, Geometry, ModelConfig, Transformer
+from reward import DraConfig, Embedder, Grader, RewardConfig, Rewarder, Scores, reward_function, smi_values
+from sampler import Completion, Sampler, SamplerConfig, stop_ids
+
+# P prompts, G completions each, N = P*G rows, T tokens of a row (prompt and completion, right-padded)
+
+
+@dataclass(frozen=True)
+class TrainDataConfig(DataConfig):
+    train: str = ""
+    """JSONL file with a problem and an answer per line"""
+    max_prompt_tokens: Annotated[int, ">= 1"] = 512
+    """problems with a longer prompt are left out and counted"""
+    prompts_per_step: Annotated[int, ">= 1"] = 8
+    """prompts in one step, over all ranks"""
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    loss: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
+    """how tokens are weighted: mean per completion, constant length, or mean over all tokens"""
+    clip_low: Annotated[float, ">= 0", "< 1"] = 0.2
+    """the probability ratio is clipped at 1 - clip_low"""
+    clip_high: Annotated[float, ">= 0", "< 1"] = 0.2
+    """the probability ratio is clipped at 1 + clip_high"""
+    kl_beta: Annotated[float, ">= 0"] = 0.0
+    """weight of the KL penalty (k3) to the frozen initial policy; 0 loads no reference"""
+    updates_per_rollout: Annotated[int, ">= 1"] = 1
+    """optimizer steps on each step's completions"""
+    micro_batch_tokens: Annotated[int, ">= 1"] = 16384
+    """rows x longest row of a micro-batch on one rank"""
+    lr: Annotated[float, ">= 0"] = 1e-6
+    """peak learning rate of AdamW"""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """learning rate after the warm-up"""
+    warmup: Annotated[float, ">= 0", "< 1"] = 0.1
+    """share of the steps over which the rate rises linearly"""
+    floor: Annotated[float, ">= 0", "<= 1"] = 0.1
+    """share of lr at which the cosine ends"""
+    weight_decay: Annotated[float, ">= 0"] = 0.0
+    """AdamW's decoupled weight decay, on matrices only"""
+    max_grad_norm: Annotated[float, "> 0"] = 1.0
+    """the gradient is scaled down to this norm"""
+
+
+@dataclass(frozen=True)
+class TrainEvalConfig(EvalConfig):
+    every: Annotated[int, ">= 0"] = 0
+    """evaluate every so many steps, besides before the first and after the last; 0 for those two only"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dir: str = ""
+    """folder for everything the run writes, by default runs/NAME for NAME.toml; the same command continues a run that stands there"""
+    seed: int = 0
+    """seed of data order and completions"""
+    steps: Annotated[int, ">= 1"] = 500
+    """training steps"""
+    save_every: Annotated[int, ">= 1"] = 50
+    """steps between checkpoints"""
+    keep: Annotated[int, ">= 1"] = 2
+    """newest checkpoints kept"""
+    resume: bool = True
+    """continue the run in run.dir; false refuses a folder that already holds one"""
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelConfig
+    data: TrainDataConfig
+    sampler: SamplerConfig
+    reward: RewardConfig
+    dra: DraConfig
+    learner: LearnerConfig
+    eval: TrainEvalConfig
+    run: RunConfig
+
+
+def check(config: Config, world: int) -> None:
+    """ValueError for whatever can be known to be wrong before anything is loaded."""
+    if not Path(config.data.train).is_file():
+        raise ValueError(f"data.train = {config.data.train!r} does not exist; name a JSONL file with problems and answers")
+    for path in config.eval.benchmarks:
+        if not Path(path).is_file():
+            raise ValueError(f"eval.benchmarks: {path!r} does not exist")
+    if "{problem}" not in config.data.template:
+        raise ValueError(f"data.template = {config.data.template!r} has no {{problem}} in it")
+    if config.data.prompts_per_step < world:
+        raise ValueError(f"data.prompts_per_step = {config.data.prompts_per_step} is less than one prompt for each of {world} ranks")
+    if not config.reward.functions:
+        raise ValueError("reward.functions is empty; name at least one, such as {accuracy = 1.0}")
+    for name in config.reward.functions:
+        reward_function(name)
+    if config.dra.enabled:                              # the refusals of reward.py, with the keys they name
+        smi_values(torch.eye(2), config.dra.smi, config.dra.sharpen, config.dra.clamp, torch.ones(2) if config.dra.scope == "correct" else None)
+    for key, spec in (("dra.weights", config.dra.weights), ("eval.label", config.eval.label)):
+        if spec:
+            import_function(key, spec)
+    if not config.run.resume and (Path(config.run.dir) / "metrics.jsonl").exists():
+        raise ValueError(f"run.dir = {config.run.dir!r} already holds a run and run.resume is false; name another folder")
+    path = Path(config.model.path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"model folder {str(path)!r} has no config.json")
+        context = Geometry.from_json(json.loads((path / "config.json").read_text()), str(path / "config.json")).context
+        if config.data.max_prompt_tokens + config.sampler.max_new_tokens > context:
+            raise ValueError(f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and sampler.max_new_tokens = "
+                             f"{config.sampler.max_new_tokens} exceed the model's context of {context}; lower one of them")
+
+
+# ------------------------------------------------------------------------------------------------ pure functions
+
+
+def prompts_for_step(seed: int, step: int, rank: int, world: int, rows: int, per_step: int) -> list[tuple[int, int]]:
+    """(position in the step's global list, data row) of this rank's prompts; a pure function, so there is no data state to save.
+
+    Each epoch is a fresh permutation of the `rows` rows; rank r takes positions r, r + world, ...
+    """
+    epochs = {}
+    pairs = []
+    for position in range(rank, per_step, world):
+        epoch, place = divmod(step * per_step + position, rows)
+        if epoch not in epochs:
+            epochs[epoch] = np.random.default_rng((seed, epoch)).permutation(rows)
+        pairs.append((position, int(epochs[epoch][place])))
+    return pairs
+
+
+def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Row indices, longest first, cut so that rows x longest row stays within `budget` tokens (a longer row stands alone)."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def token_weights(mask_NT: Tensor, loss: str, *, rows: int, tokens: int, max_new_tokens: int) -> Tensor:
+    """Weight of each token in the step's loss; `rows` and `tokens` are totals over all micro-batches and ranks.
+
+    Copy-pasteable: needs only torch.
+    """
+    match loss:
+        case "grpo":                                    # mean over a completion, then over completions
+            return mask_NT / mask_NT.sum(-1, keepdim=True).clamp(min=1) / rows
+        case "dr_grpo":                                 # a constant for the length, so long completions are not discounted
+            return mask_NT / (rows * max_new_tokens)
+        case "dapo":                                    # every token of the step counts the same
+            return mask_NT / max(tokens, 1)
+    raise ValueError(f"learner.loss must be grpo, dr_grpo or dapo; got {loss!r}")
+
+
+def policy_loss(logp_NT: Tensor, old_logp_NT: Tensor, advantage_N: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Clipped surrogate per token, -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), (N, T).
+
+    rho = exp(logp - old_logp); the caller multiplies by `token_weights` and sums. Copy-pasteable: needs only torch.
+    """
+    ratio_NT = (logp_NT - old_logp_NT).exp()
+    advantage_N1 = advantage_N[:, None]
+    return -torch.minimum(ratio_NT * advantage_N1, ratio_NT.clamp(1 - clip_low, 1 + clip_high) * advantage_N1)
+
+
+def kl_k3(logp_NT: Tensor, ref_logp_NT: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(policy || reference) per token: exp(r) - r - 1 with r = ref_logp - logp; >= 0, in nats.
+
+    Unbiased as a value for tokens drawn from the policy; its gradient is not the gradient of the KL. Copy-pasteable: needs only torch.
+    """
+    r_NT = ref_logp_NT - logp_NT
+    return r_NT.exp() - r_NT - 1
+
+
+def lr_at(step: int, config: LearnerConfig, steps: int) -> float:
+    """Learning rate of step 0..steps-1: linear warm-up to config.lr, then constant or a cosine down to floor * lr."""
+    warm = round(config.warmup * steps)
+    if step < warm:
+        return config.lr * (step + 1) / warm                                                   # (3)
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - warm) / max(1, steps - 1 - warm)
+    return config.lr * (config.floor + (1 - config.floor) * 0.5 * (1 + cos(pi * progress)))
+
+
+# ------------------------------------------------------------------------------------------------ ranks
+
+
+def reduce_over_ranks(values: Sequence[float], op=dist.ReduceOp.SUM) -> list[float]:
+    """Elementwise sum (or max) over ranks, in float64."""
+    if not dist.is_initialized():
+        return list(values)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, op)
+    return tensor.tolist()
+
+
+def gather_over_ranks(items: list) -> list:
+    """The lists of all ranks, concatenated in rank order, on every rank."""
+    if not dist.is_initialized():
+        return items
+    parts: list = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def full_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole parameter) one after the other; gathering a sharded one is collective, so every rank iterates in full."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+
+
+def shard(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """FSDP2 per block: parameters and their gradients are spread over the ranks, computation runs in `dtype`.
+
+    One rank in the master precision needs none of it and stays a plain module.
+    """
+    if not dist.is_initialized():
+        return model
+    precision = MixedPrecisionPolicy() if dtype == model.norm.weight.dtype else MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for block in model.blocks:
+        fully_shard(block, mp_policy=precision)
+    fully_shard(model, mp_policy=precision)
+    register_fsdp_forward_method(model, "token_logprobs")
+    return model
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived."""
+
+
+class Interrupt:
+    """Turns SIGINT and SIGTERM into `Interrupted` where stopping is harmless, and remembers them where it is not.
+
+    Harmless: before the first step, and inside `with interrupt.stoppable()`, which holds only work without collectives.
+    """
+
+    def __init__(self):
+        self.signum, self.immediate = 0, True
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self.handle)
+
+    def handle(self, signum: int, frame) -> None:
+        self.signum = signum
+        if self.immediate:
+            raise Interrupted
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        try:
+            self.immediate = True
+            if self.signum:
+                raise Interrupted
+            yield
+        except Interrupted:
+            pass
+        finally:
+            self.immediate = False
+
+    def any_rank(self) -> bool:
+        """Whether any rank was interrupted; collective."""
+        return reduce_over_ranks([float(self.signum)], dist.ReduceOp.MAX)[0] > 0
+
+
+# ------------------------------------------------------------------------------------------------ the learner
+
+
+class Learner:
+    """Policy, optimizer and (when kl_beta > 0) frozen reference of one rank."""
+
+    def __init__(self, model: ModelConfig, config: LearnerConfig, folder: str, device: torch.device, n_tokens: int, temperature: float, max_new_tokens: int,
+                 weights_from: str | Path | None = None):
+        """`weights_from` is the policy folder of a checkpoint; the reference always starts from `folder`."""
+        dtype = DTYPES[model.dtype]
+        self.config, self.device, self.temperature, self.max_new_tokens = config, device, temperature, max_new_tokens
+
+        def build(path: str | Path) -> Transformer:
+            built = Transformer.from_pretrained(path, torch.promote_types(dtype, torch.float32), device)
+            built.n_tokens, built.checkpoint_activations = n_tokens, model.activation_checkpointing
+            return shard(built, dtype)
+
+        self.policy = build(weights_from or folder)
+        self.reference = build(folder).requires_grad_(False) if config.kl_beta > 0 else None
+        matrices = [p for p in self.policy.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.policy.parameters() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}], fused=True)
+        self.updates = 0
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The moments under "moment.parameter" names; zeros before the first update."""
+        state = {}
+        for name, parameter in self.policy.named_parameters():
+            moments = self.optimizer.state[parameter]
+            if not moments:
+                moments |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            state |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
+        return state
+
+    def set_updates(self, updates: int) -> None:
+        """Tells the optimizer how many updates its moments have seen (after they were loaded)."""
+        self.updates = updates
+        for moments in self.optimizer.state.values():
+            moments["step"] = torch.tensor(float(updates), device=moments["step"].device)
+
+    def save_policy(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        weights = {name: tensor.cpu() for name, tensor in full_weights(self.policy)}
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            self.policy.save_pretrained(folder, weights, dtype)
+
+    def update(self, prompts: Sequence[list[int]], completions: Sequence[Completion], advantages: Sequence[float], lr: float) -> dict[str, float]:
+        """`updates_per_rollout` optimizer steps on this rank's rows (prompt, completion and advantage of each); returns the step's figures.
+
+        Collective: every rank calls it, with any number of rows, and runs the same number of micro-batches. Raises
+        FloatingPointError on all ranks, leaving the weights alone, if the loss or the gradient is not finite on any.
+        """
+        config = self.config
+        lengths = [len(prompt) + len(completion.tokens) for prompt, completion in zip(prompts, completions, strict=True)]
+        batches = micro_batches(lengths, config.micro_batch_tokens)
+        rows, tokens = map(int, reduce_over_ranks([len(completions), sum(len(c.tokens) for c in completions)]))
+        count = int(reduce_over_ranks([len(batches)], dist.ReduceOp.MAX)[0])
+        # FSDP2 needs the same number of passes on every rank: the missing ones repeat a row with weight 0
+        batches = [self.batch([prompts[i] for i in batch], [completions[i] for i in batch], [advantages[i] for i in batch], rows, tokens) for batch in batches]
+        batches += [(*batches[0][:-1], torch.zeros_like(batches[0][-1]))] * (count - len(batches))
+        world = dist.get_world_size() if dist.is_initialized() else 1
+
+        with torch.no_grad():
+            references = [self.reference.token_logprobs(batch[0], batch[1], self.temperature)[0] if self.reference else None for batch in batches]
+            olds = [self.policy.token_logprobs(batch[0], batch[1], self.temperature)[0] if config.updates_per_rollout > 1 else None for batch in batches]
+        sums = dict.fromkeys(("loss", "kl", "entropy", "gap", "clipped"), 0.0)
+        gap_max = 0.0
+        for update in range(config.updates_per_rollout):
+            for (tokens_NT, mask_NT, sampled_NT, advantage_N, weights_NT), old_NT, reference_NT in zip(batches, olds, references):
+                logp_NT, entropy_NT = self.policy.token_logprobs(tokens_NT, mask_NT, self.temperature)                 # (2)
+                old_NT = logp_NT.detach() if old_NT is None else old_NT                                               # (1)
+                per_token_NT = policy_loss(logp_NT, old_NT, advantage_N, config.clip_low, config.clip_high)
+                kl_NT = torch.zeros_like(logp_NT) if reference_NT is None else kl_k3(logp_NT, reference_NT)
+                loss = (weights_NT * (per_token_NT + config.kl_beta * kl_NT)).sum()
+                (loss * world).backward()               # FSDP2 averages gradients over ranks; the weights already count all of them
+                real = weights_NT.any()
+                gap_NT = (logp_NT.detach() - sampled_NT).abs() * mask_NT * real
+                ratio_NT = (logp_NT.detach() - old_NT).exp()
+                sums["loss"] += loss.item()
+                sums["kl"] += (kl_NT.detach() * mask_NT * real).sum().item()
+                sums["entropy"] += (entropy_NT * real).sum().item()
+                sums["clipped"] += (((ratio_NT < 1 - config.clip_low) | (ratio_NT > 1 + config.clip_high)) * mask_NT * real).sum().item()
+                if update == 0:                         # later passes differ from the sampler because the weights do
+                    sums["gap"] += gap_NT.sum().item()
+                    gap_max = max(gap_max, gap_NT.max().item())
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters()])
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            total = reduce_over_ranks([sums["loss"]])[0]
+            if not (isfinite(total) and torch.isfinite(norm)):
+                raise FloatingPointError(f"loss {total} or gradient norm {norm.item()} is not finite")
+            torch.nn.utils.clip_grads_with_norm_(self.policy.parameters(), config.max_grad_norm, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.updates += 1
+        totals = dict(zip(sums, reduce_over_ranks(list(sums.values()))))
+        passes = config.updates_per_rollout
+        figures = {key: totals[key] / max(tokens, 1) / (1 if key == "gap" else passes) for key in ("kl", "entropy", "gap", "clipped")}
+        gap_max = reduce_over_ranks([gap_max], dist.ReduceOp.MAX)[0]
+        return {"loss": totals["loss"] / passes, **figures, "gap_max": gap_max, "grad_norm": norm.item(), "lr": lr, "tokens": tokens}
+
+    def batch(self, prompts: list[list[int]], completions: list[Completion], advantages: list[float], rows: int, tokens: int) -> tuple[Tensor, ...]:
+        """(tokens, mask of sampled ones, sampler's log-probs, advantages, weights) of one micro-batch, right-padded.
+
+        The mask comes from lengths, never from token values: the stop token is trained, and pad may equal it.
+        """
+        width = max(len(prompt) + len(completion.tokens) for prompt, completion in zip(prompts, completions))
+        tokens_NT = torch.zeros(len(prompts), width, dtype=torch.long)
+        mask_NT = torch.zeros(len(prompts), width, dtype=torch.bool)
+        dtype = torch.promote_types(self.policy.norm.weight.dtype, torch.float32)
+        sampled_NT = torch.zeros(len(prompts), width, dtype=dtype)
+        for i, (prompt, completion) in enumerate(zip(prompts, completions)):
+            end = len(prompt) + len(completion.tokens)
+            tokens_NT[i, :end] = torch.tensor(prompt + completion.tokens)
+            mask_NT[i, len(prompt) : end] = True
+            sampled_NT[i, len(prompt) : end] = torch.tensor(completion.logprobs, dtype=dtype)
+        weights_NT = token_weights(mask_NT.to(dtype), self.config.loss, rows=rows, tokens=tokens, max_new_tokens=self.max_new_tokens)
+        return tuple(x.to(self.device) for x in (tokens_NT, mask_NT, sampled_NT, torch.tensor(advantages, dtype=dtype), weights_NT))
+
+
+# ------------------------------------------------------------------------------------------------ the run
+
+
+def start_ranks(dtype: str) -> tuple[int, int, torch.device]:
+    """(rank, world, device); starts the process group where several ranks, or mixed precision through FSDP2, need one."""
+    rank, world, local = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if world > 1:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    elif dtype == "bfloat16":
+        dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return rank, world, device
+
+
+def run_record(config: Config, world: int, device: torch.device, step: int) -> dict:
+    """What a reader of metrics.jsonl needs to know about the run."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return {"kind": "run", "step": step, "config": asdict(config), "argv": sys.argv, "git": git.stdout.strip() or None, "torch": torch.__version__,
+            "python": sys.version.split()[0], "world": world, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+
+
+def sample_records(step: int, pairs: list[tuple[int, int]], rows: list[dict], completions: list[list[Completion]], texts: list[str], scores: Scores,
+                   labels: list[str | None]) -> list[dict]:
+    """One record per group for samples.jsonl."""
+    G = scores.raw.shape[1]
+    return [
+        {"step": step, "position": position, "row": row, "id": problem["id"], "problem": problem["problem"], "answer": problem["answer"],
+         "completions": [
+            {"text": texts[p * G + g], "correct": scores.grades[p * G + g].correct, "reason": scores.grades[p * G + g].reason,
+             "answer": scores.grades[p * G + g].answer, "length": len(completions[p][g].tokens), "finish": completions[p][g].finish,
+             "rewards": {name: part[p, g].item() for name, part in scores.parts.items()}, "reward": scores.raw[p, g].item(),
+             "smi": scores.smi[p, g].item(), "weight": scores.weight[p, g].item(), "adjusted": scores.adjusted[p, g].item(),
+             "advantage": scores.advantage[p, g].item()} | ({"label": labels[p * G + g]} if labels else {})
+            for g in range(G)]}
+        for p, ((position, row), problem) in enumerate(zip(pairs, rows))
+    ]
+
+
+def group_figures(records: list[dict]) -> dict[str, float]:
+    """Means over all completions and groups of a step (records of all ranks)."""
+    groups = [record["completions"] for record in records]
+    flat = [completion for group in groups for completion in group]
+
+    def mean(key: str) -> float:
+        return sum(completion[key] for completion in flat) / len(flat)
+
+    modes = [effective_labels([str(c["label"]) for c in group if c["correct"]]) for group in groups if "label" in group[0] and any(c["correct"] for c in group)]
+    reasons: dict[str, int] = {}
+    for completion in flat:
+        reasons[completion["reason"]] = reasons.get(completion["reason"], 0) + 1
+    return {
+        "reward": mean("reward"), "accuracy": mean("correct"), "smi": mean("smi"), "weight": mean("weight"), "adjusted": mean("adjusted"),
+        "rewards": {name: sum(c["rewards"][name] for c in flat) / len(flat) for name in flat[0]["rewards"]},
+        "zero_advantage": sum(all(abs(c["advantage"]) < 1e-6 for c in group) for group in groups) / len(groups),
+        "modes": sum(modes) / len(modes) if modes else None,
+        "length": mean("length"), "truncated": sum(c["finish"] == "length" for c in flat) / len(flat), "reasons": reasons,
+    }
+
+
+def step_line(record: dict, steps: int) -> str:
+    modes = "" if record["modes"] is None else f" | modes {record['modes']:.2f}"
+    return (f"step {record['step']}/{steps} | reward {record['reward']:.3f} | acc {record['accuracy']:.3f} | smi {record['smi']:.2f}{modes} | "
+            f"zero-adv {record['zero_advantage']:.2f} | kl {record['kl']:.4f} | ent {record['entropy']:.3f} | gnorm {record['grad_norm']:.2f} | len {record['length']:.0f} | "
+            f"trunc {record['truncated']:.2f} | gap {record['gap']:.0e} | gen {record['sample_s']:.2f}s | rew {record['reward_s']:.2f}s | "
+            f"upd {record['update_s']:.2f}s | {record['tokens_per_s'] / 1000:.1f}k tok/s")
+
+
+def train(config: Config) -> int:
+    """The whole run; returns 0, or 128 + signal number after an interruption."""
+    interrupt = Interrupt()
+    try:
+        return train_until(config, interrupt)
+    except Interrupted:                                 # outside the steps: nothing has changed since the last checkpoint
+        print("interrupted", file=sys.stderr)
+        return 128 + interrupt.signum
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def train_until(config: Config, interrupt: Interrupt) -> int:
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    check(config, world)
+    data = load_problems(config.data.train, config.data)
+    benchmarks = {Path(path).stem: load_problems(path, config.data) for path in config.eval.benchmarks}
+    folder = model_folder(config.model)
+    tokenizer = load_tokenizer(folder)
+    prompts = [prompt_tokens(tokenizer, row["problem"], config.data) for row in data]
+    kept = [i for i, prompt in enumerate(prompts) if len(prompt) <= config.data.max_prompt_tokens]
+    if not kept:
+        raise ValueError(f"data.train: all {len(data)} prompts exceed data.max_prompt_tokens = {config.data.max_prompt_tokens}")
+    rank, world, device = start_ranks(config.model.dtype)
+    first = rank == 0
+    run_dir = Path(config.run.dir)
+    if first:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.toml").write_text(dump(config), encoding="utf-8")
+        print(f"{len(kept)} training problems" + (f" ({len(data) - len(kept)} left out: prompt too long)" if len(kept) < len(data) else ""))
+
+    # policy, reference, optimizer, and the sampler's own copy; from the newest checkpoint if there is one
+    resume_from = checkpoint.latest(run_dir)
+    n_tokens = len(tokenizer)
+    learner = Learner(config.model, config.learner, folder, device, n_tokens, config.sampler.temperature, config.sampler.max_new_tokens,
+                      resume_from and resume_from / "policy")
+    dtype = DTYPES[config.model.dtype]
+    actor = Transformer.from_pretrained(folder, dtype, device)
+    actor.n_tokens = learner.policy.n_tokens = min(n_tokens, actor.g.vocab)
+    sampler = Sampler(actor, config.sampler, stop_ids(actor.generation_config, tokenizer.eos_token_id))
+    metrics_path, samples_path = run_dir / "metrics.jsonl", run_dir / "samples.jsonl"
+    done, sizes = 0, {"metrics": 0, "samples": 0}
+    if resume_from:
+        meta = checkpoint.load(resume_from, learner.optimizer_state())
+        done, sizes = meta["step"], meta["sizes"]
+        learner.set_updates(meta["updates"])
+        if first:
+            print(f"continuing at step {done} from {resume_from}")
+    if done >= config.run.steps:
+        if first:
+            print(f"the run in {run_dir} is complete ({done} steps); raise run.steps to continue it or name another run.dir")
+        return 0
+    sampler.load_weights(full_weights(learner.policy))
+    embedder = Embedder(config.dra.embedder, config.dra.max_tokens, config.dra.trust_remote_code, device) if config.dra.enabled else None
+    label = import_function("eval.label", config.eval.label) if config.eval.label else None
+    scale = {"auto": "none" if config.learner.loss == "dr_grpo" else "std"}.get(config.reward.advantage, config.reward.advantage)
+    if first:                                           # records behind the checkpoint belong to steps that will be done again
+        for path, size in ((metrics_path, sizes["metrics"]), (samples_path, sizes["samples"])):
+            with open(path, "ab") as file:
+                file.truncate(size)
+
+    def log(path: Path, records: list[dict]) -> None:
+        if first:
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def save(step: int) -> None:
+        meta = {"updates": learner.updates, "world": world, "sizes": {"metrics": metrics_path.stat().st_size, "samples": samples_path.stat().st_size}} if first else {}
+
+        def write_policy(path: Path) -> None:
+            learner.save_policy(path)
+            if first:
+                tokenizer.save_pretrained(path)
+
+        checkpoint.save(run_dir, step, write_policy, learner.optimizer_state(), meta, config.run.keep)
+
+    def run_eval(step: int, grader: Grader) -> bool:
+        """Evaluates on all benchmarks, each rank its share; False if interrupted."""
+        for name, problems in benchmarks.items():
+            start, samples = time.perf_counter(), []
+            with interrupt.stoppable():
+                places = range(rank, len(problems), world)
+                samples = sample_problems(eval_sampler(actor, tokenizer, config.eval), tokenizer, [problems[i] for i in places], config.data, config.eval,
+                                          grader, places, progress=first, desc=f"eval {name}")
+            if interrupt.any_rank():
+                return False
+            record = summarize(name, gather_over_ranks(samples))
+            log(metrics_path, [{"kind": "eval", "step": step, **record, "seconds": time.perf_counter() - start}])
+            if first:
+                tqdm.write(f"step {step} | {format_record(record)}")
+        return True
+
+    log(metrics_path, [run_record(config, world, device, done)])
+    interrupt.immediate = False
+    saved = done
+    with Grader(config.reward.workers, config.reward.timeout_s) as grader, \
+            tqdm(total=config.run.steps, initial=done, desc="train", unit="step", disable=not first) as bar:
+        rewarder = Rewarder(config.reward, config.dra, scale, config.sampler.max_new_tokens, grader, embedder)
+        running = done > 0 or run_eval(0, grader)
+        for step in range(done, config.run.steps):
+            if not running:
+                break
+            clock = [time.perf_counter()]
+            pairs = prompts_for_step(config.run.seed, step, rank, world, len(kept), config.data.prompts_per_step)
+            rows = [data[kept[i]] for _, i in pairs]
+            step_prompts = [prompts[kept[i]] for _, i in pairs]
+            with interrupt.stoppable():
+                groups = sampler.generate(step_prompts, config.sampler.group_size, (config.run.seed, step), [position for position, _ in pairs])
+                clock.append(time.perf_counter())
+                completions = [completion for group in groups for completion in group]
+                texts = tokenizer.batch_decode([completion.tokens for completion in completions], skip_special_tokens=True)
+                scores = rewarder(texts, rows, [len(completion.tokens) for completion in completions], config.sampler.group_size)
+                labels = [label(text, rows[i // config.sampler.group_size]) for i, text in enumerate(texts)] if label else []
+                clock.append(time.perf_counter())
+            if interrupt.any_rank():
+                break                                   # the unfinished step is dropped: nothing has changed yet
+            prompts_N = [prompt for prompt in step_prompts for _ in range(config.sampler.group_size)]
+            try:
+                figures = learner.update(prompts_N, completions, scores.advantage.flatten().tolist(), lr_at(step, config.learner, config.run.steps))
+            except FloatingPointError as error:
+                raise ValueError(f"step {step + 1}: {error}; lower learner.lr or look at samples.jsonl") from None
+            sampler.load_weights(full_weights(learner.policy))
+            clock.append(time.perf_counter())
+            records = sorted(gather_over_ranks(sample_records(step + 1, pairs, rows, groups, texts, scores, labels)), key=lambda record: record["position"])
+            seconds = dict(zip(("sample_s", "reward_s", "update_s"), (b - a for a, b in zip(clock, clock[1:]))))
+            record = {"kind": "train", "step": step + 1, **group_figures(records), **figures, **seconds,
+                      "tokens_per_s": figures["tokens"] / (clock[-1] - clock[0])}
+            log(samples_path, records)
+            log(metrics_path, [record])
+            if first:
+                tqdm.write(step_line(record, config.run.steps))
+                bar.update()
+            done = step + 1
+            last = done == config.run.steps
+            if last or (config.eval.every and done % config.eval.every == 0):
+                running = run_eval(done, grader)
+            if running and (last or done % config.run.save_every == 0):
+                save(done)
+                saved = done
+    if interrupt.any_rank():
+        if saved < done:
+            save(done)
+        if first:
+            print(f"interrupted after step {done} of {config.run.steps}, saved in {run_dir}; the same command continues", file=sys.stderr)
+        return 128 + max(interrupt.signum, signal.SIGINT)
+    learner.save_policy(run_dir / "final", dtype)
+    if first:
+        tokenizer.save_pretrained(run_dir / "final")
+        report(run_dir, metrics_path)
+    return 0
+
+
+def report(run_dir: Path, metrics_path: Path) -> None:
+    """Before and after on every benchmark, and where things are."""
+    records = [record for record in map(json.loads, metrics_path.read_text(encoding="utf-8").splitlines()) if record["kind"] == "eval"]
+    print(f"\n{'benchmark':<20}{'step':>6}{'accuracy':>20}{'effective strategies':>24}")
+    for name in dict.fromkeys(record["benchmark"] for record in records):
+        mine = [record for record in records if record["benchmark"] == name]
+        for record in (mine[0], mine[-1]):
+            strategies = record.get("effective_strategies")
+            print(f"{name:<20}{record['step']:>6}{record['accuracy']:>13.3f} ± {record['accuracy_se']:.3f}{'-' if strategies is None else format(strategies, '.2f'):>24}")
+    print(f"\npolicy       {run_dir}/final\nmetrics      {run_dir}/metrics.jsonl\nsamples      {run_dir}/samples.jsonl\n"
+          f"checkpoints  {run_dir}/checkpoints\nconfig       {run_dir}/config.toml")
+
+
+def main(argv: list[str]) -> None:
+    args = parse_args(Config, argv, __doc__)
+    try:
+        config = load(Config, args.config, args.overrides)
+    except ValueError:
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(2)                                 # every rank sees the same mistake; the first one reports it
+        raise
+    if not config.run.dir:
+        config = replace(config, run=replace(config.run, dir=f"runs/{Path(args.config).stem}"))
+    sys.exit(train(config))
+
+
+if __name__ == "__main__":
+    run_main(main)

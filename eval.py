@@ -1,0 +1,306 @@
+"""Accuracy, pass@k and diversity of a policy on problems with known answers.
+
+    python eval.py --config configs/eval_tiny.toml --model tiny/policy [--model PATH ...] [section.key=value ...]
+
+Every problem is sampled n times. Reported per benchmark: avg@n with its standard error over problems, pass@k by the unbiased
+estimator (arXiv:2107.03374), and, where a labeller names the strategy of a completion, the effective number of strategies
+among right answers. All samples are kept as JSON lines. The trainer uses the same functions for its own evaluations.
+"""
+import argparse
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from tqdm import tqdm
+
+from config import describe, dump, import_function, load
+from model import DTYPES, ModelConfig, Transformer
+from reward import Grader
+from sampler import Sampler, SamplerConfig, stop_ids
+
+STRATEGY_SAMPLES = 16                                   # right answers per problem behind "effective strategies": the estimate depends on it
+ROWS_PER_CALL = 2048                                    # completions sampled between two updates of the progress bar
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    problem: str = "problem"
+    """column with the problem's text"""
+    answer: str = "answer"
+    """column with the gold answer"""
+    system: str = ""
+    """system prompt; empty for none"""
+    template: str = "{problem}"
+    """user turn; {problem} stands for the problem's text"""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    benchmarks: list[str] = field(default_factory=list)
+    """JSONL files with a problem and an answer per line; the file's name is the benchmark's"""
+    samples: Annotated[int, ">= 1"] = 16
+    """completions per problem (n)"""
+    max_new_tokens: Annotated[int, ">= 1"] = 32768
+    """completions are cut here"""
+    temperature: Annotated[float, ">= 0"] = 0.6
+    """sampling temperature; 0 is greedy"""
+    top_p: Annotated[float, "> 0", "<= 1"] = 0.95
+    """mass of the nucleus that is sampled from"""
+    slots: Annotated[int, ">= 0"] = 0
+    """rows decoded at a time, 0 for all"""
+    label: str = ""
+    """"path.py:function" called with (text, problem row); returns the name of the strategy of a completion, or None"""
+    seed: int = 0
+    """seed of the evaluation's samples"""
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    dir: str = "runs/eval"
+    """folder for results.jsonl, config.toml and the samples"""
+    workers: Annotated[int, ">= 1"] = 2
+    """grader processes"""
+    timeout_s: Annotated[float, "> 0"] = 5.0
+    """an answer that takes longer to verify is wrong"""
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelConfig
+    data: DataConfig
+    eval: EvalConfig
+    output: OutputConfig
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def load_problems(path: str, data: DataConfig) -> list[dict]:
+    """Rows of a JSONL file with "problem" and "answer" as strings beside their other columns.
+
+    Raises ValueError naming file, line and column for anything missing or malformed.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"data file {path!r} does not exist")
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
+        for key, column in (("data.problem", data.problem), ("data.answer", data.answer)):
+            if not isinstance(row, dict) or column not in row:
+                raise ValueError(f"{path}, line {number}: no column {column!r}; name the right one with {key}")
+            if not isinstance(row[column], str | int | float) or not str(row[column]).strip():
+                raise ValueError(f"{path}, line {number}: column {column!r} must be a non-empty string or number; got {row[column]!r}")
+        rows.append({**row, "id": row.get("id", number - 1), "problem": str(row[data.problem]), "answer": str(row[data.answer])})
+    if not rows:
+        raise ValueError(f"data file {path!r} has no rows")
+    return rows
+
+
+def prompt_tokens(tokenizer, problem: str, data: DataConfig) -> list[int]:
+    """The chat prompt up to where the assistant begins; the template alone decides about special tokens."""
+    system = [{"role": "system", "content": data.system}] if data.system else []
+    messages = [*system, {"role": "user", "content": data.template.replace("{problem}", problem)}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def model_folder(config: ModelConfig) -> str:
+    """The local folder of `model.path`, fetched from the hub if it is a name; ValueError if there is none."""
+    if Path(config.path).is_dir():
+        return config.path
+    if config.path.count("/") != 1 or config.path.startswith((".", "/")):
+        raise ValueError(f"model.path = {config.path!r} is neither a folder nor a hub name owner/name")
+    from huggingface_hub import snapshot_download       # only runs that name a hub model need it
+
+    try:
+        return snapshot_download(config.path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"])
+    except Exception as error:                          # offline, no such repository, no access: hub errors of many classes
+        raise ValueError(f"model.path = {config.path!r} is not a folder and the hub did not give it: {str(error).splitlines()[0]}") from None
+
+
+def load_tokenizer(folder: str):
+    from transformers import AutoTokenizer              # seconds of import that --help and config errors should not wait for
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model folder {folder!r} has no usable tokenizer: {str(error).splitlines()[0]}") from None
+    if not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer in {folder!r} has no chat template")
+    return tokenizer
+
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Probability that k of n samples, c of them right, drawn without replacement, contain a right one: 1 - C(n-c, k) / C(n, k).
+
+    The unbiased estimator of arXiv:2107.03374, exact in integers before the division. Copy-pasteable: needs only math.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n; got n={n}, c={c}, k={k}")
+    total = math.comb(n, k)
+    return (total - math.comb(n - c, k)) / total
+
+
+def effective_labels(labels: Sequence[str]) -> float:
+    """exp of the entropy of the labels' frequencies: k equally frequent labels give k. In [1, number of distinct labels]."""
+    if not labels:
+        raise ValueError("effective_labels needs at least one label")
+    shares = [count / len(labels) for count in Counter(labels).values()]
+    return math.exp(-sum(share * math.log(share) for share in shares))
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean, over problems, with ddof 1; 0 for a single value."""
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values))
+
+
+def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
+    """The figures of one benchmark from its samples (dicts as `sample_problems` makes them), n the same for every problem."""
+    by_problem: dict = {}
+    for sample in samples:
+        by_problem.setdefault(sample["problem"], []).append(sample)
+    groups = [sorted(group, key=lambda sample: sample["sample"]) for group in by_problem.values()]
+    n = len(groups[0])
+    counts = [sum(sample["correct"] for sample in group) for group in groups]
+    flat = [sample for group in groups for sample in group]
+    record = {
+        "benchmark": benchmark, "n": len(groups), "samples": n,
+        "accuracy": sum(counts) / (n * len(groups)),
+        "accuracy_se": standard_error([count / n for count in counts]),
+        "pass_at_k": {str(2**i): sum(pass_at_k(n, c, 2**i) for c in counts) / len(counts) for i in range(n.bit_length()) if 2**i <= n},
+        "truncated": sum(sample["finish"] == "length" for sample in flat) / len(flat),
+        "no_answer": sum(sample["reason"] == "no box" for sample in flat) / len(flat),
+        "length": sum(sample["length"] for sample in flat) / len(flat),
+    }
+    if any("label" in sample for sample in flat):
+        right = [[str(sample["label"]) for sample in group if sample["correct"]] for group in groups]
+        enough = [effective_labels(labels[:STRATEGY_SAMPLES]) for labels in right if len(labels) >= STRATEGY_SAMPLES]
+        pooled = [label for labels in right for label in labels]
+        record |= {
+            "effective_strategies": sum(enough) / len(enough) if enough else None,
+            "effective_strategies_m": STRATEGY_SAMPLES, "effective_strategies_problems": len(enough),
+            "effective_strategies_pooled": effective_labels(pooled) if pooled else None,
+            "strategies": dict(Counter(pooled).most_common()),
+        }
+    return record
+
+
+def format_record(record: dict) -> str:
+    """One line for people."""
+    line = f"{record['benchmark']}: accuracy {record['accuracy']:.3f} ± {record['accuracy_se']:.3f} (avg@{record['samples']}, {record['n']} problems)"
+    line += " | " + " ".join(f"pass@{k} {value:.3f}" for k, value in record["pass_at_k"].items() if k != "1")
+    if record.get("effective_strategies") is not None:
+        line += (f" | effective strategies {record['effective_strategies']:.2f} (m={record['effective_strategies_m']}, "
+                 f"{record['effective_strategies_problems']} of {record['n']} problems; pooled {record['effective_strategies_pooled']:.2f})")
+    return line
+
+
+# ------------------------------------------------------------------------------------------------ the work
+
+
+def sample_problems(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig, grader: Grader,
+                    positions: Sequence[int] | None = None, progress: bool = True, desc: str = "eval") -> list[dict]:
+    """Samples and grades every problem of `rows` config.samples times; `positions` are the rows' places in the whole benchmark."""
+    positions = range(len(rows)) if positions is None else positions
+    label: Callable | None = import_function("eval.label", config.label) if config.label else None
+    step = max(1, ROWS_PER_CALL // config.samples)
+    samples = []
+    with tqdm(total=len(rows), desc=desc, unit="problem", disable=not progress, leave=False) as bar:
+        for start in range(0, len(rows), step):
+            part, places = rows[start : start + step], positions[start : start + step]
+            prompts = [prompt_tokens(tokenizer, row["problem"], data) for row in part]
+            groups = sampler.generate(prompts, config.samples, (config.seed,), places)
+            flat = [(row, place, i, completion) for row, place, group in zip(part, places, groups) for i, completion in enumerate(group)]
+            texts = tokenizer.batch_decode([completion.tokens for *_, completion in flat], skip_special_tokens=True)
+            grades = grader.grade_batch(texts, [row["answer"] for row, *_ in flat])
+            for (row, place, i, completion), text, item in zip(flat, texts, grades):
+                sample = {"problem": place, "id": row["id"], "sample": i, "seed": config.seed, "text": text, "gold": row["answer"], "answer": item.answer,
+                          "correct": item.correct, "reason": item.reason, "length": len(completion.tokens), "finish": completion.finish}
+                samples.append(sample | ({"label": label(text, row)} if label else {}))
+            bar.update(len(part))
+    return samples
+
+
+def eval_sampler(model: Transformer, tokenizer, config: EvalConfig) -> Sampler:
+    """A sampler with the evaluation's settings over `model`."""
+    settings = SamplerConfig(config.samples, config.max_new_tokens, config.temperature, config.slots)
+    return Sampler(model, settings, stop_ids(model.generation_config, tokenizer.eos_token_id), config.top_p)
+
+
+def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig, grader: Grader) -> tuple[dict, list[dict]]:
+    """(record, samples) of one benchmark file."""
+    name = Path(benchmark).stem
+    samples = sample_problems(eval_sampler(model, tokenizer, config), tokenizer, load_problems(benchmark, data), data, config, grader, desc=name)
+    return summarize(name, samples), samples
+
+
+def write_jsonl(path: Path, records: Iterable[dict]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def parse_args(cls: type, argv: list[str], doc: str, extra: Callable[[argparse.ArgumentParser], None] = lambda parser: None) -> argparse.Namespace:
+    """--config FILE section.key=value ..., with every key of config class `cls` in --help."""
+    parser = argparse.ArgumentParser(description=doc.split("\n\n")[0], epilog="config keys:" + describe(cls), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="FILE", help="TOML file with the run's settings")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file")
+    extra(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    args = parse_args(Config, argv, __doc__, lambda parser: parser.add_argument(
+        "--model", action="append", metavar="PATH", help="policy to evaluate instead of model.path; may be repeated"))
+    models = args.model or [None]
+    for path in models:
+        override = [f"model.path={json.dumps(path)}"] if path else []
+        config = load(Config, args.config, [*args.overrides, *override])
+        if not config.eval.benchmarks:
+            raise ValueError("eval.benchmarks is empty: name at least one JSONL file")
+        for benchmark in config.eval.benchmarks:
+            load_problems(benchmark, config.data)
+        folder = model_folder(config.model)
+        tokenizer = load_tokenizer(folder)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = Transformer.from_pretrained(folder, DTYPES[config.model.dtype], device)
+        model.n_tokens = min(model.g.vocab, len(tokenizer))
+        out = Path(config.output.dir) / Path(config.model.path).name if len(models) > 1 else Path(config.output.dir)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.toml").write_text(dump(config), encoding="utf-8")
+        records = []
+        with Grader(config.output.workers, config.output.timeout_s) as grader:
+            for benchmark in config.eval.benchmarks:
+                record, samples = evaluate(model, tokenizer, benchmark, config.data, config.eval, grader)
+                write_jsonl(out / f"{record['benchmark']}.samples.jsonl", samples)
+                records.append({"model": config.model.path, **record, "settings": asdict(config.eval)})
+                print(f"{config.model.path} | {format_record(record)}")
+        write_jsonl(out / "results.jsonl", records)
+        print(f"written to {out}/")
+
+
+def run_main(main: Callable[[list[str]], None]) -> None:
+    """Runs a script's main; what a user got wrong becomes one line on stderr and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,346 @@
+"""The decoder: Qwen2, Qwen3 and Llama from Hugging Face folders, one module for the learner, the reference and the sampler.
+
+    model = Transformer.from_pretrained("tiny/policy")
+    logits = model(tokens_NT)                                     # (N, T, V)
+    logp, entropy = model.token_logprobs(tokens_NT, mask_NT, temperature=1.0)
+    model.save_pretrained("out")                                  # loads in transformers
+
+Rows are right-padded: under a causal mask a row's tokens never see what stands behind them, so no attention mask is needed and
+positions are 0..T-1. q/k/v and gate/up are one matrix each (fewer, larger products when the sampler decodes a token at a
+time) and are split again on saving. The model knows no ranks and draws nothing: the learner shards it from outside, and
+the sampler passes its own `attend` to run the same blocks over a KV cache.
+
+Not here: sliding windows, mixture of experts, dropout, left padding, `.bin` weights. Each is refused by name.
+"""
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# N rows, T tokens, C hidden size, H query heads, K key/value heads, D head size, V vocabulary, M sampled tokens of all rows
+
+ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
+ROPE_TYPES = ("default", "llama3")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+LOGITS_PER_CHUNK = 2**24                                # 64 MB in fp32: what the chunked LM head holds at once
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]    # (layer, q (N,T,H,D), k (N,T,K,D), v (N,T,K,D)) -> (N,T,H,D)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str
+    """folder of the policy (config.json, safetensors, tokenizer), or a hub name such as owner/name"""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """compute precision; with bfloat16 the master weights and the optimizer stay in float32 (float64 is for checks)"""
+    activation_checkpointing: bool = False
+    """recompute each block in the backward pass: far less memory for about a third more compute in the update"""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What config.json says about the network."""
+    architecture: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    eps: float
+    rope: dict
+    tied: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+
+    @classmethod
+    def from_json(cls, config: dict, where: str = "config.json") -> "Geometry":
+        """Reads a Hugging Face config; raises ValueError naming the key for anything this module does not implement."""
+        architecture = (config.get("architectures") or ["none"])[0]
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"{where}: architecture {architecture!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+        # transformers 5 writes rope_parameters; older files have rope_theta and rope_scaling beside each other
+        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        rope["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+        rope["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+        if rope["rope_type"] not in ROPE_TYPES:
+            raise ValueError(f"{where}: RoPE type {rope['rope_type']!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+        sliding = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or [])
+        for unsupported, key in (
+            (sliding, "use_sliding_window"),
+            (config.get("hidden_act", "silu") != "silu", "hidden_act"),
+            (rope.get("partial_rotary_factor", 1.0) != 1.0, "partial_rotary_factor"),
+            (config.get("quantization_config") is not None, "quantization_config"),
+        ):
+            if unsupported:
+                raise ValueError(f"{where}: {key} = {config.get(key)!r} is not supported; supported: full attention, silu, "
+                                 "full rotary embedding, unquantised weights")
+        qwen2, qwen3 = architecture == "Qwen2ForCausalLM", architecture == "Qwen3ForCausalLM"
+        bias = bool(config.get("attention_bias", False))
+        try:
+            hidden, heads = config["hidden_size"], config["num_attention_heads"]
+            return cls(
+                architecture=architecture, layers=config["num_hidden_layers"], hidden=hidden, heads=heads,
+                intermediate=config["intermediate_size"], kv_heads=config.get("num_key_value_heads") or heads,
+                head_dim=config.get("head_dim") or (128 if qwen3 else hidden // heads), vocab=config["vocab_size"],
+                context=config["max_position_embeddings"], eps=config["rms_norm_eps"], rope=rope,
+                tied=bool(config.get("tie_word_embeddings", False)), qkv_bias=qwen2 or bias, o_bias=bias and not qwen2,
+                mlp_bias=bool(config.get("mlp_bias", False)), qk_norm=qwen3,
+            )
+        except KeyError as missing:
+            raise ValueError(f"{where}: key {missing} is missing") from None
+
+
+def rope_frequencies(geometry: Geometry) -> Tensor:
+    """Inverse frequencies (D/2,) in fp32, with the llama3 stretch of long wavelengths where the config asks for it.
+
+    Same operations in the same order as transformers, so that cos and sin come out bit-equal.
+    """
+    rope, D = geometry.rope, geometry.head_dim
+    inv_freq = 1.0 / (rope["rope_theta"] ** (torch.arange(0, D, 2, dtype=torch.float32) / D))
+    if rope["rope_type"] == "llama3":
+        factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
+        original = rope["original_max_position_embeddings"]
+        wavelength = 2 * math.pi / inv_freq
+        stretched = torch.where(wavelength > original / low, inv_freq / factor, inv_freq)
+        smooth = (original / wavelength - low) / (high - low)
+        smoothed = (1 - smooth) * stretched / factor + smooth * stretched
+        medium = ~(wavelength < original / high) & ~(wavelength > original / low)
+        inv_freq = torch.where(medium, smoothed, stretched)
+    return inv_freq
+
+
+def rope_table(inv_freq: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin for integer `positions` (...), each (..., D), computed in fp32 and rounded to `dtype`."""
+    angles = positions[..., None].float() * inv_freq
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x_NTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of the last axis in halves (the Hugging Face layout); cos, sin: (T, 1, D) or (N, T, 1, D)."""
+    first, second = x_NTHD.chunk(2, dim=-1)
+    return x_NTHD * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor) -> Tensor:
+    """Every token sees itself and what stands before it in its row; right padding needs no mask."""
+    q, k, v = (x.transpose(1, 2) for x in (q_NTHD, k_NTKD, v_NTKD))
+    gqa = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Block(nn.Module):
+    """Attention and gated MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, g: Geometry, layer: int):
+        super().__init__()
+        self.g, self.layer = g, layer
+        self.attn_norm, self.mlp_norm = RMSNorm(g.hidden, g.eps), RMSNorm(g.hidden, g.eps)
+        self.qkv = nn.Linear(g.hidden, (g.heads + 2 * g.kv_heads) * g.head_dim, bias=g.qkv_bias)
+        self.o = nn.Linear(g.heads * g.head_dim, g.hidden, bias=g.o_bias)
+        self.gate_up = nn.Linear(g.hidden, 2 * g.intermediate, bias=g.mlp_bias)
+        self.down = nn.Linear(g.intermediate, g.hidden, bias=g.mlp_bias)
+        if g.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(g.head_dim, g.eps), RMSNorm(g.head_dim, g.eps)
+
+    def forward(self, x_NTC: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        g = self.g
+        qkv = self.qkv(self.attn_norm(x_NTC)).unflatten(-1, (-1, g.head_dim))
+        if g.qk_norm:
+            q, k, v = qkv.split((g.heads, g.kv_heads, g.kv_heads), dim=-2)
+            q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        else:
+            qk, v = qkv.split((g.heads + g.kv_heads, g.kv_heads), dim=-2)
+            q, k = rotate(qk, cos, sin).split((g.heads, g.kv_heads), dim=-2)
+        x_NTC = x_NTC + self.o(attend(self.layer, q, k, v).flatten(-2))
+        gate, up = self.gate_up(self.mlp_norm(x_NTC)).chunk(2, dim=-1)
+        return x_NTC + self.down(F.silu(gate) * up)
+
+
+class Transformer(nn.Module):
+    """A decoder built from a Hugging Face config dict; weights are uninitialised until loaded (see `from_pretrained`)."""
+
+    def __init__(self, config: dict, generation_config: dict | None = None, where: str = "config.json"):
+        super().__init__()
+        self.config, self.generation_config = config, generation_config or {}
+        self.g = g = Geometry.from_json(config, where)
+        self.embed = nn.Embedding(g.vocab, g.hidden)
+        self.blocks = nn.ModuleList(Block(g, layer) for layer in range(g.layers))
+        self.norm = RMSNorm(g.hidden, g.eps)
+        self.head = None if g.tied else nn.Linear(g.hidden, g.vocab, bias=False)
+        self.register_buffer("inv_freq", torch.empty(g.head_dim // 2), persistent=False)
+        self.checkpoint_activations = False
+        self.n_tokens = g.vocab                         # ids the tokenizer knows; rows beyond are padding, never drawn or trained
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def hidden(self, tokens_NT: Tensor, positions: Tensor | None = None, attend: Attend = causal_attention) -> Tensor:
+        """Normalised last hidden states (N, T, C). `positions` is (T,) or (N, T), by default 0..T-1."""
+        if positions is None:
+            positions = torch.arange(tokens_NT.shape[1], device=tokens_NT.device)
+        x_NTC = self.embed(tokens_NT)
+        cos, sin = (table.unsqueeze(-2) for table in rope_table(self.inv_freq, positions, x_NTC.dtype))
+        for block in self.blocks:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x_NTC = checkpoint(block, x_NTC, cos, sin, attend, use_reentrant=False)
+            else:
+                x_NTC = block(x_NTC, cos, sin, attend)
+        return self.norm(x_NTC)
+
+    def forward(self, tokens_NT: Tensor) -> Tensor:
+        """Logits (N, T, V) of the next token, in the compute dtype."""
+        return F.linear(self.hidden(tokens_NT), self.head_weight)
+
+    def next_logits(self, hidden_NC: Tensor) -> Tensor:
+        """Logits (N, n_tokens) over the tokenizer's ids."""
+        return F.linear(hidden_NC, self.head_weight[: self.n_tokens])
+
+    def token_logprobs(self, tokens_NT: Tensor, mask_NT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability of each token where `mask_NT` is True given the tokens before it, and the entropy of its distribution.
+
+        Both (N, T), at least float32, in nats, 0 where the mask is False; the distribution is softmax(logits / temperature) over
+        the tokenizer's ids. Only the entropy is without gradient. The LM head runs over masked positions only, in chunks that
+        are recomputed in the backward pass, so the logits of a whole batch never exist. Column 0 has no predecessor and must
+        be False in the mask.
+        """
+        assert not mask_NT[:, 0].any(), "the first token of a row has nothing before it to be predicted from"
+        hidden_MC = self.hidden(tokens_NT)[:, :-1][mask_NT[:, 1:]]
+        targets_M = tokens_NT[mask_NT]
+        rows = max(1, LOGITS_PER_CHUNK // self.n_tokens)
+        weight_VC = self.head_weight[: self.n_tokens]
+        parts = [
+            chunk_logprobs(hidden, targets, weight_VC, temperature) if len(targets_M) <= rows or not torch.is_grad_enabled()
+            else checkpoint(chunk_logprobs, hidden, targets, weight_VC, temperature, use_reentrant=False)
+            for hidden, targets in zip(hidden_MC.split(rows), targets_M.split(rows))
+        ]
+        logp_M, entropy_M = (torch.cat(part) for part in zip(*parts))
+        zeros_NT = logp_M.new_zeros(mask_NT.shape)
+        return zeros_NT.masked_scatter(mask_NT, logp_M), zeros_NT.masked_scatter(mask_NT, entropy_M)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> "Transformer":
+        """The policy in a Hugging Face folder. Raises ValueError for anything unsupported, missing or left over in it."""
+        path = Path(path)
+        if not (path / "config.json").is_file():
+            raise ValueError(f"model folder {str(path)!r} has no config.json")
+        generation = path / "generation_config.json"
+        with torch.device("meta"):
+            model = cls(json.loads((path / "config.json").read_text()),
+                        json.loads(generation.read_text()) if generation.is_file() else None, str(path / "config.json"))
+        model.to(dtype).to_empty(device=device)
+        model.inv_freq = rope_frequencies(model.g).to(device)               # always fp32: .to(dtype) above must not round it
+        model.load_tensors(read_tensors(path), where=str(path))
+        return model
+
+    def load_tensors(self, tensors: Iterator[tuple[str, Tensor]], where: str = "state") -> None:
+        """Copies Hugging Face-named tensors into the fused parameters; raises ValueError for missing, extra or misshapen ones."""
+        parameters = dict(self.named_parameters())
+        slots = {hf_name: (name, start, size) for name, parts in self.layout() for hf_name, start, size in parts}
+        with torch.no_grad():
+            for hf_name, tensor in tensors:
+                if hf_name == "lm_head.weight" and self.g.tied or hf_name.endswith("rotary_emb.inv_freq"):
+                    continue                            # some files repeat the tied matrix or carry the RoPE table
+                if hf_name not in slots:
+                    raise ValueError(f"{where}: unexpected tensor {hf_name!r} for {self.g.architecture}")
+                name, start, size = slots.pop(hf_name)
+                target = parameters[name][start : start + size]
+                if target.shape != tensor.shape:
+                    raise ValueError(f"{where}: tensor {hf_name!r} has shape {tuple(tensor.shape)}, config.json asks for {tuple(target.shape)}")
+                target.copy_(tensor)
+        if slots:
+            raise ValueError(f"{where}: {len(slots)} tensors are missing, among them {', '.join(sorted(slots)[:3])}")
+
+    def layout(self) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
+        """For each of our parameters the Hugging Face tensors it holds: (name, first row, rows)."""
+        g = self.g
+        q, kv = g.heads * g.head_dim, g.kv_heads * g.head_dim
+        fused = {
+            "qkv": (("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)),
+            "gate_up": (("mlp.gate_proj", g.intermediate), ("mlp.up_proj", g.intermediate)),
+            "o": (("self_attn.o_proj", g.hidden),), "down": (("mlp.down_proj", g.hidden),),
+            "attn_norm": (("input_layernorm", g.hidden),), "mlp_norm": (("post_attention_layernorm", g.hidden),),
+            "q_norm": (("self_attn.q_norm", g.head_dim),), "k_norm": (("self_attn.k_norm", g.head_dim),),
+            "embed": (("model.embed_tokens", g.vocab),), "norm": (("model.norm", g.hidden),), "head": (("lm_head", g.vocab),),
+        }
+        for name, _ in self.named_parameters():
+            *block, module, kind = name.split(".")
+            prefix = f"model.layers.{block[1]}." if block else ""
+            parts, start = [], 0
+            for hf_module, size in fused[module]:
+                parts.append((f"{prefix}{hf_module}.{kind}", start, size))
+                start += size
+            yield name, parts
+
+    def hf_tensors(self, weights: dict[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The parameters (or `weights` under the same names) under their Hugging Face names, unfused, as views."""
+        weights = dict(self.named_parameters()) if weights is None else weights
+        for name, parts in self.layout():
+            for hf_name, start, size in parts:
+                yield hf_name, weights[name].detach()[start : start + size]
+
+    def save_pretrained(self, path: str | Path, weights: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:
+        """Writes a folder that transformers loads: config.json, generation_config.json, model.safetensors.
+
+        `weights` replaces the parameters (a sharded learner passes its gathered ones); `dtype` rounds them, by default they stay.
+        """
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.to(device="cpu", dtype=dtype).contiguous() for name, tensor in self.hf_tensors(weights)}
+        saved = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+        key = "torch_dtype" if "torch_dtype" in self.config else "dtype"
+        (path / "config.json").write_text(json.dumps({**self.config, key: saved}, indent=2) + "\n")
+        if self.generation_config:
+            (path / "generation_config.json").write_text(json.dumps(self.generation_config, indent=2) + "\n")
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def chunk_logprobs(hidden_MC: Tensor, targets_M: Tensor, weight_VC: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs (M,) of `targets_M` under softmax(hidden @ weight^T / temperature), and entropies (M,) without gradient."""
+    logits_MV = F.linear(hidden_MC, weight_VC)
+    logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)) / temperature     # logsumexp in bf16 loses 3 digits
+    log_z_M = logits_MV.logsumexp(-1)
+    logp_M = logits_MV.gather(-1, targets_M[:, None]).squeeze(-1) - log_z_M
+    with torch.no_grad():
+        entropy_M = log_z_M - ((logits_MV - log_z_M[:, None]).exp() * logits_MV).sum(-1)
+    return logp_M, entropy_M
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of every safetensors file in a model folder, one tensor in memory at a time."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        files = ["model.safetensors"]
+    for name in files:
+        if not (path / name).is_file():
+            has_bin = any(path.glob("*.bin"))
+            raise ValueError(f"model folder {str(path)!r} has no {name}" + ("; .bin weights are not read: convert them to safetensors" if has_bin else ""))
+        with safe_open(path / name, framework="pt") as file:
+            for key in file.keys():
+                yield key, file.get_tensor(key)

@@ -1,0 +1,339 @@
+"""From texts to advantages: grade -> embedding -> SMI -> adjusted reward -> advantage.
+
+Diversity-aware Reward Adjustment (DRA, arXiv:2505.09655) divides the reward of completion i of a prompt by its redundancy
+in the group C of completions of the same prompt,
+
+    R~_i = R_i / (1 + SMI({o_i}, C \\ {o_i})),        SMI_i = sum_{j != i} cos(e_i, e_j)      (graph cut)
+
+with e the sentence embeddings of the completions. This file ends where the gradient begins: everything here is arithmetic on
+(P, G) tensors without autograd. All functions take leading batch axes, so one group is (G,) and many are (P, G); groups never
+see each other. At least float32 inside, float64 stays float64, inputs are not modified.
+
+Departures from the paper, each an option whose published value is `clamp=False, negative="divide"`:
+(1) negative cosines count as 0 (`clamp`), so 1 + SMI is in [1, G] and no reward changes its sign;
+(2) rewards <= 0 are left alone (`negative="keep"`): dividing them punishes a redundant wrong answer *less*;
+(3) the diagonal of the cosine matrix is set to 1, so a zero embedding has 1 + SMI = 1 instead of 0;
+(4) sharper kernels, counting right completions only, and weights of mean 1 are offered; none is on by default.
+
+    python reward.py         prints a small example with and without DRA
+"""
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from config import import_function
+from grader import Grade, Grader, grade  # noqa: F401  (grade is part of this module's interface)
+
+# P prompts, G completions of each, D embedding size
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    functions: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0})
+    """reward functions and their weights: accuracy, format, cosine, or "path.py:function"; their weighted sum is the raw reward"""
+    advantage: Literal["auto", "std", "none"] = "auto"
+    """divide advantages by the group's standard deviation (std) or not (none); auto: none for the dr_grpo loss, else std"""
+    workers: Annotated[int, ">= 1"] = 2
+    """grader processes per rank; they start when the first answer needs algebra"""
+    timeout_s: Annotated[float, "> 0"] = 5.0
+    """an answer that takes longer to verify is wrong (reason "timeout")"""
+
+
+@dataclass(frozen=True)
+class DraConfig:
+    enabled: bool = True
+    """divide rewards by 1 + SMI; off is plain GRPO or Dr. GRPO"""
+    smi: Literal["graph_cut", "log_det"] = "graph_cut"
+    """submodular mutual information of a completion and the rest of its group"""
+    sharpen: Annotated[float, "> 0"] = 1.0
+    """exponent on the cosines before summing; 1 is the paper, 4 to 8 tells strategies apart that share most of their words"""
+    clamp: bool = True
+    """count negative cosines as 0; false is the paper"""
+    scope: Literal["all", "correct"] = "all"
+    """whose similarity counts: the whole group (the paper) or its right completions only"""
+    normalize: Literal["none", "mean"] = "none"
+    """mean: scale the weights of a group to mean 1, so that DRA does not shrink the reward"""
+    negative: Literal["keep", "divide"] = "keep"
+    """what happens to rewards <= 0; divide is the paper"""
+    embedder: str = "ibm-granite/granite-embedding-small-english-r2"
+    """sentence-transformers folder or hub name; its context should cover the completions"""
+    max_tokens: Annotated[int, ">= 0"] = 0
+    """tokens of a completion that are embedded, 0 for as many as the embedder reads"""
+    trust_remote_code: bool = False
+    """run Python code that comes with the embedder's files"""
+    weights: str = ""
+    """research hook "path.py:function" called with (similarity (P, G, G), rewards (P, G), rows); its (P, G) replaces the weights"""
+
+
+# ------------------------------------------------------------------------------------------------ the arithmetic of DRA
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def require_finite(x_G: Tensor, what: str) -> None:
+    """ValueError naming the first group (index over the leading axes) with a non-finite value."""
+    if not torch.isfinite(x_G).all():
+        raise ValueError(f"{what} of group {torch.nonzero(~torch.isfinite(x_G))[0].tolist()[:-1]} are not finite")
+
+
+def cosine_similarity(embeddings_GD: Tensor) -> Tensor:
+    """Cosines of the embeddings of each group with each other: (..., G, D) -> (..., G, G), in [-1, 1], diagonal exactly 1.
+
+    A zero row has similarity 0 to the others. Raises ValueError naming the group for non-finite embeddings. Copy-pasteable
+    with `at_least_float32` and `require_finite`.
+    """
+    x_GD = at_least_float32(embeddings_GD)
+    require_finite(x_GD, "embeddings")
+    x_GD = x_GD / x_GD.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(x_GD.dtype).tiny)     # squares must not underflow
+    norm_G1 = x_GD.norm(dim=-1, keepdim=True)
+    x_GD = x_GD / torch.where(norm_G1 > 0, norm_G1, 1)
+    similarity_GG = (x_GD @ x_GD.transpose(-1, -2)).clamp(-1, 1)
+    similarity_GG.diagonal(dim1=-2, dim2=-1).fill_(1)                                          # (3)
+    return similarity_GG
+
+
+def graph_cut_smi(similarity_GG: Tensor) -> Tensor:
+    """Redundancy of each completion in its group: SMI_i = sum_{j != i} s_ij   (graph cut with lambda = 1/2, arXiv:2505.09655).
+
+    (..., G, G) -> (..., G), in [0, G - 1] for similarities in [0, 1]. The diagonal is left out, so 1 + SMI is the paper's row sum.
+    """
+    similarity_GG = at_least_float32(similarity_GG)
+    return similarity_GG.sum(-1) - similarity_GG.diagonal(dim1=-2, dim2=-1)
+
+
+def log_det_smi(similarity_GG: Tensor, alpha: float = 1.0) -> Tensor:
+    """I({i}; C \\ {i}) for f(A) = log det(I + alpha S_A): log K_ii + log (K^-1)_ii with K = I + alpha S.
+
+    (..., G, G) -> (..., G), >= 0 for a positive semi-definite S. One factorisation per group instead of one determinant per row:
+    det of K without row and column i is det(K) (K^-1)_ii.
+    """
+    similarity_GG = at_least_float32(similarity_GG)
+    K_GG = torch.eye(similarity_GG.shape[-1], dtype=similarity_GG.dtype, device=similarity_GG.device) + alpha * similarity_GG
+    inverse_GG = torch.cholesky_inverse(torch.linalg.cholesky(K_GG))
+    return K_GG.diagonal(dim1=-2, dim2=-1).log() + inverse_GG.diagonal(dim1=-2, dim2=-1).log()
+
+
+def smi_values(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True, correct: Tensor | None = None) -> Tensor:
+    """SMI of each completion with the rest of its group under DRA's options; see `diversity_weights` for them and the errors."""
+    if similarity_GG.ndim < 2 or similarity_GG.shape[-1] != similarity_GG.shape[-2]:
+        raise ValueError(f"similarity must be (..., G, G); got shape {tuple(similarity_GG.shape)}")
+    if similarity_GG.shape[-1] < 2:
+        raise ValueError("a group needs at least 2 completions (G >= 2) to have a diversity")
+    if smi not in ("graph_cut", "log_det"):
+        raise ValueError(f"smi must be graph_cut or log_det; got {smi!r}")
+    if smi == "log_det" and sharpen != 1:
+        raise ValueError(f"smi = log_det takes the plain cosine matrix: it does not go with sharpen = {sharpen}; use sharpen = 1")
+    if smi == "log_det" and correct is not None:
+        raise ValueError("smi = log_det does not go with scope = correct; use scope = all")
+    if sharpen != 1 and not clamp:
+        raise ValueError(f"sharpen = {sharpen} does not go with clamp = false: powers of negative cosines; use clamp = true")
+    similarity_GG = at_least_float32(similarity_GG)
+    require_finite(similarity_GG.flatten(-2), "similarities")
+    if smi == "log_det":
+        return log_det_smi(similarity_GG)
+    if clamp:
+        similarity_GG = similarity_GG.clamp(min=0)                                              # (1)
+    similarity_GG = similarity_GG**sharpen if sharpen != 1 else similarity_GG
+    if correct is not None:
+        if correct.shape != similarity_GG.shape[:-1]:
+            raise ValueError(f"correct must have shape {tuple(similarity_GG.shape[:-1])}; got {tuple(correct.shape)}")
+        similarity_GG = similarity_GG * correct.bool().unsqueeze(-2)
+    return graph_cut_smi(similarity_GG)
+
+
+def diversity_weights(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True, correct: Tensor | None = None,
+                      normalize: str = "none") -> Tensor:
+    """w_i = 1 / (1 + SMI_i), the factor DRA puts on a reward: (..., G, G) -> (..., G), in [1/G, 1] for graph cut with clamp.
+
+    `clamp`: negative cosines count as 0. `sharpen`: exponent on the cosines. `correct`: boolean (..., G), only these completions
+    count as neighbours. `normalize="mean"`: weights of a group are scaled to mean 1.
+    Raises ValueError for options that exclude each other, shapes that do not fit, G < 2, and, naming the group, for non-finite
+    values and for |1 + SMI| < 1e-6, which unclamped cosines can produce.
+    """
+    if normalize not in ("none", "mean"):
+        raise ValueError(f"normalize must be none or mean; got {normalize!r}")
+    density_G = 1 + smi_values(similarity_GG, smi, sharpen, clamp, correct)
+    if (density_G.abs() < 1e-6).any():
+        group = torch.nonzero(density_G.abs() < 1e-6)[0].tolist()[:-1]
+        raise ValueError(f"1 + SMI is 0 in group {group}: negative cosines cancel the self-similarity; use clamp = true")
+    weights_G = 1 / density_G
+    return weights_G / weights_G.mean(-1, keepdim=True) if normalize == "mean" else weights_G
+
+
+def apply_weights(rewards_G: Tensor, weights_G: Tensor, negative: str = "keep") -> Tensor:
+    """R~ = R w; with `negative="keep"` a reward <= 0 stays as it is, with "divide" it is weighted like the others (the paper)."""
+    if negative not in ("keep", "divide"):
+        raise ValueError(f"negative must be keep or divide; got {negative!r}")
+    weighted_G = rewards_G * weights_G
+    return torch.where(rewards_G > 0, weighted_G, rewards_G.to(weighted_G.dtype)) if negative == "keep" else weighted_G   # (2)
+
+
+def adjust_rewards(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
+                   scope: str = "all", correct: Tensor | None = None, normalize: str = "none", negative: str = "keep") -> Tensor:
+    """DRA: R~_i = R_i / (1 + SMI_i), rewards (..., G) and similarities (..., G, G) -> (..., G).
+
+    `scope="correct"` counts only the right completions as neighbours: `correct`, a boolean mask, or reward > 0 when it is None.
+    The other options are those of `diversity_weights` and `apply_weights`; `clamp=False, negative="divide"` is the published
+    arithmetic. Raises ValueError as `diversity_weights` does, and for non-finite rewards.
+    """
+    if scope not in ("all", "correct"):
+        raise ValueError(f"scope must be all or correct; got {scope!r}")
+    if rewards_G.shape != similarity_GG.shape[:-1]:
+        raise ValueError(f"rewards {tuple(rewards_G.shape)} do not fit similarity {tuple(similarity_GG.shape)}")
+    rewards_G = at_least_float32(rewards_G)
+    require_finite(rewards_G, "rewards")
+    if scope == "correct":
+        correct = rewards_G > 0 if correct is None else correct
+    weights_G = diversity_weights(similarity_GG, smi, sharpen, clamp, correct if scope == "correct" else None, normalize)
+    return apply_weights(rewards_G, weights_G, negative)
+
+
+def group_advantages(rewards_G: Tensor, scale: str = "std", eps: float = 1e-4) -> Tensor:
+    """Advantage of each completion over its group, (..., G) -> (..., G).
+
+    "std": (r - mean) / (std + eps), std with ddof 1 (GRPO, arXiv:2402.03300). "none": r - mean (Dr. GRPO, arXiv:2503.20783).
+    Raises ValueError for G < 2, non-finite rewards (naming the group) and unknown scales.
+    """
+    if rewards_G.ndim < 1 or rewards_G.shape[-1] < 2:
+        raise ValueError(f"rewards must be (..., G) with G >= 2; got shape {tuple(rewards_G.shape)}")
+    rewards_G = at_least_float32(rewards_G)
+    require_finite(rewards_G, "rewards")
+    centred_G = rewards_G - rewards_G.mean(-1, keepdim=True)
+    match scale:
+        case "std":
+            return centred_G / (rewards_G.std(-1, keepdim=True) + eps)
+        case "none":
+            return centred_G
+    raise ValueError(f"scale must be std or none; got {scale!r}")
+
+
+# ------------------------------------------------------------------------------------------------ reward functions
+# Called with keyword arguments: texts, golds, rows (the problems' columns), grades, lengths (tokens), max_new_tokens; each is a
+# list with one entry per completion (but the last) and so is the result.
+
+
+def accuracy_reward(grades: Sequence[Grade], **_) -> list[float]:
+    return [float(item.correct) for item in grades]
+
+
+def format_reward(texts: Sequence[str], **_) -> list[float]:
+    """1 where the reasoning is closed exactly once, on a line of its own (the opening tag may come from the chat template)."""
+    return [float(text.count("</think>") == 1 and "\n</think>\n" in text) for text in texts]
+
+
+def cosine_reward(grades: Sequence[Grade], lengths: Sequence[int], max_new_tokens: int, **_) -> list[float]:
+    """Right: 1 down to 0.5 with length; wrong: 0 down to -0.5. Progress is tokens / max_new_tokens, at most 1."""
+    half_waves = [0.25 * (1 + math.cos(math.pi * min(length / max_new_tokens, 1.0))) for length in lengths]
+    return [item.correct - 0.5 + wave for item, wave in zip(grades, half_waves, strict=True)]
+
+
+REWARDS = {"accuracy": accuracy_reward, "format": format_reward, "cosine": cosine_reward}
+
+
+def reward_function(name: str) -> Callable[..., Sequence[float]]:
+    """The function a key of `reward.functions` names; ValueError with the known names otherwise."""
+    if name in REWARDS:
+        return REWARDS[name]
+    if ":" not in name:
+        raise ValueError(f'reward.functions: {name!r} is not known; use {", ".join(REWARDS)} or "path.py:function"')
+    return import_function("reward.functions", name)
+
+
+# ------------------------------------------------------------------------------------------------ stateful pieces
+
+
+class Embedder:
+    """Texts to sentence embeddings through sentence-transformers."""
+
+    def __init__(self, name_or_path: str, max_tokens: int = 0, trust_remote_code: bool = False, device: str | torch.device = "cpu"):
+        """Raises ValueError if the embedder cannot be loaded, or reads fewer than `max_tokens` tokens (0: whatever it reads)."""
+        from sentence_transformers import SentenceTransformer       # takes seconds, and runs without DRA do not need it
+
+        try:
+            self.model = SentenceTransformer(name_or_path, device=str(device), trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(f"dra.embedder = {name_or_path!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+        context = self.model.max_seq_length or math.inf
+        if max_tokens > context:
+            raise ValueError(f"dra.max_tokens = {max_tokens} exceeds the {context} tokens that dra.embedder = {name_or_path!r} reads")
+        if max_tokens:
+            self.model.max_seq_length = max_tokens
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """(N, D) in float32 on the CPU, not normalised."""
+        return self.model.encode(texts, convert_to_tensor=True, show_progress_bar=False).float().cpu()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `Rewarder` computed for P groups of G completions; tensors are (P, G)."""
+    grades: list[Grade]                                 # P * G
+    correct: Tensor                                     # bool
+    parts: dict[str, Tensor]                            # each reward function's value before its weight
+    raw: Tensor                                         # weighted sum of the parts
+    smi: Tensor                                         # 0 without DRA
+    weight: Tensor                                      # 1 without DRA
+    adjusted: Tensor
+    advantage: Tensor
+
+
+class Rewarder:
+    """Texts of whole groups in, advantages out, by the `[reward]` and `[dra]` sections."""
+
+    def __init__(self, config: RewardConfig, dra: DraConfig, scale: str, max_new_tokens: int, grader: Grader, embedder: Embedder | None):
+        self.dra, self.scale, self.max_new_tokens, self.grader, self.embedder = dra, scale, max_new_tokens, grader, embedder
+        self.functions = {name: (reward_function(name), weight) for name, weight in config.functions.items()}
+        self.hook = import_function("dra.weights", dra.weights) if dra.weights else None
+
+    def __call__(self, texts: list[str], rows: list[dict], lengths: list[int], group_size: int) -> Scores:
+        """`texts`, `lengths` (tokens) of P*G completions, group by group, and the P problems they answer (with an "answer" column)."""
+        rows_N = [row for row in rows for _ in range(group_size)]
+        golds = [row["answer"] for row in rows_N]
+        grades = self.grader.grade_batch(texts, golds)
+        correct_PG = torch.tensor([item.correct for item in grades]).view(-1, group_size)
+        parts = {}
+        for name, (function, _) in self.functions.items():
+            values = function(texts=texts, golds=golds, rows=rows_N, grades=grades, lengths=lengths, max_new_tokens=self.max_new_tokens)
+            if len(values) != len(texts):
+                raise ValueError(f"reward function {name!r} returned {len(values)} values for {len(texts)} completions")
+            parts[name] = torch.tensor(values, dtype=torch.float32).view(-1, group_size)
+        raw_PG = sum(weight * parts[name] for name, (_, weight) in self.functions.items())
+        require_finite(raw_PG, "rewards")
+        smi_PG, weight_PG, adjusted_PG = torch.zeros_like(raw_PG), torch.ones_like(raw_PG), raw_PG
+        if self.dra.enabled:
+            dra = self.dra
+            similarity_PGG = cosine_similarity(self.embedder.encode(texts).view(*raw_PG.shape, -1))
+            neighbours = correct_PG if dra.scope == "correct" else None
+            smi_PG = smi_values(similarity_PGG, dra.smi, dra.sharpen, dra.clamp, neighbours)
+            if self.hook:
+                weight_PG = self.hook(similarity_PGG, raw_PG, rows)
+                if weight_PG.shape != raw_PG.shape:
+                    raise ValueError(f"dra.weights returned shape {tuple(weight_PG.shape)}; expected {tuple(raw_PG.shape)}")
+            else:
+                weight_PG = diversity_weights(similarity_PGG, dra.smi, dra.sharpen, dra.clamp, neighbours, dra.normalize)
+            adjusted_PG = apply_weights(raw_PG, weight_PG, dra.negative)
+        return Scores(grades, correct_PG, parts, raw_PG, smi_PG, weight_PG, adjusted_PG, group_advantages(adjusted_PG, self.scale))
+
+
+def main() -> None:
+    """Eight completions of one prompt: six clones, one wrong answer, one unique right answer."""
+    angle = torch.tensor([0.00, 0.05, 0.10, 0.15, 0.20, 0.25, 1.2, 1.3])
+    angle[7] *= -1
+    rewards = torch.tensor([1.0] * 6 + [0.0, 1.0])
+    similarity = cosine_similarity(torch.stack((angle.cos(), angle.sin()), -1))
+    adjusted = adjust_rewards(rewards, similarity)
+    columns = (rewards, group_advantages(rewards), graph_cut_smi(similarity.clamp(min=0)), adjusted, group_advantages(adjusted))
+    print("completion    reward  advantage |    SMI  adjusted  advantage (DRA-GRPO)")
+    for i, values in enumerate(zip(*(column.tolist() for column in columns))):
+        kind = "clone" if i < 6 else ("wrong", "unique")[i - 6]
+        print("{} {:<10}{:>8.3f}{:>11.3f} |{:>7.3f}{:>10.3f}{:>11.3f}".format(i + 1, kind, *values))
+
+
+if __name__ == "__main__":
+    main()
