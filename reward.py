@@ -76,10 +76,10 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
-def require_finite(x_G: Tensor, what: str) -> None:
-    """ValueError naming the first group (index over the leading axes) with a non-finite value."""
-    if not torch.isfinite(x_G).all():
-        raise ValueError(f"{what} of group {torch.nonzero(~torch.isfinite(x_G))[0].tolist()[:-1]} are not finite")
+def require_finite(x: Tensor, what: str, group_axes: int = 1) -> None:
+    """ValueError naming the first group (its index over the leading axes) with a non-finite value; a group is the last `group_axes` axes."""
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{what} of group {torch.nonzero(~torch.isfinite(x))[0].tolist()[:-group_axes]} are not finite")
 
 
 def cosine_similarity(embeddings_GD: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def cosine_similarity(embeddings_GD: Tensor) -> Tensor:
     with `at_least_float32` and `require_finite`.
     """
     x_GD = at_least_float32(embeddings_GD)
-    require_finite(x_GD, "embeddings")
+    require_finite(x_GD, "embeddings", group_axes=2)
     x_GD = x_GD / x_GD.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(x_GD.dtype).tiny)     # squares must not underflow
     norm_G1 = x_GD.norm(dim=-1, keepdim=True)
     x_GD = x_GD / torch.where(norm_G1 > 0, norm_G1, 1)
@@ -134,7 +134,7 @@ def smi_values(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1
     if sharpen != 1 and not clamp:
         raise ValueError(f"sharpen = {sharpen} does not go with clamp = false: powers of negative cosines; use clamp = true")
     similarity_GG = at_least_float32(similarity_GG)
-    require_finite(similarity_GG.flatten(-2), "similarities")
+    require_finite(similarity_GG, "similarities", group_axes=2)
     if smi == "log_det":
         return log_det_smi(similarity_GG)
     if clamp:

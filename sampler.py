@@ -80,9 +80,13 @@ class Cache:
         return torch.bmm(weights, v).view(n, 1, H, D)
 
     def admit(self, slots: list[int], prompt_kv: Tensor, source: list[int], lengths: list[int]) -> None:
-        """Copies prompt keys and values (2, L, P, K, T, D), row `source[i]`, to slot `slots[i]`."""
+        """Copies prompt keys and values (2, L, P, K, T, D), row `source[i]`, to slot `slots[i]`.
+
+        The rest of the slot is cleared: a masked column weighs 0, but 0 times a nan left there would still be nan.
+        """
         tokens = prompt_kv.shape[4]
         self.kv[:, :, slots, :, :tokens] = prompt_kv[:, :, source]
+        self.kv[:, :, slots, :, tokens:] = 0
         self.pos[slots] = torch.tensor(lengths, device=self.pos.device)
 
     def move(self, to: list[int], source: list[int], longest: int) -> None:

@@ -29,7 +29,7 @@ from tiny.task import STRATEGIES, problems, solution
 
 SEED = 0
 TEST, TRAIN = 200, 4000
-STEPS, BATCH, LR = 440, 128, 3e-3
+STEPS, BATCH, LR = 480, 128, 3e-3
 GEOMETRY = dict(hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
@@ -126,7 +126,7 @@ def check(out: Path, tokenizer, embedder: SentenceTransformer, test: list[dict])
     config = EvalConfig(samples=32, max_new_tokens=64, temperature=1.0, top_p=1.0, label="tiny/task.py:strategy", seed=SEED)
     with Grader() as grader:
         record, _ = evaluate(model, tokenizer, str(out / "test.jsonl"), DataConfig(), config, grader)
-    print(format_record(record))
+    print(format_record(record), record["strategies"])
     pairs = [tuple(map(int, row["problem"].split("+"))) for row in test]
     vectors = embedder.encode([solution(name, a, b) for a, b in pairs for name in STRATEGIES], convert_to_tensor=True)
     similarity = cosine_similarity(vectors.view(len(pairs), len(STRATEGIES), -1))

@@ -1,0 +1,45 @@
+"""Shared by the tests: the repository root on the path, two threads, no hub, and small random models made by transformers."""
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.chdir(ROOT)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+torch.set_num_threads(2)
+CLASSES = {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config, "llama": transformers.LlamaConfig}
+
+
+def random_model(architecture: str, folder: Path, std: float = 0.2, **settings) -> transformers.PreTrainedModel:
+    """A small transformers model with large random weights (a wrong RoPE must move the logits), also saved to `folder`."""
+    torch.manual_seed(0)
+    defaults = dict(vocab_size=131, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                    max_position_embeddings=256, initializer_range=std, bos_token_id=None, eos_token_id=7, pad_token_id=0, tie_word_embeddings=False)
+    model = transformers.AutoModelForCausalLM.from_config(CLASSES[architecture](**{**defaults, **settings})).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, std)
+            elif "norm" in name:
+                parameter.normal_(1, std)
+    model.generation_config.eos_token_id = 7
+    model.save_pretrained(folder)
+    return model
+
+
+def ragged_prompts(vocab: int, lengths: list[int], seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(8, vocab, (length,), generator=generator).tolist() for length in lengths]
+
+
+@pytest.fixture(scope="session")
+def qwen2(tmp_path_factory) -> tuple[transformers.PreTrainedModel, Path]:
+    folder = tmp_path_factory.mktemp("qwen2")
+    return random_model("qwen2", folder), folder

@@ -1,0 +1,53 @@
+"""Run by torchrun from test_learner.py: updates on fixed rows, whatever the number of ranks. python ranks.py JOBS.json OUT"""
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from dra_grpo import Learner, LearnerConfig, full_weights, start_ranks  # noqa: E402
+from model import ModelConfig  # noqa: E402
+from sampler import Completion  # noqa: E402
+
+
+def rows_for(seed: int, groups: int, G: int) -> list[list[tuple[list[int], Completion, float]]]:
+    """Groups of (prompt, completion, advantage) with ragged lengths; the last group has one-token completions only."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high, n):
+        return torch.randint(low, high, (n,), generator=generator).tolist()
+
+    result = []
+    for group in range(groups):
+        prompt = draw(4, 100, 3 + 2 * group)
+        lengths = [1] * G if group == groups - 1 else draw(2, 25, G)
+        result.append([(prompt, Completion(draw(4, 100, n), [-1.0] * n, "stop"), float(a)) for n, a in zip(lengths, torch.randn(G, generator=generator))])
+    return result
+
+
+def updated(job: dict, rank: int, world: int) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Weights and figures after 3 steps; from the second on, the KL term is not trivial."""
+    settings = LearnerConfig(**job["learner"])
+    model = ModelConfig(job["model"], job["dtype"], job.get("checkpointing", False))
+    learner = Learner(model, settings, job["model"], torch.device("cpu"), 297, 0.7, 32)
+    figures = []
+    for step in range(3):
+        groups = rows_for(step, 4, 3)
+        mine = groups[rank::world]
+        if job.get("reverse"):
+            mine = [group[::-1] for group in mine[::-1]]
+        prompts, completions, advantages = zip(*[row for group in mine for row in group])
+        figures.append(learner.update(prompts, completions, advantages, lr=job["lr"]))
+    return {name: tensor.clone() for name, tensor in full_weights(learner.policy)}, figures
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, world, _ = start_ranks("float32")
+    results = [updated(job, rank, world) for job in json.loads(sys.argv[1])]
+    if rank == 0:
+        torch.save(results, sys.argv[2])
+    dist.destroy_process_group()

@@ -1,0 +1,120 @@
+"""config.py: what a user can get wrong is one clear ValueError; what is right comes back as dataclasses."""
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import pytest
+
+from config import build, describe, dump, import_function, load
+
+
+@dataclass(frozen=True)
+class Base:
+    size: Annotated[int, ">= 2"] = 8
+    """how many"""
+
+
+@dataclass(frozen=True)
+class Section(Base):
+    rate: Annotated[float, ">= 0", "< 1"] = 0.5
+    """how fast"""
+    kind: Literal["a", "b"] = "a"
+    """which one"""
+    on: bool = True
+    """whether"""
+    names: list[str] = field(default_factory=list)
+    """whom"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """how much"""
+
+
+@dataclass(frozen=True)
+class Whole:
+    first: Section
+    second: Section
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('[first]\nsize = 3\nnames = ["x"]\n')
+    return path
+
+
+def test_load_merges_file_defaults_and_overrides(file):
+    config = load(Whole, file, ["first.rate=0", "second.kind=b", "second.names=[\"y\", \"z\"]", "second.weights={q = 2}"])
+    assert config.first == Section(size=3, rate=0.0, names=["x"])
+    assert config.second == Section(kind="b", names=["y", "z"], weights={"q": 2.0})
+    assert isinstance(config.first.rate, float), "an int given for a float becomes one"
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("first.sise=3", ["first.sise", "first.size"]),
+    ("frist.size=3", ["frist", "first"]),
+    ("first.size=1", ["first.size", ">= 2", "1"]),
+    ("first.size=2.5", ["first.size", "int", "2.5"]),
+    ("first.size=true", ["first.size", "int", "True"]),
+    ("first.on=1", ["first.on", "bool", "1"]),
+    ("first.rate=1.0", ["first.rate", "< 1", "1.0"]),
+    ("first.rate=nan", ["first.rate", "finite"]),
+    ("first.kind=c", ["first.kind", "a, b", "'c'"]),
+    ("first.names=[1]", ["first.names[0]", "str", "1"]),
+    ("first.weights={q = \"x\"}", ["first.weights.q", "float", "'x'"]),
+    ("first.size", ["section.key=value", "first.size"]),
+    ("size=3", ["section.key=value", "size=3"]),
+    ("first=3", ["section.key=value"]),
+])
+def test_load_names_key_value_and_remedy(file, override, words):
+    with pytest.raises(ValueError) as error:
+        load(Whole, file, [override])
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "words"), [("[first\n", ["not valid TOML", "line 1"]), ("first = 3\n", ["[first]", "3"]), ("x = 1\n", ["'x'"])])
+def test_load_names_broken_files(tmp_path, text, words):
+    path = tmp_path / "broken.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        load(Whole, path)
+    for word in words:
+        assert word in str(error.value)
+    with pytest.raises(ValueError, match="does not exist"):
+        load(Whole, tmp_path / "none.toml")
+
+
+def test_dump_reads_back_equal(file, tmp_path):
+    """The saved config.toml must start the same run again: quotes, unicode, small floats and empty containers included."""
+    config = load(Whole, file, ['first.names=["a \\"b\\" \\\\boxed{é}", "line\\nbreak"]', "first.rate=1e-7", "second.weights={\"p.py:f\" = 1e20}"])
+    (tmp_path / "again.toml").write_text(dump(config))
+    assert load(Whole, tmp_path / "again.toml") == config
+
+
+def test_describe_lists_every_key_with_type_default_and_sentence():
+    text = describe(Whole)
+    assert "[second]" in text
+    assert "first.rate  (float >= 0 and < 1; default 0.5)\n      how fast" in text
+    assert "first.kind  (a | b; default \"a\")\n      which one" in text
+    assert "first.size  (int >= 2; default 8)\n      how many" in text, "inherited keys are described too"
+
+
+def test_build_requires_what_has_no_default():
+    @dataclass(frozen=True)
+    class Needs:
+        path: str
+        """where"""
+
+    @dataclass(frozen=True)
+    class Outer:
+        s: Needs
+
+    with pytest.raises(ValueError, match="s.path.*required"):
+        build(Outer, {})
+
+
+def test_import_function_names_the_key(tmp_path):
+    (tmp_path / "f.py").write_text("def g(x):\n    return x + 1\n")
+    assert import_function("a.b", f"{tmp_path}/f.py:g")(1) == 2
+    for spec in (f"{tmp_path}/f.py:h", f"{tmp_path}/none.py:g", f"{tmp_path}/f.py"):
+        with pytest.raises(ValueError, match="a.b"):
+            import_function("a.b", spec)

@@ -1,0 +1,104 @@
+"""eval.py: estimators against counting, data errors with file and line, and the command on the tiny policy."""
+import itertools
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from eval import DataConfig, effective_labels, load_problems, pass_at_k, standard_error, summarize
+
+
+def test_pass_at_k_equals_counting_subsets():
+    """Brute force over all k-subsets of n samples."""
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                subsets = list(itertools.combinations(range(n), k))
+                assert pass_at_k(n, c, k) == pytest.approx(sum(min(s) < c for s in subsets) / len(subsets), abs=1e-12)
+    assert pass_at_k(1000, 1, 1000) == 1.0 and pass_at_k(1000, 0, 5) == 0.0
+    for n, c, k in ((4, 5, 1), (4, 2, 0), (4, 2, 5)):
+        with pytest.raises(ValueError, match="pass@k"):
+            pass_at_k(n, c, k)
+
+
+def test_effective_labels_by_hand():
+    assert effective_labels(["a"] * 5) == 1.0
+    assert effective_labels(["a", "b", "c", "d"]) == pytest.approx(4)
+    assert effective_labels(["a", "a", "b"]) == pytest.approx(math.exp(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))))
+    with pytest.raises(ValueError):
+        effective_labels([])
+
+
+def test_standard_error_by_hand():
+    assert standard_error([0.0, 1.0]) == pytest.approx(0.5)
+    assert standard_error([0.3]) == 0.0
+
+
+def make_samples(correct, labels):
+    """One problem per row: whether each sample is right, and its label."""
+    return [{"problem": p, "sample": i, "correct": c, "reason": "equal" if c else "no box", "finish": "stop", "length": 4, "label": label}
+            for p, (row, names) in enumerate(zip(correct, labels)) for i, (c, label) in enumerate(zip(row, names))]
+
+
+def test_summarize_counts_right_answers_only_and_from_sixteen():
+    """Problem 0: 16 right with two labels, later ones must not count; problem 1 has 15 right ones and is left out but pooled."""
+    correct = [[True] * 32, [True] * 15 + [False] * 17]
+    labels = [["a", "b"] * 8 + ["c"] * 16, ["a"] * 15 + ["d"] * 17]
+    record = summarize("x", make_samples(correct, labels))
+    assert record["accuracy"] == 47 / 64 and record["n"] == 2 and record["samples"] == 32
+    assert record["accuracy_se"] == pytest.approx(standard_error([1, 15 / 32]))
+    assert record["pass_at_k"]["1"] == pytest.approx(47 / 64) and list(record["pass_at_k"]) == ["1", "2", "4", "8", "16", "32"]
+    assert record["effective_strategies"] == pytest.approx(2.0) and record["effective_strategies_problems"] == 1
+    assert record["strategies"] == {"a": 23, "c": 16, "b": 8}
+    assert record["no_answer"] == 17 / 64
+    shuffled = sorted(make_samples(correct, labels), key=lambda s: (s["sample"] * 7 + s["problem"] * 3) % 11)
+    assert summarize("x", shuffled) == record, "the order in which samples arrive does not matter"
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ('{"problem": "1+1", "answer": "2"}\n{"problem": "1+1"}\n', ["line 2", "'answer'", "data.answer"]),
+    ('{"problem": "1+1", "answer": "2"}\n{oops\n', ["line 2", "JSON"]),
+    ('{"problem": "", "answer": "2"}\n', ["line 1", "'problem'", "non-empty"]),
+    ('[1]\n', ["line 1", "'problem'"]),
+    ("\n", ["no rows"]),
+])
+def test_load_problems_names_file_line_and_column(tmp_path, text, words):
+    path = tmp_path / "d.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        load_problems(str(path), DataConfig())
+    for word in [*words, "d.jsonl"]:
+        assert word in str(error.value)
+
+
+def test_load_problems_maps_columns(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"question": "1+1", "gold": 2, "level": 3}\n')
+    assert load_problems(str(path), DataConfig(problem="question", answer="gold")) == [
+        {"question": "1+1", "gold": 2, "level": 3, "id": 0, "problem": "1+1", "answer": "2"}]
+
+
+def run_eval(*arguments):
+    return subprocess.run([sys.executable, "eval.py", "--config", "configs/eval_tiny.toml", *arguments], capture_output=True, text=True)
+
+
+def test_eval_command_keeps_every_sample(tmp_path):
+    """The README's command on 10 problems: figures printed, all samples on disk, and the figures are those of the samples."""
+    with open("tiny/test.jsonl") as file:
+        (tmp_path / "few.jsonl").write_text("".join(itertools.islice(file, 10)))
+    result = run_eval("--model", "tiny/policy", f'eval.benchmarks=["{tmp_path}/few.jsonl"]', f"output.dir={tmp_path}/out")
+    assert result.returncode == 0, result.stderr
+    assert "avg@32, 10 problems" in result.stdout and "effective strategies" in result.stdout
+    samples = [json.loads(line) for line in (tmp_path / "out" / "few.samples.jsonl").read_text().splitlines()]
+    record = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    assert len(samples) == 320 and record["accuracy"] == sum(s["correct"] for s in samples) / 320
+    again = summarize("few", samples)
+    assert all(record[key] == value for key, value in again.items())
+
+
+def test_eval_errors_are_one_line(tmp_path):
+    for arguments, word in ((["--model", str(tmp_path / "none")], "model.path"), (["eval.benchmarks=[]"], "eval.benchmarks"), (["eval.top_p=1.5"], "eval.top_p")):
+        result = run_eval(*arguments)
+        assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and word in result.stderr

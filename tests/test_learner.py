@@ -1,0 +1,172 @@
+"""The learner of dra_grpo.py: its objective against the papers' equations, and updates that depend on nothing but the rows."""
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from ranks import rows_for, updated
+
+from dra_grpo import LearnerConfig, kl_k3, lr_at, micro_batches, policy_loss, prompts_for_step, token_weights
+from model import Transformer
+
+TINY = "tiny/policy"
+# float32 at the tiny recipe's rate: rounding in a gradient near 0 turns into a difference of up to lr through Adam
+JOBS = [{"model": TINY, "dtype": dtype, "lr": lr, "learner": {"loss": loss, "kl_beta": beta, "updates_per_rollout": passes, "micro_batch_tokens": budget}}
+        for dtype, lr, loss, beta, passes, budget in (("float64", 1e-3, "grpo", 0.1, 2, 10**6), ("float64", 1e-3, "dr_grpo", 0.0, 1, 60),
+                                                      ("float64", 1e-3, "dapo", 0.1, 2, 60), ("float32", 1e-4, "grpo", 0.1, 1, 60))]
+
+
+def torchrun(ranks: int, script: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def assert_same(a: dict, b: dict, dtype: str) -> None:
+    """float64: 1e-9 per tensor norm; float32: 1e-6 over the whole vector."""
+    if dtype == "float64":
+        for name in a:
+            assert (a[name] - b[name]).norm() <= 1e-9 * a[name].norm(), name
+    else:
+        flat = [torch.cat([tensor.flatten() for tensor in x.values()]) for x in (a, b)]
+        assert (flat[0] - flat[1]).norm() <= 1e-6 * flat[0].norm()
+
+
+@pytest.fixture(scope="module")
+def single():
+    return [updated(job, 0, 1) for job in JOBS]
+
+
+def test_update_is_the_same_on_two_ranks(single, tmp_path):
+    """FSDP2 on gloo: three updates of two passes each, all losses, one rank with fewer tokens and micro-batches than the other."""
+    result = torchrun(2, "tests/ranks.py", json.dumps(JOBS), str(tmp_path / "out.pt"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    for job, (weights, figures), (expected, expected_figures) in zip(JOBS, torch.load(tmp_path / "out.pt", weights_only=True), single, strict=True):
+        assert_same(expected, weights, job["dtype"])
+        for mine, reference in zip(figures, expected_figures):
+            for key in reference:
+                assert mine[key] == pytest.approx(reference[key], rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize("change", [{"budget": 40}, {"budget": 200}, {"reverse": True}, {"checkpointing": True}], ids=str)
+def test_update_does_not_depend_on_batching(single, change):
+    """Micro-batch budget, order of rows and groups, activation checkpointing."""
+    for job, (expected, _) in zip(JOBS, single):
+        learner = {**job["learner"], "micro_batch_tokens": change.get("budget", 10**6)}
+        assert_same(expected, updated({**job, **change, "learner": learner}, 0, 1)[0], job["dtype"])
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo"])
+def test_gradient_equals_the_papers_equations(loss, tmp_path):
+    """One SGD-like step in float64 against sums over single rows and tokens, written from the equations, dense softmax, no batching."""
+    from dra_grpo import Learner
+    from model import ModelConfig
+    beta, temperature, max_new = 0.3, 0.7, 32
+    learner = Learner(ModelConfig(TINY, "float64"), LearnerConfig(loss=loss, kl_beta=beta, max_grad_norm=1e9), TINY, torch.device("cpu"), 297, temperature, max_new)
+    with torch.no_grad():
+        for i, parameter in enumerate(learner.policy.parameters()):     # away from the reference, so that the KL term has a gradient
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i), dtype=parameter.dtype)
+    rows = [row for group in rows_for(0, 3, 3) for row in group]
+    policy = Transformer.from_pretrained(TINY, torch.float64)
+    policy.load_state_dict(learner.policy.state_dict())
+    reference = Transformer.from_pretrained(TINY, torch.float64)
+
+    def logprobs(model, prompt, completion):
+        logits = model(torch.tensor([prompt + completion.tokens]))[0, len(prompt) - 1 : -1, :297] / temperature
+        return logits.log_softmax(-1)[torch.arange(len(completion.tokens)), torch.tensor(completion.tokens)]
+
+    objective = 0.0
+    total_tokens = sum(len(c.tokens) for _, c, _ in rows)
+    for prompt, completion, advantage in rows:
+        logp = logprobs(policy, prompt, completion)
+        with torch.no_grad():
+            ref = logprobs(reference, prompt, completion)
+        ratio = (logp - logp.detach()).exp()
+        per_token = ratio * advantage - beta * ((ref - logp).exp() - (ref - logp) - 1)
+        match loss:
+            case "grpo":
+                objective = objective + per_token.mean() / len(rows)
+            case "dr_grpo":
+                objective = objective + per_token.sum() / max_new / len(rows)
+            case "dapo":
+                objective = objective + per_token.sum() / total_tokens
+    (-objective).backward()
+    expected = {name: p.grad for name, p in policy.named_parameters()}
+
+    gradients = {}
+    learner.optimizer.register_step_pre_hook(lambda *_: gradients.update({n: p.grad.clone() for n, p in learner.policy.named_parameters()}))
+    figures = learner.update(*zip(*rows), lr=0.0)
+    assert figures["loss"] == pytest.approx(-objective.item(), rel=1e-9)
+    for name in expected:
+        assert (gradients[name] - expected[name]).norm() <= 1e-9 * expected[name].norm(), name
+
+
+def test_policy_loss_clips_by_hand():
+    """Ratios 1.5 and 0.5 under clip 0.2 / 0.3: a gain is capped at 1.3 A, a loss is not; gradient is 0 exactly where the cap binds."""
+    logp = torch.tensor([[1.5, 0.5, 1.1], [1.5, 0.5, 1.1]]).log().requires_grad_()
+    loss = policy_loss(logp, torch.zeros(2, 3), torch.tensor([2.0, -2.0]), clip_low=0.2, clip_high=0.3)
+    torch.testing.assert_close(loss, torch.tensor([[-2.6, -1.0, -2.2], [3.0, 1.6, 2.2]]))
+    loss.sum().backward()
+    assert (logp.grad == 0).tolist() == [[True, False, False], [False, True, False]]
+
+
+def test_kl_k3_is_zero_at_equality_and_unbiased():
+    """Expectation over the policy's own tokens equals the KL divergence."""
+    p, q = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64), torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)
+    assert kl_k3(p.log(), p.log()).abs().max() == 0
+    assert (p * kl_k3(p.log(), q.log())).sum().item() == pytest.approx((p * (p / q).log()).sum().item())
+
+
+def test_token_weights_by_hand():
+    mask = torch.tensor([[0.0, 1, 1, 1, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
+    totals = dict(rows=6, tokens=20, max_new_tokens=10)
+    assert torch.equal(token_weights(mask, "grpo", **totals), torch.tensor([[0, 1, 1, 1, 1], [0, 0, 4, 0, 0], [0] * 5]) / 24)
+    assert torch.equal(token_weights(mask, "dr_grpo", **totals), mask / 60)
+    assert torch.equal(token_weights(mask, "dapo", **totals), mask / 20)
+    with pytest.raises(ValueError, match="grpo, dr_grpo or dapo"):
+        token_weights(mask, "ppo", **totals)
+
+
+def test_micro_batches_keep_rows_and_budget():
+    lengths = [7, 30, 3, 12, 12, 50, 1]
+    batches = micro_batches(lengths, 40)
+    assert sorted(row for batch in batches for row in batch) == list(range(7))
+    assert all(len(batch) * max(lengths[row] for row in batch) <= 40 or len(batch) == 1 for batch in batches)
+    assert batches[0] == [5], "a row longer than the budget stands alone"
+
+
+def test_prompts_for_step_is_a_pure_partition():
+    """Ranks share each step's list, every epoch holds every row once, epochs differ, and another seed gives another order."""
+    whole = [prompts_for_step(3, step, 0, 1, 10, 4) for step in range(10)]
+    for step in range(10):
+        parts = [prompts_for_step(3, step, rank, 3, 10, 4) for rank in range(3)]
+        assert sorted(pair for part in parts for pair in part) == whole[step]
+        assert [position for position, _ in whole[step]] == [0, 1, 2, 3]
+    rows = [row for step in whole for _, row in step]
+    assert all(sorted(rows[i : i + 10]) == list(range(10)) for i in range(0, 40, 10))
+    assert rows[:10] != rows[10:20] and rows != [row for step in range(10) for _, row in prompts_for_step(4, step, 0, 1, 10, 4)]
+
+
+def test_lr_warms_up_and_ends_at_the_floor():
+    config = LearnerConfig(lr=1.0, warmup=0.1, floor=0.1)
+    rates = [lr_at(step, config, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0 and rates[-1] == pytest.approx(0.1)
+    assert rates[54] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 44 / 89)))
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+    flat = LearnerConfig(lr=1.0, warmup=0.0, schedule="constant")
+    assert {lr_at(step, flat, 7) for step in range(7)} == {1.0}
+    assert lr_at(0, LearnerConfig(lr=1.0, warmup=0.0), 1) == 1.0
+
+
+def test_non_finite_loss_stops_before_the_weights_change():
+    from dra_grpo import Learner
+    from model import ModelConfig
+    learner = Learner(ModelConfig(TINY), LearnerConfig(), TINY, torch.device("cpu"), 297, 1.0, 32)
+    before = {name: p.clone() for name, p in learner.policy.named_parameters()}
+    prompts, completions, advantages = zip(*rows_for(0, 1, 3)[0])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        learner.update(prompts, completions, [float("nan"), *advantages[1:]], lr=1e-3)
+    assert all(torch.equal(before[name], p) for name, p in learner.policy.named_parameters())
+
+

@@ -1,0 +1,143 @@
+"""model.py against transformers: logits, gradients, RoPE tables, folders."""
+import json
+
+import pytest
+import torch
+import transformers
+from conftest import random_model, ragged_prompts
+
+from model import Geometry, Transformer, rope_frequencies, rope_table
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+CASES = {
+    "qwen2, heads 4:2": ("qwen2", {}),
+    "qwen2, heads 6:1, tied, theta 1e6": ("qwen2", dict(num_attention_heads=6, num_key_value_heads=1, tie_word_embeddings=True,
+                                                        rope_parameters={"rope_type": "default", "rope_theta": 1e6})),
+    "qwen2, heads 4:4": ("qwen2", dict(num_key_value_heads=4)),
+    "qwen3, own head size": ("qwen3", dict(head_dim=16)),
+    "llama": ("llama", {}),
+    "llama, biases": ("llama", dict(attention_bias=True, mlp_bias=True)),
+    "llama, llama3 rope": ("llama", dict(rope_parameters=LLAMA3)),
+}
+
+
+def right_padded(prompts):
+    width = max(map(len, prompts))
+    tokens = torch.tensor([p + [0] * (width - len(p)) for p in prompts])
+    mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in prompts])
+    return tokens, mask
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients_equal_transformers(case, tmp_path):
+    """Reference: transformers, fp32, weights of std 0.2 (at 0.02 a wrong RoPE moves logits by 4e-3 only); and a saved copy reads back."""
+    architecture, settings = CASES[case]
+    theirs = random_model(architecture, tmp_path / "a", **settings)
+    ours = Transformer.from_pretrained(tmp_path / "a")
+    tokens, mask = right_padded(ragged_prompts(131, [3, 40, 100]))
+    expected, got = theirs(tokens, attention_mask=mask).logits, ours(tokens)
+    real = mask.bool()
+    assert (expected - got)[real].abs().max() < 1e-4 * max(1.0, expected.abs().max().item())
+
+    expected[real].logsumexp(-1).sum().backward()
+    got[real].logsumexp(-1).sum().backward()
+    reference = dict(theirs.named_parameters())
+    for name, gradient in ours.hf_tensors({name: p.grad for name, p in ours.named_parameters()}):
+        difference = (gradient - reference[name].grad).norm()
+        assert difference <= 1e-4 * reference[name].grad.norm() + 1e-5, name
+
+    ours.save_pretrained(tmp_path / "b")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+    assert set(again.state_dict()) == set(theirs.state_dict())
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, theirs.state_dict()[name]), name
+    before, after = (json.loads((tmp_path / x / "config.json").read_text()) for x in "ab")
+    assert before == after
+
+
+def test_tiny_policy_equals_transformers():
+    """The committed policy is a plain Hugging Face folder: same logits (1e-4) in both."""
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("tiny/policy")
+    tokens = torch.randint(0, theirs.config.vocab_size, (4, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (theirs(tokens).logits - Transformer.from_pretrained("tiny/policy")(tokens)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 1e4}, {"rope_type": "default", "rope_theta": 1e6}, LLAMA3])
+def test_rope_table_is_bit_equal_to_transformers(rope):
+    """Up to position 131,071: at that distance an angle computed in another order is off by whole radians' worth of rounding."""
+    config = transformers.LlamaConfig(hidden_size=256, num_attention_heads=2, max_position_embeddings=131072, rope_parameters=rope)
+    theirs = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
+    geometry = Geometry.from_json({**config.to_dict(), "architectures": ["LlamaForCausalLM"]})
+    positions = torch.arange(131072)
+    cos, sin = rope_table(rope_frequencies(geometry), positions, torch.float32)
+    their_cos, their_sin = theirs(torch.zeros(1), positions[None])
+    assert torch.equal(cos, their_cos[0]) and torch.equal(sin, their_sin[0])
+
+
+def test_token_logprobs_equal_dense_softmax(qwen2, monkeypatch):
+    """Chunked and recomputed or dense, at a temperature, over the tokenizer's ids only: same values, entropies and gradients."""
+    _, folder = qwen2
+    tokens, mask = right_padded(ragged_prompts(120, [5, 17, 30]))
+    mask = mask.bool()
+    mask[:, :3] = False
+    results = []
+    for logits_per_chunk in (2**24, 120 * 7):
+        monkeypatch.setattr("model.LOGITS_PER_CHUNK", logits_per_chunk)
+        model = Transformer.from_pretrained(folder, torch.float64)
+        model.n_tokens = 120
+        logp, entropy = model.token_logprobs(tokens, mask, temperature=0.7)
+        logp.sum().backward()
+        results.append((logp, entropy, model.head.weight.grad, model.embed.weight.grad))
+    for chunked, whole in zip(*results):
+        torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-12)
+    dense = (model(tokens)[..., :120] / 0.7).log_softmax(-1)
+    expected = torch.zeros_like(logp)
+    expected[:, 1:] = dense[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+    torch.testing.assert_close(logp, expected * mask, rtol=1e-10, atol=1e-10)
+    expected_entropy = torch.zeros_like(logp)
+    expected_entropy[:, 1:] = torch.distributions.Categorical(logits=dense[:, :-1]).entropy()
+    torch.testing.assert_close(entropy, expected_entropy * mask, rtol=1e-10, atol=1e-10)
+
+
+def test_sharded_and_bf16_files_load(tmp_path):
+    theirs = random_model("qwen2", tmp_path / "one")
+    theirs.to(torch.bfloat16).save_pretrained(tmp_path / "many", max_shard_size="50KB")
+    assert (tmp_path / "many" / "model.safetensors.index.json").exists()
+    tokens = torch.arange(20)[None]
+    reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "many", dtype=torch.float32)
+    with torch.no_grad():
+        expected = reloaded(tokens).logits
+        assert (Transformer.from_pretrained(tmp_path / "many")(tokens) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    (dict(architectures=["GPT2LMHeadModel"]), ["GPT2LMHeadModel", "Qwen2ForCausalLM"]),
+    (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), ["yarn", "llama3"]),
+    (dict(use_sliding_window=True), ["use_sliding_window", "full attention"]),
+    (dict(hidden_act="gelu"), ["hidden_act", "silu"]),
+    (dict(num_hidden_layers=4), ["missing", "model.layers.3"]),
+    (dict(num_hidden_layers=2), ["unexpected tensor", "model.layers.2"]),
+    (dict(intermediate_size=81), ["shape", "_proj", "config.json asks for"]),
+])
+def test_unsupported_folders_are_one_clear_error(changes, words, tmp_path):
+    random_model("qwen2", tmp_path)
+    edit(tmp_path, **changes)
+    with pytest.raises(ValueError) as error:
+        Transformer.from_pretrained(tmp_path)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_bin_weights_and_empty_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="config.json"):
+        Transformer.from_pretrained(tmp_path)
+    random_model("qwen2", tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        Transformer.from_pretrained(tmp_path)

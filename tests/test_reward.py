@@ -1,0 +1,203 @@
+"""reward.py: exact vectors, every option and refusal, and that groups never see each other."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from grader import Grader
+from reward import (DraConfig, Embedder, RewardConfig, Rewarder, adjust_rewards, apply_weights, cosine_reward, cosine_similarity, diversity_weights,
+                    format_reward, graph_cut_smi, group_advantages, log_det_smi, smi_values)
+
+GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "dra_golden.json").read_text())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
+def test_golden_vectors(case, dtype):
+    """Every committed case to 1e-5, in the dtype that came in."""
+    rewards, options = torch.tensor(case["rewards"], dtype=dtype), case["options"]
+    similarity = cosine_similarity(torch.tensor(case["embeddings"], dtype=dtype))
+    correct = rewards > 0 if options["scope"] == "correct" else None
+    kernel = (similarity, options["smi"], options["sharpen"], options["clamp"], correct)
+    adjusted = adjust_rewards(rewards, similarity, **options)
+    for got, key in ((smi_values(*kernel), "smi"), (diversity_weights(*kernel, options["normalize"]), "weights"), (adjusted, "adjusted"),
+                     (group_advantages(adjusted), "advantages_std"), (group_advantages(adjusted, "none"), "advantages_none")):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, torch.tensor(case[key], dtype=dtype), rtol=0, atol=1e-5, msg=key)
+
+
+def random_groups(P=5, G=6, D=9, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(P, G, D, generator=generator, dtype=torch.float64), (torch.rand(P, G, generator=generator) > 0.4).double()
+
+
+def test_log_det_equals_brute_force_determinants():
+    """I({i}; C \\ {i}) = f({i}) + f(C \\ {i}) - f(C) with f = log det(I + alpha S), a determinant per row."""
+    similarity = cosine_similarity(random_groups()[0])
+    for alpha in (0.5, 1.0, 3.0):
+        K = torch.eye(6, dtype=torch.float64) + alpha * similarity
+        for i in range(6):
+            rest = [j for j in range(6) if j != i]
+            brute = K[:, i, i].log() + torch.logdet(K[:, rest][:, :, rest]) - torch.logdet(K)
+            torch.testing.assert_close(log_det_smi(similarity, alpha)[:, i], brute, rtol=1e-12, atol=1e-12)
+
+
+def test_graph_cut_equals_a_loop_over_pairs():
+    similarity = cosine_similarity(random_groups()[0])
+    for p in range(5):
+        for i in range(6):
+            assert graph_cut_smi(similarity)[p, i].item() == pytest.approx(sum(similarity[p, i, j].item() for j in range(6) if j != i))
+
+
+@pytest.mark.parametrize("options", [{}, {"smi": "log_det"}, {"sharpen": 4.0, "scope": "correct", "normalize": "mean"}, {"clamp": False, "negative": "divide"}])
+def test_groups_never_interact_and_order_is_free(options):
+    """A group's result is the same alone, in a batch, under more batch axes, and permutes with its completions."""
+    embeddings, rewards = random_groups()
+    full = adjust_rewards(rewards, cosine_similarity(embeddings), **options)
+    for p in range(5):
+        torch.testing.assert_close(adjust_rewards(rewards[p], cosine_similarity(embeddings[p]), **options), full[p], rtol=1e-12, atol=1e-12)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    torch.testing.assert_close(adjust_rewards(rewards[:, order], cosine_similarity(embeddings[:, order]), **options), full[:, order], rtol=1e-12, atol=1e-12)
+    stacked = adjust_rewards(torch.stack((rewards, rewards)), cosine_similarity(torch.stack((embeddings, embeddings))), **options)
+    torch.testing.assert_close(stacked[1], full, rtol=1e-12, atol=1e-12)
+
+
+def test_inputs_are_not_modified_and_carry_no_gradient():
+    embeddings, rewards = random_groups()
+    embeddings.requires_grad_()
+    before = embeddings.detach().clone(), rewards.clone()
+    similarity = cosine_similarity(embeddings)
+    kept = similarity.clone()
+    adjusted = adjust_rewards(rewards, similarity, sharpen=2.0, scope="correct", normalize="mean")
+    group_advantages(adjusted)
+    assert torch.equal(embeddings, before[0]) and torch.equal(rewards, before[1]) and torch.equal(similarity, kept)
+    assert not similarity.requires_grad and not adjusted.requires_grad
+
+
+def test_half_precision_is_computed_in_float32():
+    embeddings, rewards = random_groups()
+    half = embeddings.bfloat16()
+    assert cosine_similarity(half).dtype == torch.float32
+    expected = adjust_rewards(rewards.float(), cosine_similarity(half.float()))
+    assert torch.equal(adjust_rewards(rewards.bfloat16(), cosine_similarity(half)), expected)
+
+
+def test_weights_stay_in_their_range():
+    """Clamped graph cut: exactly [1/G, 1] for any embeddings, clones, opposites, zeros and huge or tiny norms included."""
+    embeddings = torch.tensor([[[1.0, 0], [1, 0], [1, 0]], [[1, 0], [-1, 0], [0, 0]], [[1e-30, 0], [1e30, 1e30], [0, 1e-38]]])
+    similarity = cosine_similarity(embeddings)
+    assert torch.equal(similarity.diagonal(dim1=-2, dim2=-1), torch.ones(3, 3)) and similarity.abs().max() <= 1
+    weights = diversity_weights(similarity)
+    assert weights.min() >= 1 / 3 and weights.max() <= 1
+    torch.testing.assert_close(weights[0], torch.full((3,), 1 / 3))
+    torch.testing.assert_close(weights[1], torch.ones(3))
+    torch.testing.assert_close(similarity[2, 0, 1], torch.tensor(0.5**0.5))
+    torch.testing.assert_close(diversity_weights(similarity, normalize="mean").mean(-1), torch.ones(3))
+
+
+def test_scope_correct_without_right_answers():
+    """No neighbour counts, so nothing is adjusted; a graded mask overrides reward > 0."""
+    similarity = cosine_similarity(random_groups()[0])
+    zeros = torch.zeros(5, 6)
+    assert torch.equal(adjust_rewards(zeros, similarity, scope="correct"), zeros)
+    torch.testing.assert_close(diversity_weights(similarity, correct=torch.zeros(5, 6, dtype=torch.bool)), torch.ones(5, 6, dtype=torch.float64))
+    rewards = torch.full((5, 6), 0.5)
+    mask = torch.zeros(5, 6, dtype=torch.bool)
+    mask[:, 0] = True
+    got = adjust_rewards(rewards, similarity, scope="correct", correct=mask)
+    torch.testing.assert_close(got[:, 1], 0.5 / (1 + similarity[:, 1, 0].clamp(min=0)), check_dtype=False)
+    torch.testing.assert_close(got[:, 0], rewards[:, 0], check_dtype=False)
+
+
+def test_negative_rewards():
+    weights = torch.tensor([0.5, 0.25, 0.5])
+    rewards = torch.tensor([-1.0, 0.0, 2.0])
+    assert apply_weights(rewards, weights, "keep").tolist() == [-1.0, 0.0, 1.0]
+    assert apply_weights(rewards, weights, "divide").tolist() == [-0.5, 0.0, 1.0]
+
+
+EYE = torch.eye(3)
+NAN = torch.full((3,), float("nan"))
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: smi_values(EYE, "log_det", sharpen=2.0), ["log_det", "sharpen"]),
+    (lambda: adjust_rewards(torch.ones(3), EYE, smi="log_det", scope="correct"), ["log_det", "scope"]),
+    (lambda: smi_values(EYE, sharpen=2.0, clamp=False), ["sharpen", "clamp"]),
+    (lambda: diversity_weights(torch.tensor([[[1.0, 0], [0, 1]], [[1.0, -1], [-1, 1]]]), clamp=False), ["group [1]", "clamp"]),
+    (lambda: cosine_similarity(torch.stack((EYE, EYE * float("inf")))), ["group [1]", "finite"]),
+    (lambda: smi_values(torch.stack((EYE, EYE * float("nan")))), ["group [1]", "finite"]),
+    (lambda: adjust_rewards(torch.stack((torch.ones(3), NAN)), EYE.expand(2, 3, 3)), ["rewards of group [1]", "finite"]),
+    (lambda: group_advantages(torch.stack((torch.ones(3), NAN))), ["group [1]", "finite"]),
+    (lambda: smi_values(torch.ones(1, 1)), ["G >= 2"]),
+    (lambda: group_advantages(torch.ones(4, 1)), ["G >= 2"]),
+    (lambda: smi_values(torch.ones(2, 3)), ["(2, 3)"]),
+    (lambda: adjust_rewards(torch.ones(4), EYE), ["(4,)", "(3, 3)"]),
+    (lambda: smi_values(EYE, correct=torch.ones(4)), ["(3,)", "(4,)"]),
+    (lambda: smi_values(EYE, "facility"), ["smi", "facility"]),
+    (lambda: adjust_rewards(torch.ones(3), EYE, scope="right"), ["scope", "right"]),
+    (lambda: adjust_rewards(torch.ones(3), EYE, normalize="sum"), ["normalize", "sum"]),
+    (lambda: adjust_rewards(torch.ones(3), EYE, negative="flip"), ["negative", "flip"]),
+    (lambda: group_advantages(torch.ones(3), "max"), ["scale", "max"]),
+])
+def test_refusals_name_what_is_wrong(call, words):
+    with pytest.raises(ValueError) as error:
+        call()
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_advantages_by_hand():
+    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    torch.testing.assert_close(group_advantages(rewards, "none"), torch.tensor([0.5, -0.5, -0.5, 0.5]))
+    torch.testing.assert_close(group_advantages(rewards), torch.tensor([0.5, -0.5, -0.5, 0.5]) / (1 / 3**0.5 + 1e-4))
+    assert group_advantages(torch.full((3, 4), 0.1)).abs().max() < 1e-6
+
+
+def test_reward_functions_by_hand():
+    grades = Grader.__new__(Grader) and [type("G", (), {"correct": c})() for c in (True, True, False, False, False)]
+    assert cosine_reward(grades=grades, lengths=[0, 100, 0, 100, 300], max_new_tokens=100) == [1.0, 0.5, 0.0, -0.5, -0.5]
+    assert format_reward(texts=["a\n</think>\nb", "a</think>b", "<think>\na\n</think>\nb\n</think>\n"]) == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("dra", [DraConfig(embedder="tiny/embedder"), DraConfig(embedder="tiny/embedder", scope="correct", sharpen=4.0), DraConfig(enabled=False)])
+def test_rewarder_is_the_functions_in_order(dra):
+    """What a run computes is what the tested functions give on the same texts, group by group, with the graded mask."""
+    texts = ["so \\boxed{85}", "ones 7+8=15, so \\boxed{85}", "so \\boxed{84}", "none", "ones so \\boxed{1}", "\\boxed{2}", "tens \\boxed{2.0}", "\\boxed{2}"]
+    rows = [{"answer": "85"}, {"answer": "2"}]
+    with Grader(1) as grader:
+        embedder = Embedder("tiny/embedder") if dra.enabled else None
+        scores = Rewarder(RewardConfig({"accuracy": 2.0, "format": 1.0}), dra, "std", 64, grader, embedder)(texts, rows, [5] * 8, 4)
+    raw = torch.tensor([[2.0, 2, 0, 0], [0, 2, 2, 2]])
+    assert torch.equal(scores.raw, raw) and torch.equal(scores.correct, raw > 0)
+    expected = raw
+    if dra.enabled:
+        similarity = cosine_similarity(embedder.encode(texts).view(2, 4, -1))
+        expected = adjust_rewards(raw, similarity, sharpen=dra.sharpen, scope=dra.scope)
+        assert not torch.equal(expected, raw)
+    assert torch.equal(scores.adjusted, expected)
+    assert torch.equal(scores.advantage, group_advantages(expected))
+
+
+def test_weights_hook_replaces_the_weights(tmp_path):
+    (tmp_path / "hook.py").write_text("def f(similarity, rewards, rows):\n    assert similarity.shape == (2, 2, 2) and len(rows) == 2\n    return rewards * 0 + 0.25\n"
+                                      "def bad(similarity, rewards, rows):\n    return rewards[0]\n")
+    texts, rows = ["\\boxed{1}", "\\boxed{1}", "\\boxed{2}", "x \\boxed{1}"], [{"answer": "1"}, {"answer": "1"}]
+    with Grader(1) as grader:
+        def scores(name):
+            dra = DraConfig(embedder="tiny/embedder", weights=f"{tmp_path}/hook.py:{name}")
+            return Rewarder(RewardConfig(), dra, "none", 64, grader, Embedder("tiny/embedder"))(texts, rows, [5] * 4, 2)
+        assert scores("f").adjusted.tolist() == [[0.25, 0.25], [0.0, 0.25]]
+        with pytest.raises(ValueError, match="dra.weights returned shape"):
+            scores("bad")
+
+
+def test_tiny_embedder_reads_text_only_and_strategies_are_close():
+    """Mean cosine between different strategies of one problem at least 0.6: they share most words and numbers, as real solutions do."""
+    from tiny.task import STRATEGIES, problems, solution
+    pairs = [tuple(map(int, row["problem"].split("+"))) for row in problems()[:100]]
+    vectors = Embedder("tiny/embedder").encode([solution(name, *pair) for pair in pairs for name in STRATEGIES]).view(100, 4, -1)
+    similarity = cosine_similarity(vectors)
+    off_diagonal = similarity[:, ~torch.eye(4, dtype=torch.bool)]
+    assert 0.6 <= off_diagonal.mean() < 0.99

@@ -1,0 +1,233 @@
+"""The real command: what it writes, that it continues where it stopped, that ranks do not matter, and what it says to bad input."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from test_learner import torchrun
+
+from config import load
+from dra_grpo import Config
+from model import Transformer
+from sampler import Sampler, SamplerConfig
+
+SMALL = ["data.prompts_per_step=4", "run.steps=3", "run.save_every=1"]
+
+
+def command(run_dir, *overrides, config="configs/tiny.toml"):
+    return [sys.executable, "dra_grpo.py", "--config", config, *SMALL, f"run.dir={run_dir}", *overrides]
+
+
+def few_tests(folder: Path) -> str:
+    path = folder / "few.jsonl"
+    path.write_text("".join(Path("tiny/test.jsonl").read_text().splitlines(keepends=True)[:8]))
+    return f'eval.benchmarks=["{path}"]'
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def comparable(path):
+    """Records without run records and wall times, which no two runs share."""
+    return [{k: v for k, v in record.items() if k not in ("seconds", "sample_s", "reward_s", "update_s", "tokens_per_s")}
+            for record in records(path) if record.get("kind") != "run"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Three steps of the tiny recipe on one rank, uninterrupted."""
+    folder = tmp_path_factory.mktemp("run")
+    result = subprocess.run(command(folder / "r", few_tests(folder)), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return folder / "r", result, few_tests(folder)
+
+
+def test_run_folder_holds_what_the_readme_says(run):
+    folder, result, _ = run
+    metrics = records(folder / "metrics.jsonl")
+    assert [(r["kind"], r["step"]) for r in metrics] == [("run", 0), ("eval", 0), ("train", 1), ("train", 2), ("train", 3), ("eval", 3)]
+    assert {"benchmark", "accuracy", "effective_strategies", "n", "samples"} <= set(metrics[1])
+    assert all(0 <= r["gap"] < 1e-6 and r["gap_max"] < 5e-5 for r in metrics if r["kind"] == "train"), "sampler and learner agree per token"
+    assert load(Config, folder / "config.toml").data.prompts_per_step == 4
+    assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-000002", "step-000003"]
+    for word in ("accuracy", "effective strategies", str(folder / "final"), str(folder / "samples.jsonl")):
+        assert word in result.stdout
+    assert "step 3/3 | reward" in result.stdout
+
+
+def test_samples_hold_whole_groups_that_add_up(run):
+    """Raw reward, SMI, weight, adjusted reward and advantage of a group must follow from each other."""
+    groups = records(run[0] / "samples.jsonl")
+    assert [(g["step"], g["position"]) for g in groups] == [(step, position) for step in (1, 2, 3) for position in range(4)]
+    for group in groups:
+        rows = group["completions"]
+        assert len(rows) == 8 and {"text", "label", "correct", "reason"} <= set(rows[0])
+        adjusted = torch.tensor([r["adjusted"] for r in rows])
+        for r in rows:
+            assert r["reward"] == float(r["correct"]) and r["adjusted"] == pytest.approx(r["reward"] / (1 + r["smi"]) if r["reward"] > 0 else r["reward"])
+        torch.testing.assert_close(torch.tensor([r["advantage"] for r in rows]), (adjusted - adjusted.mean()) / (adjusted.std() + 1e-4))
+
+
+def test_final_folder_gives_the_same_tokens_and_logits_in_transformers(run):
+    ours = Transformer.from_pretrained(run[0] / "final")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(run[0] / "final")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run[0] / "final")
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "47+38"}], add_generation_prompt=True)["input_ids"]
+    ids = torch.tensor([prompt])
+    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False)[0, len(prompt):].tolist()
+    got = Sampler(ours, SamplerConfig(max_new_tokens=64, temperature=0.0), [0]).generate([prompt], 1, (0,))
+    assert got[0][0].tokens == expected
+    with torch.no_grad():
+        assert (ours(ids) - theirs(ids).logits).abs().max() < 1e-4
+    start = Transformer.from_pretrained("tiny/policy").state_dict()
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in ours.state_dict().items()), "training changed the policy"
+
+
+def assert_same_run(a, b, exact):
+    assert comparable(a / "samples.jsonl") == comparable(b / "samples.jsonl") if exact else [
+        [c["text"] for c in g["completions"]] for g in records(a / "samples.jsonl")] == [[c["text"] for c in g["completions"]] for g in records(b / "samples.jsonl")]
+    weights = [torch.cat([t.flatten() for t in Transformer.from_pretrained(x / "final").state_dict().values()]) for x in (a, b)]
+    if exact:
+        assert comparable(a / "metrics.jsonl") == comparable(b / "metrics.jsonl")
+        assert torch.equal(*weights)
+    else:
+        assert (weights[0] - weights[1]).norm() <= 1e-6 * weights[0].norm()
+
+
+def test_two_ranks_train_the_same_policy(run, tmp_path):
+    """torchrun with two gloo ranks and FSDP2: the same completions, and weights equal to 1e-6 (fp32, whole vector)."""
+    result = torchrun(2, "dra_grpo.py", *command(tmp_path / "r", run[2])[2:])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_same_run(run[0], tmp_path / "r", exact=False)
+    assert records(tmp_path / "r" / "metrics.jsonl")[0]["world"] == 2
+
+
+def test_the_same_command_continues_bit_equal(run, tmp_path):
+    """From a copy cut back to step 1, with records of a step that was never saved: the end must be that of the uninterrupted run."""
+    shutil.copytree(run[0], tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "final")
+    result = subprocess.run(command(tmp_path / "x", run[2], "run.steps=3", "run.save_every=2"), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    shutil.rmtree(tmp_path / "x" / "checkpoints" / "step-000003")
+    shutil.rmtree(tmp_path / "x" / "final")
+    result = subprocess.run(command(tmp_path / "x", run[2], "run.save_every=2"), capture_output=True, text=True)
+    assert result.returncode == 0 and "continuing at step 2" in result.stdout, result.stderr
+    assert_same_run(run[0], tmp_path / "x", exact=True)
+    again = subprocess.run(command(tmp_path / "x", run[2], "run.save_every=2"), capture_output=True, text=True)
+    assert again.returncode == 0 and "complete" in again.stdout
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_and_the_same_command_continues(signum, tmp_path):
+    """A signal in the middle of a step: the step is dropped, what was done is saved, and it ends within seconds."""
+    arguments = ["eval.benchmarks=[]", "run.save_every=1000", "run.steps=100000"]
+    process = subprocess.Popen(command(tmp_path / "r", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    deadline = time.time() + 120
+    while time.time() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        time.sleep(0.05)
+    process.send_signal(signum)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 128 + signum and "the same command continues" in stderr and "Traceback" not in stderr
+    done = records(metrics)[-1]["step"]
+    saved = json.loads((tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "meta.json").read_text())
+    assert saved["step"] == done >= 3
+    result = subprocess.run(command(tmp_path / "r", *arguments, f"run.steps={done + 1}"), capture_output=True, text=True)
+    assert result.returncode == 0 and f"continuing at step {done}" in result.stdout
+    assert [r["step"] for r in records(metrics) if r["kind"] == "train"] == list(range(1, done + 2))
+
+
+def test_interrupt_under_torchrun_saves_on_all_ranks(tmp_path):
+    """SIGTERM to torchrun reaches both ranks; they agree on the step, save together, and nobody hangs."""
+    arguments = ["eval.benchmarks=[]", "run.save_every=1000", "run.steps=100000"]
+    process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command(tmp_path / "r", *arguments)[1:]],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    deadline = time.time() + 120
+    while time.time() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=40)
+    done = records(metrics)[-1]["step"]
+    assert (tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "meta.json").exists()
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    (["sampler.group_sise=4"], ["sampler.group_sise", "sampler.group_size"]),
+    (["sampler.group_size=1"], ["sampler.group_size", ">= 2"]),
+    (["sampler.temperature=0"], ["sampler.temperature", "> 0"]),
+    (["run.steps=0"], ["run.steps", ">= 1"]),
+    (["learner.lr=-1e-6"], ["learner.lr", ">= 0"]),
+    (["learner.clip_low=1.0"], ["learner.clip_low", "< 1"]),
+    (["learner.clip_high=-0.1"], ["learner.clip_high", ">= 0"]),
+    (["learner.loss=ppo"], ["learner.loss", "dr_grpo"]),
+    (["run.seed=x"], ["run.seed", "int"]),
+    (["nonsense"], ["section.key=value"]),
+    (["data.train=none.jsonl"], ["data.train", "none.jsonl"]),
+    (["eval.benchmarks=[\"none.jsonl\"]"], ["eval.benchmarks", "none.jsonl"]),
+    (["model.path=nowhere/at/all"], ["model.path", "nowhere/at/all"]),
+    (["dra.embedder=tiny/nothing"], ["dra.embedder", "tiny/nothing"]),
+    (["dra.smi=log_det", "dra.sharpen=2"], ["log_det", "sharpen"]),
+    (["dra.smi=log_det", "dra.scope=correct"], ["log_det", "scope"]),
+    (["dra.clamp=false", "dra.sharpen=2"], ["clamp", "sharpen"]),
+    (["reward.functions={speed = 1.0}"], ["speed", "accuracy"]),
+    (["reward.functions={}"], ["reward.functions"]),
+    (["data.template=solve it"], ["data.template", "{problem}"]),
+    (["sampler.max_new_tokens=255"], ["max_prompt_tokens", "max_new_tokens", "256"]),
+    (["data.max_prompt_tokens=2"], ["data.max_prompt_tokens", "2"]),
+    (["eval.label=tiny/task.py:nothing"], ["eval.label", "nothing"]),
+    (["dra.weights=none.py:f"], ["dra.weights", "none.py"]),
+])
+def test_bad_input_is_one_line_and_exit_code_2(overrides, words, tmp_path, capsys, monkeypatch):
+    """No traceback, nothing written. In this process, through the same main; one case runs the command itself below."""
+    from dra_grpo import main
+    from eval import run_main
+    monkeypatch.setattr(sys, "argv", command(tmp_path / "r", *overrides)[1:])
+    handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main)
+    for s, handler in handlers:
+        signal.signal(s, handler)
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    for word in words:
+        assert word in error
+    assert not (tmp_path / "r" / "metrics.jsonl").exists()
+
+
+def test_bad_config_files_and_commands(tmp_path):
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[model\n")
+    for config in (str(broken), str(tmp_path / "none.toml")):
+        result = subprocess.run([sys.executable, "dra_grpo.py", "--config", config], capture_output=True, text=True)
+        assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and config in result.stderr
+
+
+def test_no_resume_refuses_a_used_folder(run):
+    result = subprocess.run(command(run[0], "run.resume=false"), capture_output=True, text=True)
+    assert result.returncode == 2 and "run.resume" in result.stderr
+
+
+def test_help_lists_every_key():
+    text = subprocess.run([sys.executable, "dra_grpo.py", "--help"], capture_output=True, text=True).stdout
+    for key in ("model.path", "data.prompts_per_step", "sampler.group_size  (int >= 2; default 8)", "dra.sharpen", "learner.clip_high", "eval.label", "run.save_every"):
+        assert key in text
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dra_grpo", "dra_dr_grpo", "tiny", "tiny_grpo", "tiny_dr_grpo", "tiny_dra_dr_grpo"])
+def test_recipes_load(name):
+    load(Config, f"configs/{name}.toml")
+
+
+@pytest.mark.parametrize(("baseline", "dra"), [("grpo", "dra_grpo"), ("dr_grpo", "dra_dr_grpo"), ("tiny_grpo", "tiny"), ("tiny_dr_grpo", "tiny_dra_dr_grpo")])
+def test_a_baseline_differs_from_its_twin_in_one_line(baseline, dra):
+    lines = [Path(f"configs/{name}.toml").read_text().splitlines() for name in (baseline, dra)]
+    assert [(a, b) for a, b in zip(*lines, strict=True) if a != b] == [("enabled = false", "enabled = true")]

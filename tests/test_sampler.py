@@ -1,0 +1,173 @@
+"""sampler.py: greedy against transformers' generate, log-probs against the learner's, and draws that depend on their row alone."""
+import math
+
+import pytest
+import torch
+import transformers
+from conftest import ragged_prompts, random_model
+
+from model import Transformer
+from sampler import Rollout, Sampler, SamplerConfig, sample_tokens, stop_ids, top_p_logits
+
+LENGTHS = [1, 9, 30, 4, 17]
+
+
+def sampler_for(folder, *, slots=0, temperature=1.0, new=24, stop=(7,), n_tokens=131):
+    model = Transformer.from_pretrained(folder)
+    model.n_tokens = min(model.g.vocab, n_tokens)
+    return Sampler(model, SamplerConfig(max_new_tokens=new, temperature=temperature, slots=slots), stop)
+
+
+def flat(groups):
+    return [completion.tokens for group in groups for completion in group]
+
+
+def greedy_reference(model, prompts, new):
+    """transformers' generate, one prompt at a time, cut behind the stop token."""
+    rows = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)[0, len(prompt):].tolist()
+        rows.append(out[: out.index(7) + 1] if 7 in out else out)
+    return rows
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("slots", [1, 3, 0])
+def test_greedy_equals_generate_on_ragged_prompts(architecture, slots, tmp_path):
+    """Token for token, with rows leaving, being moved and refilled."""
+    theirs = random_model(architecture, tmp_path)
+    prompts = ragged_prompts(131, LENGTHS)
+    got = flat(sampler_for(tmp_path, slots=slots, temperature=0.0).generate(prompts, 2, (0,)))
+    expected = greedy_reference(theirs, prompts, 24)
+    assert got == [row for row in expected for _ in range(2)]
+
+
+def test_greedy_equals_generate_on_the_tiny_policy():
+    """Trained weights, real stop token (id 0, which is also the pad token)."""
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("tiny/policy")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("tiny/policy")
+    prompts = [tokenizer(f"<|user|>{a}+{b}<|assistant|>", add_special_tokens=False)["input_ids"] for a, b in ((47, 38), (10, 99), (61, 5))]
+    got = sampler_for("tiny/policy", temperature=0.0, new=64, stop=(0,), n_tokens=len(tokenizer)).generate(prompts, 2, (0,))
+    for prompt, group in zip(prompts, got):
+        ids = torch.tensor([prompt])
+        out = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False)[0, len(prompt):].tolist()
+        assert group[0].tokens == group[1].tokens == out
+        assert group[0].finish == "stop" and out[-1] == 0 and out.count(0) == 1, "the stop token is kept, once"
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_tokens_depend_on_their_row_alone(qwen2, temperature):
+    """Slots, batch composition and order must not change what a (seed, position, completion) draws; a new seed or position must."""
+    _, folder = qwen2
+    prompts = ragged_prompts(131, LENGTHS)
+    reference = sampler_for(folder, temperature=temperature).generate(prompts, 3, (5, 1))
+    for slots in (1, 4):
+        assert flat(sampler_for(folder, slots=slots, temperature=temperature).generate(prompts, 3, (5, 1))) == flat(reference)
+    order = [3, 0, 4]
+    part = sampler_for(folder, temperature=temperature).generate([prompts[i] for i in order], 3, (5, 1), positions=order)
+    assert flat(part) == flat([reference[i] for i in order])
+    for changed in (sampler_for(folder, temperature=temperature).generate(prompts, 3, (5, 2)),
+                    sampler_for(folder, temperature=temperature).generate(prompts, 3, (5, 1), positions=[10, 11, 12, 13, 14])):
+        assert all(a != b for a, b in zip(flat(changed), flat(reference)) if len(a) > 3)
+    assert len({tuple(c.tokens) for c in reference[2]}) > 1, "completions of one prompt are different draws"
+
+
+@pytest.mark.parametrize("name", ["tiny", "random"])
+def test_logprobs_equal_teacher_forced_forward(name, qwen2):
+    """fp32: mean below 1e-6 and max below 5e-5 per token, at the sampling temperature, stop token included.
+
+    The random model's log-probs are around -7, where one unit in the last place is 5e-7: there the mean is per nat.
+    """
+    folder, n_tokens, stop = ("tiny/policy", 297, (0,)) if name == "tiny" else (qwen2[1], 120, (7,))
+    sampler = sampler_for(folder, temperature=0.7, slots=4, n_tokens=n_tokens, stop=stop)
+    prompts = ragged_prompts(n_tokens, LENGTHS)
+    rows = [(prompt, c) for prompt, group in zip(prompts, sampler.generate(prompts, 4, (0,))) for c in group]
+    width = max(len(prompt) + len(c.tokens) for prompt, c in rows)
+    tokens = torch.tensor([prompt + c.tokens + [0] * (width - len(prompt) - len(c.tokens)) for prompt, c in rows])
+    mask = torch.tensor([[len(prompt) <= t < len(prompt) + len(c.tokens) for t in range(width)] for prompt, c in rows])
+    with torch.no_grad():
+        expected = sampler.model.token_logprobs(tokens, mask, 0.7)[0][mask]
+    gap = (torch.tensor([lp for _, c in rows for lp in c.logprobs]) - expected).abs()
+    assert gap.mean() < 1e-6 * max(1.0, expected.abs().mean().item()) and gap.max() < 5e-5
+    assert max(token for _, c in rows for token in c.tokens) < n_tokens, "ids beyond the tokenizer are never drawn"
+
+
+def test_stale_and_future_cache_is_never_read(qwen2, monkeypatch):
+    """Freed slots full of nan and 1e4 beyond each row's position must leave every completion bit for bit as it was."""
+    _, folder = qwen2
+    prompts = ragged_prompts(131, LENGTHS)
+    clean = sampler_for(folder, slots=4).generate(prompts, 3, (0,))
+    advance = Rollout.advance
+
+    def poisoned(self):
+        n = len(self.slot_rows)
+        self.cache.kv[:, :, n:] = math.nan
+        for slot in range(n):
+            self.cache.kv[:, :, slot, :, int(self.cache.pos[slot]):] = 1e4
+        return advance(self)
+
+    monkeypatch.setattr(Rollout, "advance", poisoned)
+    assert sampler_for(folder, slots=4).generate(prompts, 3, (0,)) == clean
+
+
+def test_finish_reasons_and_limits(qwen2):
+    _, folder = qwen2
+    everything = sampler_for(folder, stop=range(131)).generate([[5], [6, 7]], 2, (0,))
+    assert all(c.finish == "stop" and len(c.tokens) == len(c.logprobs) == 1 for group in everything for c in group)
+    nothing = sampler_for(folder, stop=(), new=1).generate([[5]], 2, (0,))
+    assert [c.finish for c in nothing[0]] == ["length", "length"]
+    assert sampler_for(folder).generate([], 2, (0,)) == []
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        sampler_for(folder).generate([[5], []], 2, (0,))
+    with pytest.raises(ValueError, match="prompt 0 has 240 tokens.*256"):
+        sampler_for(folder).generate([[5] * 240], 2, (0,))
+
+
+def test_stop_ids_unite_both_sources():
+    assert stop_ids({"eos_token_id": [3, 5]}, 9) == [3, 5, 9]
+    assert stop_ids({"eos_token_id": 3}, 3) == [3]
+    assert stop_ids({}, None) == []
+
+
+def test_drawn_tokens_follow_the_softmax():
+    """Chi-square over 200,000 draws at a temperature; false alarm below 1e-6 (df 15, statistic under 60)."""
+    logits = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    tokens, logprobs = sample_tokens(logits.expand(200_000, -1), uniform, 0.7)
+    expected = (logits / 0.7).softmax(-1)
+    counts = torch.bincount(tokens, minlength=16)
+    statistic = ((counts - 200_000 * expected) ** 2 / (200_000 * expected)).sum()
+    assert statistic < 60
+    torch.testing.assert_close(logprobs, expected.log()[tokens])
+
+
+def test_impossible_tokens_are_never_drawn():
+    """u just below 1 must not round up to the last id, which here has probability 0; u = 0 must not pick a first id of probability 0."""
+    logits = torch.full((2, 5), float("-inf"))
+    logits[:, 1:3] = 0.0
+    tokens, _ = sample_tokens(logits, torch.tensor([1 - 2**-53, 0.0], dtype=torch.float64), 1.0)
+    assert tokens.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.95])
+def test_top_p_equals_transformers_warper(top_p):
+    """The crossing token stays, ties are cut the same way."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.cat((torch.randn(50, 40, generator=generator) * 3, torch.randint(0, 3, (50, 40), generator=generator).float()))
+    warper = transformers.generation.TopPLogitsWarper(top_p)
+    assert torch.equal(top_p_logits(logits, top_p), warper(None, logits.clone()))
+
+
+def test_group_first_tokens_are_independent_draws(qwen2):
+    """400 completions of one prompt: the first tokens follow the softmax (chi-square on the 5 likeliest and the rest, odds under 1e-6)."""
+    theirs, folder = qwen2
+    prompt = ragged_prompts(131, [6])[0]
+    with torch.no_grad():
+        probabilities = (theirs(torch.tensor([prompt])).logits[0, -1] / 6).softmax(-1)
+    groups = sampler_for(folder, temperature=6.0, new=1).generate([prompt], 400, (3,))
+    top = probabilities.topk(5)
+    counts = torch.tensor([sum(c.tokens[0] == i for c in groups[0]) for i in top.indices.tolist()])
+    observed = torch.cat((counts, 400 - counts.sum(0, keepdim=True))).float()
+    expected = 400 * torch.cat((top.values, 1 - top.values.sum(0, keepdim=True)))
+    assert ((observed - expected) ** 2 / expected).sum() < 36
