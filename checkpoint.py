@@ -7,7 +7,9 @@ checkpoint is written to a temporary folder and renamed when it is complete, so 
 import json
 import os
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
@@ -43,7 +45,8 @@ def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: 
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     barrier()
-    dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(part / "state"), save_distributed=True), no_dist=not dist.is_initialized())
+    with one_process_is_fine():
+        dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(part / "state"), save_distributed=True), no_dist=not dist.is_initialized())
     write_policy(part / "policy")
     if first:
         (part / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=2) + "\n")
@@ -59,8 +62,17 @@ def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: 
 
 def load(folder: Path, state: dict[str, Tensor]) -> dict:
     """Fills the tensors of `state` (plain or sharded) in place from a checkpoint and returns its meta.json."""
-    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder / "state")), no_dist=not dist.is_initialized())
+    with one_process_is_fine():
+        dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder / "state")), no_dist=not dist.is_initialized())
     return json.loads((folder / "meta.json").read_text())
+
+
+@contextmanager
+def one_process_is_fine() -> Iterator[None]:
+    """Hides torch's warning that a run without a process group saves in a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def sync(path: Path) -> None:

@@ -505,6 +505,10 @@ def train(config: Config) -> int:
     except Interrupted:                                 # outside the steps: nothing has changed since the last checkpoint
         print("interrupted", file=sys.stderr)
         return 128 + interrupt.signum
+    except ValueError as error:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError(f"rank {dist.get_rank()}: {error}") from error
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -665,12 +669,7 @@ def report(run_dir: Path, metrics_path: Path) -> None:
 
 def main(argv: list[str]) -> None:
     args = parse_args(Config, argv, __doc__)
-    try:
-        config = load(Config, args.config, args.overrides)
-    except ValueError:
-        if os.environ.get("RANK", "0") != "0":
-            sys.exit(2)                                 # every rank sees the same mistake; the first one reports it
-        raise
+    config = load(Config, args.config, args.overrides)
     if not config.run.dir:
         config = replace(config, run=replace(config.run, dir=f"runs/{Path(args.config).stem}"))
     sys.exit(train(config))

@@ -9,6 +9,7 @@ among right answers. All samples are kept as JSON lines. The trainer uses the sa
 import argparse
 import json
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -294,11 +295,15 @@ def main(argv: list[str]) -> None:
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
-    """Runs a script's main; what a user got wrong becomes one line on stderr and exit code 2."""
+    """Runs a script's main; what a user got wrong becomes one line on stderr and exit code 2.
+
+    Before the ranks have met, all of them see the same mistake and the first reports it; later ones say which rank they are.
+    """
     try:
         main(sys.argv[1:])
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0" or str(error).startswith("rank "):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -12,7 +12,7 @@ alone, so its tokens do not depend on slots, batch or ranks (in fp32, up to a dr
 Tokens are drawn by inverse CDF from softmax(logits / temperature), and the log-prob returned is that of the token under this
 full distribution. No rewards, no text, no top-k; top-p is for evaluation only.
 """
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model import Transformer, causal_attention
 
-# P prompts, G completions each, R = P*G rows, S slots, n live rows, T tokens, L layers, H query heads, K key/value heads, D head size
+# P prompts, G completions each, R = P*G rows, S slots, n live rows, T tokens, L layers, H query heads, K key/value heads, D head size, V vocabulary
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,48 @@ class Completion:
     finish: str                                         # "stop" | "length"
 
 
+COLUMNS = 64                                            # tokens by which the cache grows
+
+
 class Cache:
-    """Keys and values of the live rows, (2, L, S, K, T, D), and the position each row writes next."""
+    """Keys and values of the live rows, for each layer (S, K, T, D) twice, and what each row may attend to.
 
-    def __init__(self, model: Transformer, slots: int, tokens: int):
+    Capacity in tokens grows by COLUMNS at a time, one layer after the other, so memory follows the rows that are still running.
+    """
+
+    def __init__(self, model: Transformer, slots: int):
         g, weight = model.g, model.norm.weight
-        self.kv = torch.zeros(2, g.layers, slots, g.kv_heads, tokens, g.head_dim, dtype=weight.dtype, device=weight.device)
-        self.pos = torch.zeros(slots, dtype=torch.long, device=weight.device)
-        self.columns = torch.arange(tokens, device=weight.device)
-        self.scale = g.head_dim**-0.5
+        self.heads, self.head_dim, self.scale = g.kv_heads, g.head_dim, g.head_dim**-0.5
+        self.slots, self.tokens = 0, 0
+        self.layers = [[weight.new_empty(0, g.kv_heads, 0, g.head_dim) for _ in ("keys", "values")] for _ in range(g.layers)]
+        self.bias = weight.new_empty(0, 1, 1, 0)        # 0 where a row may look, -inf elsewhere
 
-    def begin_step(self, n: int, longest: int) -> None:
-        """Rows 0..n-1 decode one token each; `longest` is their largest position plus one."""
+    def reserve(self, live: int, slots: int, tokens: int) -> None:
+        """Makes room for `slots` rows of `tokens` tokens, keeping the first `live` rows; cleared, because 0 times a stale nan is nan."""
+        if tokens <= self.tokens and slots <= self.slots:
+            return
+        columns = -(-tokens // COLUMNS) * COLUMNS
+
+        def resized(old: Tensor, fill: float, *shape: int) -> Tensor:
+            new = old.new_full(shape, fill)
+            new[:live, :, : old.shape[2], : old.shape[3]] = old[:live]
+            return new
+
+        for layer in self.layers:
+            for i, old in enumerate(layer):
+                layer[i] = resized(old, 0.0, slots, self.heads, columns, self.head_dim)
+                del old
+        self.bias = resized(self.bias, float("-inf"), slots, 1, 1, columns)
+        self.slots, self.tokens = slots, columns
+
+    def begin_step(self, pos_n: Tensor, longest: int) -> None:
+        """Rows 0..n-1 decode one token each at positions `pos_n`; `longest` is the largest of them plus one."""
+        n = len(pos_n)
         self.n, self.longest = n, longest
-        self.rows = torch.arange(n, device=self.pos.device)
-        self.heads = torch.arange(self.kv.shape[3], device=self.pos.device)
-        hidden = self.columns[:longest] > self.pos[:n, None]
-        self.bias = torch.zeros_like(hidden, dtype=self.kv.dtype).masked_fill_(hidden, float("-inf"))[:, None, :]
+        rows_n1 = torch.arange(n, device=pos_n.device)[:, None]
+        heads_K = torch.arange(self.heads, device=pos_n.device)
+        self.write_at = ((rows_n1 * self.heads + heads_K) * self.tokens + pos_n[:, None]).flatten()
+        self.bias.view(-1).index_fill_(0, rows_n1[:, 0] * self.tokens + pos_n, 0.0)
 
     def attend(self, layer: int, q_n1HD: Tensor, k_n1KD: Tensor, v_n1KD: Tensor) -> Tensor:
         """Writes this step's keys and values at each row's position and attends to everything up to it.
@@ -69,29 +94,31 @@ class Cache:
         The query heads that share a key/value head are folded into its query length, so K and V are never expanded.
         """
         n, _, H, D = q_n1HD.shape
-        K = k_n1KD.shape[2]
-        keys, values = self.kv[0, layer], self.kv[1, layer]
-        at = (self.rows[:, None], self.heads, self.pos[:n, None])
-        keys[at], values[at] = k_n1KD[:, 0], v_n1KD[:, 0]
-        q = q_n1HD.reshape(n * K, H // K, D) * self.scale
-        k, v = (x[:n, :, : self.longest].reshape(n * K, self.longest, D) for x in (keys, values))
-        bias = self.bias.repeat_interleave(K, dim=0) if K > 1 else self.bias
-        weights = torch.baddbmm(bias, q, k.transpose(1, 2)).softmax(-1)
-        return torch.bmm(weights, v).view(n, 1, H, D)
+        K, longest = self.heads, self.longest
+        keys, values = self.layers[layer]
+        keys.view(-1, D).index_copy_(0, self.write_at, k_n1KD.reshape(n * K, D))
+        values.view(-1, D).index_copy_(0, self.write_at, v_n1KD.reshape(n * K, D))
+        q = (q_n1HD * self.scale).view(n * K, H // K, D)
+        k, v = (x[:n, :, :longest].view(n * K, longest, D) for x in (keys, values))
+        scores = torch.bmm(q, k.transpose(1, 2))
+        scores.view(n, K, H // K, longest).add_(self.bias[:n, ..., :longest])
+        return torch.bmm(scores.softmax(-1), v).view(n, 1, H, D)
 
-    def admit(self, slots: list[int], prompt_kv: Tensor, source: list[int], lengths: list[int]) -> None:
-        """Copies prompt keys and values (2, L, P, K, T, D), row `source[i]`, to slot `slots[i]`.
+    def admit(self, slots: slice, prompt_kv: Tensor, length: int) -> None:
+        """Copies one prompt's keys and values (2, L, K, T, D) to the slots and clears the rest of them."""
+        for layer, kv in zip(self.layers, prompt_kv.unbind(1)):
+            for cache, prompt in zip(layer, kv):
+                cache[slots, :, :length] = prompt
+                cache[slots, :, length:] = 0
+        self.bias[slots, ..., :length] = 0
+        self.bias[slots, ..., length:] = float("-inf")
 
-        The rest of the slot is cleared: a masked column weighs 0, but 0 times a nan left there would still be nan.
-        """
-        tokens = prompt_kv.shape[4]
-        self.kv[:, :, slots, :, :tokens] = prompt_kv[:, :, source]
-        self.kv[:, :, slots, :, tokens:] = 0
-        self.pos[slots] = torch.tensor(lengths, device=self.pos.device)
-
-    def move(self, to: list[int], source: list[int], longest: int) -> None:
-        self.kv[:, :, to, :, :longest] = self.kv[:, :, source, :, :longest]
-        self.pos[to] = self.pos[source]
+    def move(self, to: Tensor, source: Tensor) -> None:
+        """Rows `source` take the slots `to`."""
+        for layer in self.layers:
+            for cache in layer:
+                cache[to] = cache[source]
+        self.bias[to] = self.bias[source]
 
 
 class Sampler:
@@ -127,69 +154,73 @@ class Sampler:
             if len(prompt) + max_new > context:
                 raise ValueError(f"prompt {i} has {len(prompt)} tokens; with sampler.max_new_tokens = {max_new} it exceeds the "
                                  f"model's context of {context}")
-        positions = range(len(prompts)) if positions is None else positions
-        rows = [(p, g) for p in range(len(prompts)) for g in range(group_size)]
-        if not rows:
+        if not prompts:
             return []
-        run = Rollout(self, prompts, rows, [(*seed, positions[p], g) for p, g in rows])
-        while run.advance():
-            pass
-        flat = run.completions()
+        positions = range(len(prompts)) if positions is None else positions
+        flat = Rollout(self, prompts, group_size, [(*seed, position, g) for position in positions for g in range(group_size)]).run()
         return [flat[p * group_size : (p + 1) * group_size] for p in range(len(prompts))]
 
 
 class Rollout:
-    """The state of one `generate` call: which row sits in which slot, and what each has drawn."""
+    """The state of one `generate` call: which row sits in which slot, and what each has drawn. Row p * G + g is completion g of prompt p."""
 
-    def __init__(self, sampler: Sampler, prompts: Sequence[list[int]], rows: list[tuple[int, int]], seeds: list[tuple[int, ...]]):
-        self.sampler, self.model, self.prompts, self.rows = sampler, sampler.model, prompts, rows
-        device, max_new = sampler.device, sampler.config.max_new_tokens
-        slots = min(sampler.config.slots or len(rows), len(rows))
-        self.cache = Cache(self.model, slots, max(map(len, prompts)) + max_new)
-        self.uniform_RT = torch.from_numpy(np.stack([np.random.default_rng(seed).random(max_new) for seed in seeds])).to(device)
-        self.tokens_RT = torch.zeros(len(rows), max_new, dtype=torch.long, device=device)
-        self.logprobs_RT = torch.zeros(len(rows), max_new, device=device)
-        self.lengths = [0] * len(rows)
-        self.stopped = [False] * len(rows)
-        self.slot_rows: list[int] = []                  # row in each live slot
-        self.waiting = 0                                # rows[waiting:] have not been admitted yet
+    def __init__(self, sampler: Sampler, prompts: Sequence[list[int]], group_size: int, seeds: list[tuple[int, ...]]):
+        self.sampler, self.model, self.prompts, self.G = sampler, sampler.model, prompts, group_size
+        self.device, max_new, rows = sampler.device, sampler.config.max_new_tokens, len(seeds)
+        self.slots = min(sampler.config.slots or rows, rows)
+        self.cache = Cache(self.model, self.slots)
+        self.uniform_RT = torch.from_numpy(np.stack([np.random.default_rng(seed).random(max_new) for seed in seeds])).to(self.device)
+        self.tokens_RT = torch.zeros(rows, max_new, dtype=torch.long, device=self.device)
+        self.logprobs_RT = torch.zeros(rows, max_new, device=self.device)
+        self.limit_R = torch.full((rows,), max_new, device=self.device)
+        # of each slot: the row in it, the position it writes next, how many tokens it has drawn, and the last of them
+        self.state_4S = torch.zeros(4, self.slots, dtype=torch.long, device=self.device)
+        self.live = 0                                   # slots 0..live-1 are occupied
+        self.longest = 0                                # the largest position among them
+        self.waiting = 0                                # rows from here on have not been admitted yet
+        self.lengths, self.stopped = [0] * rows, [False] * rows
         self.prompt_kv: dict[int, tuple[Tensor, Tensor]] = {}   # prompts whose group is only partly admitted: (keys and values, logits)
 
-    def advance(self) -> bool:
-        """Admits waiting rows when enough slots are free, then decodes one token of every live row; False when all are done."""
-        slots = self.cache.pos.shape[0]
-        free = slots - len(self.slot_rows)
-        if self.waiting < len(self.rows) and free >= max(1, min(slots // 8, len(self.rows) - self.waiting)):
-            self.admit(free)
-        n = len(self.slot_rows)
-        if n:
-            rows = torch.tensor(self.slot_rows, device=self.sampler.device)
-            counts = torch.tensor([self.lengths[row] for row in self.slot_rows], device=self.sampler.device)
-            longest = max(len(self.prompts[self.rows[row][0]]) + self.lengths[row] for row in self.slot_rows)
-            self.cache.begin_step(n, longest)
-            last_n1 = self.tokens_RT[rows, counts - 1][:, None]
-            hidden = self.model.hidden(last_n1, self.cache.pos[:n, None], self.cache.attend)
-            self.cache.pos[:n] += 1
-            self.draw(self.model.next_logits(hidden[:, 0]))
-        return bool(self.slot_rows) or self.waiting < len(self.rows)
+    def run(self) -> list[Completion]:
+        rows = len(self.lengths)
+        while self.live or self.waiting < rows:
+            free, left = self.slots - self.live, rows - self.waiting
+            if left and free >= min(max(1, self.slots // 8), left):         # refill an eighth at a time: a prefill interrupts everybody
+                self.admit(free)
+            if self.live:
+                self.decode()
+        tokens, logprobs = self.tokens_RT.tolist(), self.logprobs_RT.tolist()
+        return [Completion(tokens[row][:n], logprobs[row][:n], "stop" if self.stopped[row] else "length") for row, n in enumerate(self.lengths)]
+
+    def decode(self) -> None:
+        """One token for every live row."""
+        n = self.live
+        _, pos_n, _, last_n = self.state_4S[:, :n]
+        self.longest += 1
+        # nobody is waiting: dead slots need no room any more
+        self.cache.reserve(n, self.slots if self.waiting < len(self.lengths) else n, self.longest)
+        self.cache.begin_step(pos_n, self.longest)
+        hidden = self.model.hidden(last_n[:, None], pos_n[:, None], self.cache.attend)
+        pos_n += 1
+        self.draw(self.model.next_logits(hidden[:, 0]), 0)
 
     def admit(self, free: int) -> None:
         """Prefills the prompts of the next `free` waiting rows, copies their keys and values, and draws the first tokens."""
-        batch = range(self.waiting, min(self.waiting + free, len(self.rows)))
-        wanted = dict.fromkeys(self.rows[row][0] for row in batch)
+        end = min(self.waiting + free, len(self.lengths))
+        wanted = range(self.waiting // self.G, (end - 1) // self.G + 1)
         self.prefill([p for p in wanted if p not in self.prompt_kv])
-        first = len(self.slot_rows)
-        by_prompt = {p: [row for row in batch if self.rows[row][0] == p] for p in wanted}
-        logits, slot = [], first
-        for p, rows in by_prompt.items():
-            kv, logits_V = self.prompt_kv[p]
-            self.cache.admit(list(range(slot, slot + len(rows))), kv, [0] * len(rows), [len(self.prompts[p])] * len(rows))
-            logits.append(logits_V.expand(len(rows), -1))
-            slot += len(rows)
-        self.slot_rows += batch
-        self.waiting = batch.stop
-        still_needed = {self.rows[row][0] for row in range(batch.stop, min(batch.stop + 1, len(self.rows)))}
-        self.prompt_kv = {p: kept for p, kept in self.prompt_kv.items() if p in still_needed}
+        first, logits = self.live, []
+        self.longest = max(self.longest, *(len(self.prompts[p]) for p in wanted), 0)
+        self.cache.reserve(self.live, self.slots, self.longest)
+        for p in wanted:
+            rows = range(max(self.waiting, p * self.G), min(end, (p + 1) * self.G))
+            kv, logits_1V = self.prompt_kv.pop(p) if rows.stop == (p + 1) * self.G else self.prompt_kv[p]
+            slots = slice(self.live, self.live + len(rows))
+            self.cache.admit(slots, kv, len(self.prompts[p]))
+            self.state_4S[:, slots] = torch.tensor([[row, len(self.prompts[p]), 0, 0] for row in rows], device=self.device).T
+            logits.append(logits_1V.expand(len(rows), -1))
+            self.live += len(rows)
+        self.waiting = end
         self.draw(torch.cat(logits), first)
 
     def prefill(self, prompts: list[int]) -> None:
@@ -197,56 +228,44 @@ class Rollout:
         if not prompts:
             return
         lengths = [len(self.prompts[p]) for p in prompts]
-        tokens = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
-        for i, p in enumerate(prompts):
-            tokens[i, : lengths[i]] = torch.tensor(self.prompts[p])
+        tokens_PT = torch.nn.utils.rnn.pad_sequence([torch.tensor(self.prompts[p]) for p in prompts], batch_first=True)
         keys_values: list[Tensor] = []
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys_values.append(torch.stack((k, v)).transpose(2, 3))
             return causal_attention(layer, q, k, v)
 
-        hidden = self.model.hidden(tokens.to(self.sampler.device), attend=attend)
-        kv = torch.stack(keys_values, dim=1)            # (2, L, P, K, T, D)
+        hidden = self.model.hidden(tokens_PT.to(self.device), attend=attend)
         logits = self.model.next_logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
         for i, p in enumerate(prompts):
-            self.prompt_kv[p] = (kv[:, :, i : i + 1, :, : lengths[i]], logits[i : i + 1])
+            self.prompt_kv[p] = torch.stack([kv[:, i, :, : lengths[i]] for kv in keys_values], dim=1), logits[i : i + 1]
 
-    def draw(self, logits_nV: Tensor, first: int = 0) -> None:
+    def draw(self, logits_nV: Tensor, first: int) -> None:
         """Draws one token for the rows in slots `first`.., records it, and lets finished rows leave."""
-        live = self.slot_rows[first:]
-        rows = torch.tensor(live, device=self.sampler.device)
-        counts = torch.tensor([self.lengths[row] for row in live], device=self.sampler.device)
-        tokens, logprobs = sample_tokens(logits_nV, self.uniform_RT[rows, counts], self.sampler.config.temperature, self.sampler.top_p)
-        self.tokens_RT[rows, counts] = tokens
-        self.logprobs_RT[rows, counts] = logprobs.float()
-        stopped = self.sampler.is_stop[tokens].tolist()
-        gone = []
-        for i, row in enumerate(live):
-            self.lengths[row] += 1
-            self.stopped[row] = stopped[i]
-            if stopped[i] or self.lengths[row] == self.tokens_RT.shape[1]:
-                gone.append(first + i)
-        self.leave(gone)
+        row_n, _, count_n, last_n = self.state_4S[:, first : self.live]
+        tokens_n, logprobs_n = sample_tokens(logits_nV, self.uniform_RT[row_n, count_n], self.sampler.config.temperature, self.sampler.top_p)
+        self.tokens_RT[row_n, count_n] = tokens_n
+        self.logprobs_RT[row_n, count_n] = logprobs_n.float()
+        last_n.copy_(tokens_n)
+        count_n += 1
+        stopped_n = self.sampler.is_stop[tokens_n]
+        gone = (stopped_n | (count_n == self.limit_R[row_n])).nonzero().flatten()       # the one place where the host waits for the device
+        if len(gone):
+            for row, count, stopped in zip(row_n[gone].tolist(), count_n[gone].tolist(), stopped_n[gone].tolist()):
+                self.lengths[row], self.stopped[row] = count, stopped
+            self.leave([first + slot for slot in gone.tolist()])
 
     def leave(self, gone: list[int]) -> None:
         """Fills the slots in `gone` (ascending) with the last live rows, so that live rows stay at 0..n-1."""
-        n = len(self.slot_rows) - len(gone)
-        source = [slot for slot in range(n, len(self.slot_rows)) if slot not in set(gone)]
+        n = self.live - len(gone)
         to = [slot for slot in gone if slot < n]
         if to:
-            longest = max(len(self.prompts[self.rows[self.slot_rows[s]][0]]) + self.lengths[self.slot_rows[s]] for s in source)
-            self.cache.move(to, source, min(longest, self.cache.kv.shape[4]))
-        for a, b in zip(to, source):
-            self.slot_rows[a] = self.slot_rows[b]
-        del self.slot_rows[n:]
-
-    def completions(self) -> list[Completion]:
-        tokens, logprobs = self.tokens_RT.tolist(), self.logprobs_RT.tolist()
-        return [
-            Completion(tokens[row][:length], logprobs[row][:length], "stop" if self.stopped[row] else "length")
-            for row, length in enumerate(self.lengths)
-        ]
+            source = torch.tensor(sorted(set(range(n, self.live)) - set(gone)), device=self.device)
+            to = torch.tensor(to, device=self.device)
+            self.state_4S[:, to] = self.state_4S[:, source]
+            self.cache.move(to, source)
+        self.live = n
+        self.longest = int(self.state_4S[1, :n].max()) if n else 0
 
 
 def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -257,19 +276,23 @@ def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float, top_
     Returns ids (N,) and log-probs (N,), at least float32. Copy-pasteable: needs only torch.
     """
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    if temperature > 0:
+    if temperature not in (0, 1):
         logits_NV = logits_NV / temperature
-    log_z_N = logits_NV.logsumexp(-1)
+    peak_N1 = logits_NV.amax(-1, keepdim=True)
+    cumulative_NV = (logits_NV - peak_N1).exp_().cumsum(-1, dtype=torch.float64)
+    total_N = cumulative_NV[:, -1]
     if temperature == 0:
         tokens_N = logits_NV.argmax(-1)
     else:
-        kept_NV = top_p_logits(logits_NV, top_p) if top_p < 1 else logits_NV
-        cumulative_NV = (kept_NV - kept_NV.amax(-1, keepdim=True)).exp().cumsum(-1, dtype=torch.float64)
-        total_N = cumulative_NV[:, -1]
-        # u * total may round up to total, which would pick the last id even where its probability is 0
-        threshold_N = torch.minimum(uniform_N * total_N, total_N.nextafter(torch.zeros_like(total_N)))
-        tokens_N = torch.searchsorted(cumulative_NV, threshold_N[:, None], right=True).squeeze(-1)
-    return tokens_N, logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1) - log_z_N
+        drawn_from_NV, mass_N = cumulative_NV, total_N
+        if top_p < 1:
+            drawn_from_NV = (top_p_logits(logits_NV, top_p) - peak_N1).exp_().cumsum(-1, dtype=torch.float64)
+            mass_N = drawn_from_NV[:, -1]
+        # u * mass may round up to mass, which would pick the last id even where its probability is 0
+        threshold_N = torch.minimum(uniform_N * mass_N, mass_N.nextafter(torch.zeros_like(mass_N)))
+        tokens_N = torch.searchsorted(drawn_from_NV, threshold_N[:, None], right=True).squeeze(-1)
+    chosen_N = logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1)
+    return tokens_N, (chosen_N - peak_N1.squeeze(-1)) - total_N.log().to(logits_NV.dtype)
 
 
 def top_p_logits(logits_NV: Tensor, top_p: float) -> Tensor:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from eval import DataConfig, effective_labels, load_problems, pass_at_k, standard_error, summarize
+from eval import DataConfig, effective_labels, load_problems, main, pass_at_k, run_main, standard_error, summarize
 
 
 def test_pass_at_k_equals_counting_subsets():
@@ -98,7 +98,10 @@ def test_eval_command_keeps_every_sample(tmp_path):
     assert all(record[key] == value for key, value in again.items())
 
 
-def test_eval_errors_are_one_line(tmp_path):
+def test_eval_errors_are_one_line(tmp_path, monkeypatch, capsys):
     for arguments, word in ((["--model", str(tmp_path / "none")], "model.path"), (["eval.benchmarks=[]"], "eval.benchmarks"), (["eval.top_p=1.5"], "eval.top_p")):
-        result = run_eval(*arguments)
-        assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and word in result.stderr
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--config", "configs/eval_tiny.toml", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            run_main(main)
+        error = capsys.readouterr().err
+        assert exit_.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and word in error

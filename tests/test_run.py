@@ -14,7 +14,8 @@ import transformers
 from test_learner import torchrun
 
 from config import load
-from dra_grpo import Config
+from dra_grpo import Config, main
+from eval import run_main
 from model import Transformer
 from sampler import Sampler, SamplerConfig
 
@@ -39,6 +40,20 @@ def comparable(path):
     """Records without run records and wall times, which no two runs share."""
     return [{k: v for k, v in record.items() if k not in ("seconds", "sample_s", "reward_s", "update_s", "tokens_per_s")}
             for record in records(path) if record.get("kind") != "run"]
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Runs the command's own main in this process; returns (exit code, stdout, stderr)."""
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dra_grpo.py", *arguments])
+        handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
+        with pytest.raises(SystemExit) as exit_:
+            run_main(main)
+        for s, handler in handlers:
+            signal.signal(s, handler)
+        return exit_.value.code, *capsys.readouterr()
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -110,25 +125,24 @@ def test_two_ranks_train_the_same_policy(run, tmp_path):
     assert records(tmp_path / "r" / "metrics.jsonl")[0]["world"] == 2
 
 
-def test_the_same_command_continues_bit_equal(run, tmp_path):
-    """From a copy cut back to step 1, with records of a step that was never saved: the end must be that of the uninterrupted run."""
-    shutil.copytree(run[0], tmp_path / "r")
-    shutil.rmtree(tmp_path / "r" / "final")
-    result = subprocess.run(command(tmp_path / "x", run[2], "run.steps=3", "run.save_every=2"), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    shutil.rmtree(tmp_path / "x" / "checkpoints" / "step-000003")
-    shutil.rmtree(tmp_path / "x" / "final")
-    result = subprocess.run(command(tmp_path / "x", run[2], "run.save_every=2"), capture_output=True, text=True)
+def test_the_same_command_continues_bit_equal(run, tmp_path, here):
+    """A copy cut back to step 2, with the records of a third step still in its files: the end must be that of the uninterrupted run."""
+    folder = tmp_path / "r"
+    shutil.copytree(run[0], folder)
+    shutil.rmtree(folder / "final")
+    shutil.rmtree(folder / "checkpoints" / "step-000003")
+    result = subprocess.run(command(folder, run[2]), capture_output=True, text=True)
     assert result.returncode == 0 and "continuing at step 2" in result.stdout, result.stderr
-    assert_same_run(run[0], tmp_path / "x", exact=True)
-    again = subprocess.run(command(tmp_path / "x", run[2], "run.save_every=2"), capture_output=True, text=True)
-    assert again.returncode == 0 and "complete" in again.stdout
+    assert_same_run(run[0], folder, exact=True)
+    code, out, _ = here(*command(folder, run[2])[2:])
+    assert code == 0 and "complete" in out, "a finished run says so and changes nothing"
+    assert_same_run(run[0], folder, exact=True)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_saves_and_the_same_command_continues(signum, tmp_path):
+def test_interrupt_saves_and_the_same_command_continues(signum, tmp_path, here):
     """A signal in the middle of a step: the step is dropped, what was done is saved, and it ends within seconds."""
-    arguments = ["eval.benchmarks=[]", "run.save_every=1000", "run.steps=100000"]
+    arguments = ["eval.benchmarks=[]", "run.save_every=1000", "run.steps=100000", "dra.enabled=false"]
     process = subprocess.Popen(command(tmp_path / "r", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "r" / "metrics.jsonl"
     deadline = time.time() + 120
@@ -140,14 +154,14 @@ def test_interrupt_saves_and_the_same_command_continues(signum, tmp_path):
     done = records(metrics)[-1]["step"]
     saved = json.loads((tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "meta.json").read_text())
     assert saved["step"] == done >= 3
-    result = subprocess.run(command(tmp_path / "r", *arguments, f"run.steps={done + 1}"), capture_output=True, text=True)
-    assert result.returncode == 0 and f"continuing at step {done}" in result.stdout
+    code, out, _ = here(*command(tmp_path / "r", *arguments, f"run.steps={done + 1}")[2:])
+    assert code == 0 and f"continuing at step {done}" in out
     assert [r["step"] for r in records(metrics) if r["kind"] == "train"] == list(range(1, done + 2))
 
 
 def test_interrupt_under_torchrun_saves_on_all_ranks(tmp_path):
     """SIGTERM to torchrun reaches both ranks; they agree on the step, save together, and nobody hangs."""
-    arguments = ["eval.benchmarks=[]", "run.save_every=1000", "run.steps=100000"]
+    arguments = ["eval.benchmarks=[]", "run.save_every=1000", "run.steps=100000", "dra.enabled=false"]
     process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command(tmp_path / "r", *arguments)[1:]],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     metrics = tmp_path / "r" / "metrics.jsonl"
@@ -186,38 +200,34 @@ def test_interrupt_under_torchrun_saves_on_all_ranks(tmp_path):
     (["eval.label=tiny/task.py:nothing"], ["eval.label", "nothing"]),
     (["dra.weights=none.py:f"], ["dra.weights", "none.py"]),
 ])
-def test_bad_input_is_one_line_and_exit_code_2(overrides, words, tmp_path, capsys, monkeypatch):
-    """No traceback, nothing written. In this process, through the same main; one case runs the command itself below."""
-    from dra_grpo import main
-    from eval import run_main
-    monkeypatch.setattr(sys, "argv", command(tmp_path / "r", *overrides)[1:])
-    handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(SystemExit) as exit_:
-        run_main(main)
-    for s, handler in handlers:
-        signal.signal(s, handler)
-    error = capsys.readouterr().err
-    assert exit_.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+def test_bad_input_is_one_line_and_exit_code_2(overrides, words, tmp_path, here):
+    """No traceback, nothing written."""
+    code, _, error = here(*command(tmp_path / "r", *overrides)[2:])
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
     for word in words:
         assert word in error
     assert not (tmp_path / "r" / "metrics.jsonl").exists()
 
 
-def test_bad_config_files_and_commands(tmp_path):
-    broken = tmp_path / "broken.toml"
-    broken.write_text("[model\n")
-    for config in (str(broken), str(tmp_path / "none.toml")):
-        result = subprocess.run([sys.executable, "dra_grpo.py", "--config", config], capture_output=True, text=True)
-        assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and config in result.stderr
+def test_bad_config_files(tmp_path, here):
+    (tmp_path / "broken.toml").write_text("[model\n")
+    for name in ("broken.toml", "none.toml"):
+        code, _, error = here("--config", str(tmp_path / name))
+        assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and name in error
 
 
-def test_no_resume_refuses_a_used_folder(run):
-    result = subprocess.run(command(run[0], "run.resume=false"), capture_output=True, text=True)
-    assert result.returncode == 2 and "run.resume" in result.stderr
+def test_the_script_itself_exits_with_2(tmp_path):
+    result = subprocess.run(command(tmp_path / "r", "run.steps=0"), capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr == "error: run.steps must be >= 1; got 0\n"
 
 
-def test_help_lists_every_key():
-    text = subprocess.run([sys.executable, "dra_grpo.py", "--help"], capture_output=True, text=True).stdout
+def test_no_resume_refuses_a_used_folder(run, here):
+    code, _, error = here(*command(run[0], "run.resume=false")[2:])
+    assert code == 2 and "run.resume" in error
+
+
+def test_help_lists_every_key(here):
+    _, text, _ = here("--help")
     for key in ("model.path", "data.prompts_per_step", "sampler.group_size  (int >= 2; default 8)", "dra.sharpen", "learner.clip_high", "eval.label", "run.save_every"):
         assert key in text
 

@@ -98,16 +98,18 @@ def test_stale_and_future_cache_is_never_read(qwen2, monkeypatch):
     _, folder = qwen2
     prompts = ragged_prompts(131, LENGTHS)
     clean = sampler_for(folder, slots=4).generate(prompts, 3, (0,))
-    advance = Rollout.advance
+    decode = Rollout.decode
 
     def poisoned(self):
-        n = len(self.slot_rows)
-        self.cache.kv[:, :, n:] = math.nan
-        for slot in range(n):
-            self.cache.kv[:, :, slot, :, int(self.cache.pos[slot]):] = 1e4
-        return advance(self)
+        self.cache.reserve(self.live, self.slots, self.longest + 1)
+        for layer in self.cache.layers:
+            for cache in layer:
+                cache[self.live :] = math.nan
+                for slot, position in enumerate(self.state_4S[1, : self.live].tolist()):
+                    cache[slot, :, position:] = 1e4
+        decode(self)
 
-    monkeypatch.setattr(Rollout, "advance", poisoned)
+    monkeypatch.setattr(Rollout, "decode", poisoned)
     assert sampler_for(folder, slots=4).generate(prompts, 3, (0,)) == clean
 
 

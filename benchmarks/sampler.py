@@ -1,0 +1,196 @@
+"""Tokens per second and memory of our sampler beside transformers' own, on the same weights, prompts and forced lengths.
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/sampler.py [--workloads tiny-fp32 small-fp32 ...] [--rounds 3] [--threads 2]
+
+Workload: 8 prompts x 6 completions at temperature 0.7, log-normal lengths with mean about 110, cut at 256. All contestants run
+in one process, interleaved; medians over rounds. `bound` is the time the machine would need if it did nothing but the products
+(at the best GEMM rate measured here) and the reads of weights and live keys and values (at the measured bandwidth), the larger of
+the two per step. Peak memory is the resident set of a process per contestant, model and libraries included.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from model import Transformer  # noqa: E402
+from sampler import Rollout, Sampler, SamplerConfig  # noqa: E402
+
+TINY = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=512)
+SMALL = dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, vocab_size=8192)
+WORKLOADS = {                                           # geometry, dtype, prompt tokens
+    "tiny-fp32": (TINY, torch.float32, 64), "tiny-bf16": (TINY, torch.bfloat16, 64),
+    "small-fp32": (SMALL, torch.float32, 64), "small-bf16": (SMALL, torch.bfloat16, 64),
+    "small-fp32-256": (SMALL, torch.float32, 256), "small-bf16-256": (SMALL, torch.bfloat16, 256),
+}
+PROMPTS, GROUP, CAP, TEMPERATURE = 8, 6, 256, 0.7
+LENGTHS = np.random.default_rng(0).lognormal(4.55, 0.55, PROMPTS * GROUP).round().clip(8, CAP).astype(int).tolist()
+
+
+def build(name: str, folder: str) -> None:
+    geometry, dtype, _ = WORKLOADS[name]
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(**geometry, max_position_embeddings=1024, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    transformers.AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
+
+
+class ForcedRollout(Rollout):
+    """A rollout whose row i ends after LENGTHS[i] tokens, whatever it draws."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.limit_R.copy_(torch.tensor(LENGTHS))
+
+
+class AtLengths(transformers.StoppingCriteria):
+    """The same for transformers' generate."""
+
+    def __init__(self, prompt: int):
+        self.ends = torch.tensor(LENGTHS) + prompt
+
+    def __call__(self, input_ids, scores, **_):
+        return self.ends <= input_ids.shape[1]
+
+
+def ours(folder: str, name: str, prompts: list[list[int]], share: bool = True):
+    model = Transformer.from_pretrained(folder, WORKLOADS[name][1])
+    sampler = Sampler(model, SamplerConfig(GROUP, CAP, TEMPERATURE), [])
+    prompts, group = (prompts, GROUP) if share else ([prompt for prompt in prompts for _ in range(GROUP)], 1)
+
+    @torch.inference_mode()
+    def run() -> int:
+        rollout = ForcedRollout(sampler, prompts, group, [(0, i) for i in range(PROMPTS * GROUP)])
+        return sum(len(completion.tokens) for completion in rollout.run())
+    return run
+
+
+def generate(folder: str, name: str, prompts: list[list[int]], cache: str):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=WORKLOADS[name][1])
+    ids = torch.tensor([prompt for prompt in prompts for _ in range(GROUP)])
+
+    def run() -> int:
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=CAP, do_sample=True, temperature=TEMPERATURE, top_k=0,
+                       cache_implementation=cache, stopping_criteria=[AtLengths(ids.shape[1])], disable_compile=True)
+        return sum(LENGTHS)
+    return run
+
+
+def continuous(folder: str, name: str, prompts: list[list[int]]):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=WORKLOADS[name][1])
+    settings = transformers.GenerationConfig(max_new_tokens=CAP, do_sample=True, temperature=TEMPERATURE, top_k=0, eos_token_id=-1, pad_token_id=0)
+
+    def run() -> int:
+        manager = model.init_continuous_batching(generation_config=settings)
+        manager.start()
+        for i, length in enumerate(LENGTHS):
+            manager.add_request(prompts[i // GROUP], request_id=str(i), max_new_tokens=length)
+        done = 0
+        while done < len(LENGTHS):
+            result = manager.get_result(timeout=60)
+            done += result is not None and result.is_finished()
+        manager.stop(block=True)
+        return sum(LENGTHS)
+    return run
+
+
+CONTESTANTS = {
+    "ours": ours,
+    "ours, prefix not shared": lambda folder, name, prompts: ours(folder, name, prompts, share=False),
+    "generate, dynamic cache": lambda *a: generate(*a, "dynamic"),
+    "generate, static cache": lambda *a: generate(*a, "static"),
+    "continuous batching": continuous,
+}
+
+
+def prompts_for(name: str) -> list[list[int]]:
+    geometry, _, tokens = WORKLOADS[name]
+    return np.random.default_rng(1).integers(1, geometry["vocab_size"], (PROMPTS, tokens)).tolist()
+
+
+def seconds(function, rounds: int = 3) -> float:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def bound(name: str) -> float:
+    """Seconds for the workload at the machine's own bandwidth and GEMM rate (both measured now, in this dtype)."""
+    geometry, dtype, prompt = WORKLOADS[name]
+    big = torch.ones(2**27 // dtype.itemsize, dtype=dtype)
+    out = torch.empty_like(big)
+    bandwidth = 2 * big.nbytes / seconds(lambda: out.copy_(big), 5)
+    C, I, L, V = (geometry[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"))
+    heads, kv, D = geometry["num_attention_heads"], geometry["num_key_value_heads"], C // geometry["num_attention_heads"]
+    a, w = torch.randn(PROMPTS * GROUP, C).to(dtype), torch.randn(2 * I, C).to(dtype)
+    repeats = 20
+    with torch.inference_mode():
+        rate = repeats * 2 * a.shape[0] * w.numel() / seconds(lambda: [torch.mm(a, w.t()) for _ in range(repeats)], 10)
+    weights = L * (C * (heads + 2 * kv) * D + heads * D * C + 3 * C * I) + V * C
+    total = 2 * PROMPTS * prompt * (weights - V * C) / rate
+    for step in range(max(LENGTHS)):
+        live = sum(length > step for length in LENGTHS)
+        kv_values = live * (prompt + step) * 2 * L * kv * D
+        flops = 2 * live * weights + 4 * live * (prompt + step) * L * heads * D
+        total += max(flops / rate, (weights + kv_values) * dtype.itemsize / bandwidth)
+    print(f"   machine: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.1f} GFLOP/s at {PROMPTS * GROUP} rows in {str(dtype).removeprefix('torch.')}")
+    return total
+
+
+def peak_mib(name: str, contestant: str, folder: str, threads: int) -> float:
+    """Peak resident set of a process that loads the model and samples once (Linux)."""
+    command = [sys.executable, __file__, "--memory-of", contestant, "--workloads", name, "--folder", folder, "--threads", str(threads)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    transformers.utils.logging.set_verbosity_error()
+    if args.memory_of:
+        run = CONTESTANTS[args.memory_of](args.folder, args.workloads[0], prompts_for(args.workloads[0]))
+        run()
+        print(json.dumps(next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))))
+        return
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {args.threads} threads; lengths mean {np.mean(LENGTHS):.0f}, max {max(LENGTHS)}")
+    for name in args.workloads:
+        with tempfile.TemporaryDirectory() as folder:
+            build(name, folder)
+            prompts = prompts_for(name)
+            runs = {contestant: CONTESTANTS[contestant](folder, name, prompts) for contestant in args.contestants}
+            times: dict[str, list[float]] = {contestant: [] for contestant in runs}
+            print(f"\n{name}", flush=True)
+            limit = bound(name)
+            for round_ in range(args.rounds + 1):
+                for contestant, run in runs.items():
+                    start = time.perf_counter()
+                    tokens = run()
+                    if round_:                          # the first round warms up
+                        times[contestant].append(time.perf_counter() - start)
+            best = statistics.median(times["ours"])
+            for contestant, values in times.items():
+                median = statistics.median(values)
+                print(f"   {contestant:<26}{tokens / median:>9.0f} tok/s  ({min(values):.2f}..{max(values):.2f} s)   ours is {median / best:.2f}x   "
+                      f"{limit / median:>4.0%} of the bound   peak {peak_mib(name, contestant, folder, args.threads):.0f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
