@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 ROPE_TYPES = ("default", "llama3")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+FEW_ROWS = 256                                          # up to here a product on a CPU is faster transposed
 LOGITS_PER_CHUNK = 2**24                                # 64 MB in fp32: what the chunked LM head holds at once
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]    # (layer, q (N,T,H,D), k (N,T,K,D), v (N,T,K,D)) -> (N,T,H,D)
@@ -143,6 +144,23 @@ def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
 
 
+class Linear(nn.Linear):
+    """y = x W^T + b. The few rows of a decoding step are computed on a CPU as (W x^T)^T, which its BLAS runs up to twice as fast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if rows > FEW_ROWS or x.is_cuda or torch.is_grad_enabled():
+            return F.linear(x, self.weight, self.bias)
+        return few_rows_linear(x.reshape(rows, -1), self.weight, self.bias).view(*x.shape[:-1], -1)
+
+
+def few_rows_linear(x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None = None) -> Tensor:
+    """The same product with the roles of rows and columns exchanged; contiguous (N, V)."""
+    if bias_V is None:
+        return torch.mm(weight_VC, x_NC.t()).t().contiguous()
+    return torch.addmm(bias_V[:, None], weight_VC, x_NC.t()).t().contiguous()
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -159,10 +177,10 @@ class Block(nn.Module):
         super().__init__()
         self.g, self.layer = g, layer
         self.attn_norm, self.mlp_norm = RMSNorm(g.hidden, g.eps), RMSNorm(g.hidden, g.eps)
-        self.qkv = nn.Linear(g.hidden, (g.heads + 2 * g.kv_heads) * g.head_dim, bias=g.qkv_bias)
-        self.o = nn.Linear(g.heads * g.head_dim, g.hidden, bias=g.o_bias)
-        self.gate_up = nn.Linear(g.hidden, 2 * g.intermediate, bias=g.mlp_bias)
-        self.down = nn.Linear(g.intermediate, g.hidden, bias=g.mlp_bias)
+        self.qkv = Linear(g.hidden, (g.heads + 2 * g.kv_heads) * g.head_dim, bias=g.qkv_bias)
+        self.o = Linear(g.heads * g.head_dim, g.hidden, bias=g.o_bias)
+        self.gate_up = Linear(g.hidden, 2 * g.intermediate, bias=g.mlp_bias)
+        self.down = Linear(g.intermediate, g.hidden, bias=g.mlp_bias)
         if g.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(g.head_dim, g.eps), RMSNorm(g.head_dim, g.eps)
 
@@ -190,7 +208,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(g.vocab, g.hidden)
         self.blocks = nn.ModuleList(Block(g, layer) for layer in range(g.layers))
         self.norm = RMSNorm(g.hidden, g.eps)
-        self.head = None if g.tied else nn.Linear(g.hidden, g.vocab, bias=False)
+        self.head = None if g.tied else Linear(g.hidden, g.vocab, bias=False)
         self.register_buffer("inv_freq", torch.empty(g.head_dim // 2), persistent=False)
         self.checkpoint_activations = False
         self.n_tokens = g.vocab                         # ids the tokenizer knows; rows beyond are padding, never drawn or trained
@@ -217,8 +235,9 @@ class Transformer(nn.Module):
         return F.linear(self.hidden(tokens_NT), self.head_weight)
 
     def next_logits(self, hidden_NC: Tensor) -> Tensor:
-        """Logits (N, n_tokens) over the tokenizer's ids."""
-        return F.linear(hidden_NC, self.head_weight[: self.n_tokens])
+        """Logits (N, n_tokens) over the tokenizer's ids, without gradient."""
+        product = F.linear if hidden_NC.is_cuda or len(hidden_NC) > FEW_ROWS else few_rows_linear
+        return product(hidden_NC, self.head_weight[: self.n_tokens])
 
     def token_logprobs(self, tokens_NT: Tensor, mask_NT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability of each token where `mask_NT` is True given the tokens before it, and the entropy of its distribution.

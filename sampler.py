@@ -48,6 +48,11 @@ class Completion:
 COLUMNS = 64                                            # tokens by which the cache grows
 
 
+def row_bucket(live: int) -> int:
+    """Rows that are computed for `live` ones: matrix products are fast at few row counts, and a CUDA graph exists for a few."""
+    return next((rows for rows in (1, 2, 4) if rows >= live), -(-live // 8) * 8)
+
+
 class Cache:
     """Keys and values of the live rows, for each layer (S, K, T, D) twice, and what each row may attend to.
 
@@ -167,7 +172,7 @@ class Rollout:
     def __init__(self, sampler: Sampler, prompts: Sequence[list[int]], group_size: int, seeds: list[tuple[int, ...]]):
         self.sampler, self.model, self.prompts, self.G = sampler, sampler.model, prompts, group_size
         self.device, max_new, rows = sampler.device, sampler.config.max_new_tokens, len(seeds)
-        self.slots = min(sampler.config.slots or rows, rows)
+        self.slots = row_bucket(min(sampler.config.slots or rows, rows))
         self.cache = Cache(self.model, self.slots)
         self.uniform_RT = torch.from_numpy(np.stack([np.random.default_rng(seed).random(max_new) for seed in seeds])).to(self.device)
         self.tokens_RT = torch.zeros(rows, max_new, dtype=torch.long, device=self.device)
@@ -193,16 +198,16 @@ class Rollout:
         return [Completion(tokens[row][:n], logprobs[row][:n], "stop" if self.stopped[row] else "length") for row, n in enumerate(self.lengths)]
 
     def decode(self) -> None:
-        """One token for every live row."""
-        n = self.live
+        """One token for every live row; the dead ones that fill the bucket sit at position 0 of free slots and are ignored."""
+        n = row_bucket(self.live)
         _, pos_n, _, last_n = self.state_4S[:, :n]
         self.longest += 1
-        # nobody is waiting: dead slots need no room any more
-        self.cache.reserve(n, self.slots if self.waiting < len(self.lengths) else n, self.longest)
+        # when nobody is waiting, free slots need no room any more
+        self.cache.reserve(self.live, self.slots if self.waiting < len(self.lengths) else n, self.longest)
         self.cache.begin_step(pos_n, self.longest)
         hidden = self.model.hidden(last_n[:, None], pos_n[:, None], self.cache.attend)
-        pos_n += 1
-        self.draw(self.model.next_logits(hidden[:, 0]), 0)
+        pos_n[: self.live] += 1
+        self.draw(self.model.next_logits(hidden[: self.live, 0]), 0)
 
     def admit(self, free: int) -> None:
         """Prefills the prompts of the next `free` waiting rows, copies their keys and values, and draws the first tokens."""
@@ -264,6 +269,7 @@ class Rollout:
             to = torch.tensor(to, device=self.device)
             self.state_4S[:, to] = self.state_4S[:, source]
             self.cache.move(to, source)
+        self.state_4S[:, n : self.live] = 0
         self.live = n
         self.longest = int(self.state_4S[1, :n].max()) if n else 0
 
