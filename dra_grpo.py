@@ -142,6 +142,8 @@ def check(config: Config, world: int) -> None:
             import_function(key, spec)
     if not config.run.resume and (Path(config.run.dir) / "metrics.jsonl").exists():
         raise ValueError(f"run.dir = {config.run.dir!r} already holds a run and run.resume is false; name another folder")
+    if (Path(config.run.dir) / "config.toml").exists():
+        check_unchanged(config, Path(config.run.dir) / "config.toml")
     path = Path(config.model.path)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -150,6 +152,18 @@ def check(config: Config, world: int) -> None:
         if config.data.max_prompt_tokens + config.sampler.max_new_tokens > context:
             raise ValueError(f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and sampler.max_new_tokens = "
                              f"{config.sampler.max_new_tokens} exceed the model's context of {context}; lower one of them")
+
+
+MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume", "eval.", "sampler.slots", "reward.workers", "reward.timeout_s")
+
+
+def check_unchanged(config: Config, saved: Path) -> None:
+    """ValueError listing what differs from the settings a run was started with, but for keys that do not change its course."""
+    before, now = asdict(load(Config, saved)), asdict(config)
+    changed = [f"{section}.{key}: {before[section][key]!r} -> {value!r}" for section, values in now.items() for key, value in values.items()
+               if before[section][key] != value and not f"{section}.{key}".startswith(MAY_CHANGE)]
+    if changed:
+        raise ValueError(f"run.dir = {config.run.dir!r} holds a run with other settings ({'; '.join(changed)}); name another run.dir or change them back")
 
 
 # ------------------------------------------------------------------------------------------------ pure functions
@@ -533,6 +547,7 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
         (run_dir / "config.toml").write_text(dump(config), encoding="utf-8")
         print(f"{len(kept)} training problems" + (f" ({len(data) - len(kept)} left out: prompt too long)" if len(kept) < len(data) else ""))
 
+    embedder = Embedder(config.dra.embedder, config.dra.max_tokens, config.dra.trust_remote_code, device) if config.dra.enabled else None
     # policy, reference, optimizer, and the sampler's own copy; from the newest checkpoint if there is one
     resume_from = checkpoint.latest(run_dir)
     n_tokens = len(tokenizer)
@@ -555,7 +570,6 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
             print(f"the run in {run_dir} is complete ({done} steps); raise run.steps to continue it or name another run.dir")
         return 0
     sampler.load_weights(full_weights(learner.policy))
-    embedder = Embedder(config.dra.embedder, config.dra.max_tokens, config.dra.trust_remote_code, device) if config.dra.enabled else None
     label = import_function("eval.label", config.eval.label) if config.eval.label else None
     scale = {"auto": "none" if config.learner.loss == "dr_grpo" else "std"}.get(config.reward.advantage, config.reward.advantage)
     if first:                                           # records behind the checkpoint belong to steps that will be done again

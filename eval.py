@@ -64,7 +64,7 @@ class EvalConfig:
 @dataclass(frozen=True)
 class OutputConfig:
     dir: str = "runs/eval"
-    """folder for results.jsonl, config.toml and the samples"""
+    """folder for a folder per model, with results.jsonl, config.toml and the samples"""
     workers: Annotated[int, ">= 1"] = 2
     """grader processes"""
     timeout_s: Annotated[float, "> 0"] = 5.0
@@ -267,22 +267,24 @@ def parse_args(cls: type, argv: list[str], doc: str, extra: Callable[[argparse.A
 def main(argv: list[str]) -> None:
     args = parse_args(Config, argv, __doc__, lambda parser: parser.add_argument(
         "--model", action="append", metavar="PATH", help="policy to evaluate instead of model.path; may be repeated"))
-    models = args.model or [None]
-    for path in models:
+    for path in args.model or [None]:
         override = [f"model.path={json.dumps(path)}"] if path else []
         config = load(Config, args.config, [*args.overrides, *override])
         if not config.eval.benchmarks:
             raise ValueError("eval.benchmarks is empty: name at least one JSONL file")
         for benchmark in config.eval.benchmarks:
             load_problems(benchmark, config.data)
+        out = Path(config.output.dir) / config.model.path.strip("/.").replace("/", "-")
+        settings = out / "config.toml"
+        if settings.exists() and settings.read_text(encoding="utf-8") != dump(config):
+            raise ValueError(f"{out} holds an evaluation with other settings (see its config.toml); name another output.dir")
         folder = model_folder(config.model)
         tokenizer = load_tokenizer(folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = Transformer.from_pretrained(folder, DTYPES[config.model.dtype], device)
         model.n_tokens = min(model.g.vocab, len(tokenizer))
-        out = Path(config.output.dir) / Path(config.model.path).name if len(models) > 1 else Path(config.output.dir)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.toml").write_text(dump(config), encoding="utf-8")
+        settings.write_text(dump(config), encoding="utf-8")
         records = []
         with Grader(config.output.workers, config.output.timeout_s) as grader:
             for benchmark in config.eval.benchmarks:

@@ -70,7 +70,7 @@ class Cache:
         """Makes room for `slots` rows of `tokens` tokens, keeping the first `live` rows; cleared, because 0 times a stale nan is nan."""
         if tokens <= self.tokens and slots <= self.slots:
             return
-        columns = -(-tokens // COLUMNS) * COLUMNS
+        columns = max(self.tokens, -(-tokens // COLUMNS) * COLUMNS)
 
         def resized(old: Tensor, fill: float, *shape: int) -> Tensor:
             new = old.new_full(shape, fill)
@@ -86,9 +86,8 @@ class Cache:
 
     def begin_step(self, pos_n: Tensor, longest: int) -> None:
         """Rows 0..n-1 decode one token each at positions `pos_n`; `longest` is the largest of them plus one."""
-        n = len(pos_n)
-        self.n, self.longest = n, longest
-        rows_n1 = torch.arange(n, device=pos_n.device)[:, None]
+        self.longest = longest
+        rows_n1 = torch.arange(len(pos_n), device=pos_n.device)[:, None]
         heads_K = torch.arange(self.heads, device=pos_n.device)
         self.write_at = ((rows_n1 * self.heads + heads_K) * self.tokens + pos_n[:, None]).flatten()
         self.bias.view(-1).index_fill_(0, rows_n1[:, 0] * self.tokens + pos_n, 0.0)
@@ -157,8 +156,8 @@ class Sampler:
             if not prompt:
                 raise ValueError(f"prompt {i} is empty: a completion needs at least one token to follow")
             if len(prompt) + max_new > context:
-                raise ValueError(f"prompt {i} has {len(prompt)} tokens; with sampler.max_new_tokens = {max_new} it exceeds the "
-                                 f"model's context of {context}")
+                raise ValueError(f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {max_new} it exceeds the model's "
+                                 f"context of {context}")
         if not prompts:
             return []
         positions = range(len(prompts)) if positions is None else positions

@@ -91,8 +91,8 @@ def test_eval_command_keeps_every_sample(tmp_path):
     result = run_eval("--model", "tiny/policy", f'eval.benchmarks=["{tmp_path}/few.jsonl"]', f"output.dir={tmp_path}/out")
     assert result.returncode == 0, result.stderr
     assert "avg@32, 10 problems" in result.stdout and "effective strategies" in result.stdout
-    samples = [json.loads(line) for line in (tmp_path / "out" / "few.samples.jsonl").read_text().splitlines()]
-    record = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    samples = [json.loads(line) for line in (tmp_path / "out" / "tiny-policy" / "few.samples.jsonl").read_text().splitlines()]
+    record = json.loads((tmp_path / "out" / "tiny-policy" / "results.jsonl").read_text())
     assert len(samples) == 320 and record["accuracy"] == sum(s["correct"] for s in samples) / 320
     again = summarize("few", samples)
     assert all(record[key] == value for key, value in again.items())

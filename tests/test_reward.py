@@ -180,6 +180,22 @@ def test_rewarder_is_the_functions_in_order(dra):
     assert torch.equal(scores.advantage, group_advantages(expected))
 
 
+def test_user_reward_functions_get_what_the_readme_says(tmp_path):
+    """The README's own example beside accuracy, weighted; a wrong number of values is an error that names the function."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    example = readme.split("```python\n")[1].split("```")[0]
+    (tmp_path / "my.py").write_text(example + "def short(rows, **_):\n    return [row['bonus'] for row in rows][1:]\n")
+    name = f"{tmp_path}/my.py:brevity"
+    with Grader(1) as grader:
+        def rewarder(functions):
+            return Rewarder(RewardConfig(functions), DraConfig(enabled=False), "none", 100, grader, None)
+        scores = rewarder({"accuracy": 2.0, name: 0.5})(["\\boxed{1}", "\\boxed{2}"], [{"answer": "1", "bonus": 3}], [20, 100], 2)
+        torch.testing.assert_close(scores.raw, torch.tensor([[2.4, 0.0]]))
+        torch.testing.assert_close(scores.parts[name], torch.tensor([[0.8, 0.0]]))
+        with pytest.raises(ValueError, match="short.*1 values for 2"):
+            rewarder({f"{tmp_path}/my.py:short": 1.0})(["a", "b"], [{"answer": "1", "bonus": 3}], [1, 1], 2)
+
+
 def test_weights_hook_replaces_the_weights(tmp_path):
     (tmp_path / "hook.py").write_text("def f(similarity, rewards, rows):\n    assert similarity.shape == (2, 2, 2) and len(rows) == 2\n    return rewards * 0 + 0.25\n"
                                       "def bad(similarity, rewards, rows):\n    return rewards[0]\n")

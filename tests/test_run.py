@@ -226,6 +226,13 @@ def test_no_resume_refuses_a_used_folder(run, here):
     assert code == 2 and "run.resume" in error
 
 
+def test_resuming_with_other_settings_lists_what_differs(run, here):
+    before = (run[0] / "config.toml").read_bytes()
+    code, _, error = here(*command(run[0], "learner.lr=1e-3", "sampler.temperature=0.9", "run.steps=4")[2:])
+    assert code == 2 and "learner.lr: 0.0001 -> 0.001" in error and "sampler.temperature" in error and "run.steps" not in error
+    assert (run[0] / "config.toml").read_bytes() == before
+
+
 def test_help_lists_every_key(here):
     _, text, _ = here("--help")
     for key in ("model.path", "data.prompts_per_step", "sampler.group_size  (int >= 2; default 8)", "dra.sharpen", "learner.clip_high", "eval.label", "run.save_every"):

@@ -1,5 +1,7 @@
 """sampler.py: greedy against transformers' generate, log-probs against the learner's, and draws that depend on their row alone."""
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -173,3 +175,20 @@ def test_group_first_tokens_are_independent_draws(qwen2):
     observed = torch.cat((counts, 400 - counts.sum(0, keepdim=True))).float()
     expected = 400 * torch.cat((top.values, 1 - top.values.sum(0, keepdim=True)))
     assert ((observed - expected) ** 2 / expected).sum() < 36
+
+
+def test_memory_is_flat_over_rollouts(qwen2):
+    """Twenty rollouts in a process of their own: the peak after the third is the peak after the last, within 2 %."""
+    script = f"""
+import sys; sys.path.insert(0, "tests"); sys.path.insert(0, ".")
+from test_sampler import sampler_for, ragged_prompts
+from pathlib import Path
+def peak(): return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+sampler = sampler_for({str(qwen2[1])!r}, new=100, stop=())
+for i in range(20):
+    sampler.generate(ragged_prompts(131, [5, 90, 40]), 8, (i,))
+    if i == 2: first = peak()
+print(first, peak())
+"""
+    first, last = map(int, subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
+    assert last <= 1.02 * first
