@@ -50,14 +50,19 @@ def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: 
     write_policy(part / "policy")
     if first:
         (part / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=2) + "\n")
-        for path in part.rglob("*"):
-            sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
-        sync(final.parent)
+        publish(part, final)
         for old in steps(run_dir)[:-keep]:
             shutil.rmtree(old)
     barrier()
+
+
+def publish(part: Path, final: Path) -> None:
+    """Gives a finished folder its name, once everything in it is on disk."""
+    for path in part.rglob("*"):
+        sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(part, final)
+    sync(final.parent)
 
 
 def load(folder: Path, state: dict[str, Tensor]) -> dict:

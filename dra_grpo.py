@@ -18,12 +18,10 @@ is inside every log-prob; (3) the learning rate warms up from lr / warm-up steps
 """
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import cos, isfinite, pi
 from pathlib import Path
@@ -33,15 +31,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 import checkpoint
 from config import dump, import_function, load
-from eval import (DataConfig, EvalConfig, effective_labels, eval_sampler, format_record, load_problems, load_tokenizer, model_folder, parse_args,
+from eval import (DataConfig, EvalConfig, eval_sampler, format_record, load_problems, load_tokenizer, model_folder, parse_args,
                   prompt_tokens, run_main, sample_problems, summarize)
 from model import DTYPES, Geometry, ModelConfig, Transformer
+from ranks import Interrupt, Interrupted, full_weights, gather_over_ranks, max_over_ranks, shard, start_ranks, sum_over_ranks
+from report import before_and_after, group_figures, step_line
 from reward import DraConfig, Embedder, Grader, RewardConfig, Rewarder, Scores, reward_function, smi_values
 from sampler import Completion, Sampler, SamplerConfig, stop_ids
 
@@ -240,86 +239,6 @@ def lr_at(step: int, config: LearnerConfig, steps: int) -> float:
     return config.lr * (config.floor + (1 - config.floor) * 0.5 * (1 + cos(pi * progress)))
 
 
-# ------------------------------------------------------------------------------------------------ ranks
-
-
-def reduce_over_ranks(values: Sequence[float], op=dist.ReduceOp.SUM) -> list[float]:
-    """Elementwise sum (or max) over ranks, in float64."""
-    if not dist.is_initialized():
-        return list(values)
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor, op)
-    return tensor.tolist()
-
-
-def gather_over_ranks(items: list) -> list:
-    """The lists of all ranks, concatenated in rank order, on every rank."""
-    if not dist.is_initialized():
-        return items
-    parts: list = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
-
-
-def full_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole parameter) one after the other; gathering a sharded one is collective, so every rank iterates in full."""
-    for name, parameter in model.named_parameters():
-        yield name, parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
-
-
-def shard(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """FSDP2 per block: parameters and their gradients are spread over the ranks, computation runs in `dtype`.
-
-    One rank in the master precision needs none of it and stays a plain module.
-    """
-    if not dist.is_initialized():
-        return model
-    precision = MixedPrecisionPolicy() if dtype == model.norm.weight.dtype else MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for block in model.blocks:
-        fully_shard(block, mp_policy=precision)
-    fully_shard(model, mp_policy=precision)
-    register_fsdp_forward_method(model, "token_logprobs")
-    return model
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived."""
-
-
-class Interrupt:
-    """Turns SIGINT and SIGTERM into `Interrupted` where stopping is harmless, and remembers them where it is not.
-
-    Harmless: before the first step, and inside `with interrupt.stoppable()`, which holds only work without collectives.
-    """
-
-    def __init__(self):
-        self.signum, self.immediate = 0, True
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self.handle)
-
-    def handle(self, signum: int, frame) -> None:
-        self.signum = signum
-        if self.immediate:
-            raise Interrupted
-
-    @contextmanager
-    def stoppable(self) -> Iterator[None]:
-        try:
-            self.immediate = True
-            if self.signum:
-                raise Interrupted
-            yield
-        except Interrupted:
-            pass
-        finally:
-            self.immediate = False
-
-    def any_rank(self) -> bool:
-        """Whether any rank was interrupted; collective."""
-        return reduce_over_ranks([float(self.signum)], dist.ReduceOp.MAX)[0] > 0
-
-
 # ------------------------------------------------------------------------------------------------ the learner
 
 
@@ -374,8 +293,8 @@ class Learner:
         config = self.config
         lengths = [len(prompt) + len(completion.tokens) for prompt, completion in zip(prompts, completions, strict=True)]
         batches = micro_batches(lengths, config.micro_batch_tokens)
-        rows, tokens = map(int, reduce_over_ranks([len(completions), sum(len(c.tokens) for c in completions)]))
-        count = int(reduce_over_ranks([len(batches)], dist.ReduceOp.MAX)[0])
+        rows, tokens = map(int, sum_over_ranks([len(completions), sum(len(c.tokens) for c in completions)]))
+        count = int(max_over_ranks(len(batches)))
         # FSDP2 needs the same number of passes on every rank: the missing ones repeat a row with weight 0
         batches = [self.batch([prompts[i] for i in batch], [completions[i] for i in batch], [advantages[i] for i in batch], rows, tokens) for batch in batches]
         batches += [(*batches[0][:-1], torch.zeros_like(batches[0][-1]))] * (count - len(batches))
@@ -406,7 +325,7 @@ class Learner:
                     gap_max = max(gap_max, gap_NT.max().item())
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters()])
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            total = reduce_over_ranks([sums["loss"]])[0]
+            total = sum_over_ranks([sums["loss"]])[0]
             if not (isfinite(total) and torch.isfinite(norm)):
                 raise FloatingPointError(f"loss {total} or gradient norm {norm.item()} is not finite")
             torch.nn.utils.clip_grads_with_norm_(self.policy.parameters(), config.max_grad_norm, norm)
@@ -415,11 +334,10 @@ class Learner:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.updates += 1
-        totals = dict(zip(sums, reduce_over_ranks(list(sums.values()))))
+        totals = dict(zip(sums, sum_over_ranks(list(sums.values()))))
         passes = config.updates_per_rollout
         figures = {key: totals[key] / max(tokens, 1) / (1 if key == "gap" else passes) for key in ("kl", "entropy", "gap", "clipped")}
-        gap_max = reduce_over_ranks([gap_max], dist.ReduceOp.MAX)[0]
-        return {"loss": totals["loss"] / passes, **figures, "gap_max": gap_max, "grad_norm": norm.item(), "lr": lr, "tokens": tokens}
+        return {"loss": totals["loss"] / passes, **figures, "gap_max": max_over_ranks(gap_max), "grad_norm": norm.item(), "lr": lr, "tokens": tokens}
 
     def batch(self, prompts: list[list[int]], completions: list[Completion], advantages: list[float], rows: int, tokens: int) -> tuple[Tensor, ...]:
         """(tokens, mask of sampled ones, sampler's log-probs, advantages, weights) of one micro-batch, right-padded.
@@ -443,24 +361,13 @@ class Learner:
 # ------------------------------------------------------------------------------------------------ the run
 
 
-def start_ranks(dtype: str) -> tuple[int, int, torch.device]:
-    """(rank, world, device); starts the process group where several ranks, or mixed precision through FSDP2, need one."""
-    rank, world, local = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    if world > 1:
-        dist.init_process_group("nccl" if cuda else "gloo")
-    elif dtype == "bfloat16":
-        dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-    return rank, world, device
-
-
 def run_record(config: Config, world: int, device: torch.device, step: int) -> dict:
     """What a reader of metrics.jsonl needs to know about the run."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return {"kind": "run", "step": step, "config": asdict(config), "argv": sys.argv, "git": git.stdout.strip() or None, "torch": torch.__version__,
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+    except FileNotFoundError:                           # no git on this machine
+        git = None
+    return {"kind": "run", "step": step, "config": asdict(config), "argv": sys.argv, "git": git, "torch": torch.__version__,
             "python": sys.version.split()[0], "world": world, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
@@ -480,35 +387,6 @@ def sample_records(step: int, pairs: list[tuple[int, int]], rows: list[dict], co
             for g in range(G)]}
         for p, ((position, row), problem) in enumerate(zip(pairs, rows))
     ]
-
-
-def group_figures(records: list[dict]) -> dict[str, float]:
-    """Means over all completions and groups of a step (records of all ranks)."""
-    groups = [record["completions"] for record in records]
-    flat = [completion for group in groups for completion in group]
-
-    def mean(key: str) -> float:
-        return sum(completion[key] for completion in flat) / len(flat)
-
-    modes = [effective_labels([str(c["label"]) for c in group if c["correct"]]) for group in groups if "label" in group[0] and any(c["correct"] for c in group)]
-    reasons: dict[str, int] = {}
-    for completion in flat:
-        reasons[completion["reason"]] = reasons.get(completion["reason"], 0) + 1
-    return {
-        "reward": mean("reward"), "accuracy": mean("correct"), "smi": mean("smi"), "weight": mean("weight"), "adjusted": mean("adjusted"),
-        "rewards": {name: sum(c["rewards"][name] for c in flat) / len(flat) for name in flat[0]["rewards"]},
-        "zero_advantage": sum(all(abs(c["advantage"]) < 1e-6 for c in group) for group in groups) / len(groups),
-        "modes": sum(modes) / len(modes) if modes else None,
-        "length": mean("length"), "truncated": sum(c["finish"] == "length" for c in flat) / len(flat), "reasons": reasons,
-    }
-
-
-def step_line(record: dict, steps: int) -> str:
-    modes = "" if record["modes"] is None else f" | modes {record['modes']:.2f}"
-    return (f"step {record['step']}/{steps} | reward {record['reward']:.3f} | acc {record['accuracy']:.3f} | smi {record['smi']:.2f}{modes} | "
-            f"zero-adv {record['zero_advantage']:.2f} | kl {record['kl']:.4f} | ent {record['entropy']:.3f} | gnorm {record['grad_norm']:.2f} | len {record['length']:.0f} | "
-            f"trunc {record['truncated']:.2f} | gap {record['gap']:.0e} | gen {record['sample_s']:.2f}s | rew {record['reward_s']:.2f}s | "
-            f"upd {record['update_s']:.2f}s | {record['tokens_per_s'] / 1000:.1f}k tok/s")
 
 
 def train(config: Config) -> int:
@@ -565,7 +443,7 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
         learner.set_updates(meta["updates"])
         if first:
             print(f"continuing at step {done} from {resume_from}")
-    if done >= config.run.steps:
+    if done >= config.run.steps and (run_dir / "final").exists():
         if first:
             print(f"the run in {run_dir} is complete ({done} steps); raise run.steps to continue it or name another run.dir")
         return 0
@@ -660,25 +538,14 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
             save(done)
         if first:
             print(f"interrupted after step {done} of {config.run.steps}, saved in {run_dir}; the same command continues", file=sys.stderr)
-        return 128 + max(interrupt.signum, signal.SIGINT)
-    learner.save_policy(run_dir / "final", dtype)
+        return 128 + int(max_over_ranks(interrupt.signum))
+    part = run_dir / ".final.part"
+    learner.save_policy(part, dtype)
     if first:
-        tokenizer.save_pretrained(run_dir / "final")
-        report(run_dir, metrics_path)
+        tokenizer.save_pretrained(part)
+        checkpoint.publish(part, run_dir / "final")
+        print(before_and_after(run_dir))
     return 0
-
-
-def report(run_dir: Path, metrics_path: Path) -> None:
-    """Before and after on every benchmark, and where things are."""
-    records = [record for record in map(json.loads, metrics_path.read_text(encoding="utf-8").splitlines()) if record["kind"] == "eval"]
-    print(f"\n{'benchmark':<20}{'step':>6}{'accuracy':>20}{'effective strategies':>24}")
-    for name in dict.fromkeys(record["benchmark"] for record in records):
-        mine = [record for record in records if record["benchmark"] == name]
-        for record in (mine[0], mine[-1]):
-            strategies = record.get("effective_strategies")
-            print(f"{name:<20}{record['step']:>6}{record['accuracy']:>13.3f} ± {record['accuracy_se']:.3f}{'-' if strategies is None else format(strategies, '.2f'):>24}")
-    print(f"\npolicy       {run_dir}/final\nmetrics      {run_dir}/metrics.jsonl\nsamples      {run_dir}/samples.jsonl\n"
-          f"checkpoints  {run_dir}/checkpoints\nconfig       {run_dir}/config.toml")
 
 
 def main(argv: list[str]) -> None:

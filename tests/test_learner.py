@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from ranks import rows_for, updated
+from updates import rows_for, updated
 
 from dra_grpo import LearnerConfig, kl_k3, lr_at, micro_batches, policy_loss, prompts_for_step, token_weights
 from model import Transformer
@@ -40,7 +40,7 @@ def single():
 
 def test_update_is_the_same_on_two_ranks(single, tmp_path):
     """FSDP2 on gloo: three updates of two passes each, all losses, one rank with fewer tokens and micro-batches than the other."""
-    result = torchrun(2, "tests/ranks.py", json.dumps(JOBS), str(tmp_path / "out.pt"))
+    result = torchrun(2, "tests/updates.py", json.dumps(JOBS), str(tmp_path / "out.pt"))
     assert result.returncode == 0, result.stderr[-3000:]
     for job, (weights, figures), (expected, expected_figures) in zip(JOBS, torch.load(tmp_path / "out.pt", weights_only=True), single, strict=True):
         assert_same(expected, weights, job["dtype"])

@@ -137,6 +137,9 @@ def test_the_same_command_continues_bit_equal(run, tmp_path, here):
     code, out, _ = here(*command(folder, run[2])[2:])
     assert code == 0 and "complete" in out, "a finished run says so and changes nothing"
     assert_same_run(run[0], folder, exact=True)
+    shutil.rmtree(folder / "final")
+    assert here(*command(folder, run[2])[2:])[0] == 0
+    assert_same_run(run[0], folder, exact=True)     # killed before final/ was written: only that is made up for
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

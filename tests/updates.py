@@ -1,4 +1,4 @@
-"""Run by torchrun from test_learner.py: updates on fixed rows, whatever the number of ranks. python ranks.py JOBS.json OUT"""
+"""Run by torchrun from test_learner.py: updates on fixed rows, whatever the number of ranks. python updates.py JOBS.json OUT"""
 import json
 import sys
 from pathlib import Path
@@ -8,8 +8,9 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from dra_grpo import Learner, LearnerConfig, full_weights, start_ranks  # noqa: E402
+from dra_grpo import Learner, LearnerConfig  # noqa: E402
 from model import ModelConfig  # noqa: E402
+from ranks import full_weights, start_ranks  # noqa: E402
 from sampler import Completion  # noqa: E402
 
 
