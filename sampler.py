@@ -22,6 +22,11 @@ from torch import Tensor
 
 from model import Transformer, causal_attention
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:                                     # torch < 2.10
+    varlen_attn = None
+
 # P prompts, G completions each, R = P*G rows, S slots, n live rows, T tokens, L layers, H query heads, K key/value heads, D head size, V vocabulary
 
 
@@ -45,7 +50,8 @@ class Completion:
     finish: str                                         # "stop" | "length"
 
 
-COLUMNS = 64                                            # tokens by which the cache grows
+LOOK_EVERY = 8                                          # steps between two looks of the host at what a GPU has finished
+COLUMNS = 64                                            # tokens by which the cache grows on a CPU
 
 
 def row_bucket(live: int) -> int:
@@ -53,18 +59,49 @@ def row_bucket(live: int) -> int:
     return next((rows for rows in (1, 2, 4) if rows >= live), -(-live // 8) * 8)
 
 
-class Cache:
-    """Keys and values of the live rows, for each layer (S, K, T, D) twice, and what each row may attend to.
+def has_varlen(x: Tensor) -> bool:
+    """Whether torch's ragged attention kernel can take tensors like `x` (CUDA in half precision, torch >= 2.11)."""
+    return varlen_attn is not None and x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
 
-    Capacity in tokens grows by COLUMNS at a time, one layer after the other, so memory follows the rows that are still running.
+
+def decode_attention(q_nHD: Tensor, keys_STKD: Tensor, values_STKD: Tensor, used_n: Tensor, bias_nT: Tensor | None) -> Tensor:
+    """One query per row over the first `used_n` tokens of its slot (rows 0..n-1 of the cache): (n, H, D).
+
+    The ragged kernel reads live tokens only. Elsewhere `bias_nT` (0 or -inf, T at most the cache's) masks the rest, and the query
+    heads that share a key/value head are folded into its query length, so K and V are neither expanded nor copied.
+    """
+    n, H, D = q_nHD.shape
+    S, T, K, _ = keys_STKD.shape
+    if bias_nT is None:
+        slots = torch.arange(n + 1, dtype=torch.int32, device=q_nHD.device)
+        return varlen_attn(q_nHD, keys_STKD.view(S * T, K, D), values_STKD.view(S * T, K, D), slots, slots * T, 1, T, enable_gqa=H != K,
+                           seqused_k=used_n.int())
+    out_nKRD = torch.empty_like(q_nHD).view(n, K, H // K, D)
+    q_nKRD = (q_nHD * D**-0.5).view(n, K, H // K, D)
+    columns = bias_nT.shape[1]
+    for head in range(K):
+        keys, values = keys_STKD[:n, :columns, head], values_STKD[:n, :columns, head]
+        weights = torch.baddbmm(bias_nT[:, None], q_nKRD[:, head], keys.transpose(1, 2)).softmax(-1)
+        out_nKRD[:, head] = torch.bmm(weights, values)
+    return out_nKRD.view(n, H, D)
+
+
+class Cache:
+    """Keys and values of the live rows, for each layer (S, T, K, D) twice, and what each row may attend to.
+
+    On a CPU the capacity in tokens grows by COLUMNS at a time, one layer after the other, so memory follows the rows that still run;
+    on CUDA it is reserved at once, because a captured graph keeps its addresses.
     """
 
-    def __init__(self, model: Transformer, slots: int):
+    def __init__(self, model: Transformer, slots: int, tokens: int):
         g, weight = model.g, model.norm.weight
-        self.heads, self.head_dim, self.scale = g.kv_heads, g.head_dim, g.head_dim**-0.5
+        self.kv_shape = (g.kv_heads, g.head_dim)
         self.slots, self.tokens = 0, 0
-        self.layers = [[weight.new_empty(0, g.kv_heads, 0, g.head_dim) for _ in ("keys", "values")] for _ in range(g.layers)]
-        self.bias = weight.new_empty(0, 1, 1, 0)        # 0 where a row may look, -inf elsewhere
+        self.layers = [[weight.new_empty(0, 0, *self.kv_shape) for _ in ("keys", "values")] for _ in range(g.layers)]
+        self.varlen = has_varlen(weight)
+        self.bias_ST = weight.new_empty(0, 0)           # 0 where a row may look, -inf elsewhere
+        if weight.is_cuda:
+            self.reserve(0, slots, tokens)
 
     def reserve(self, live: int, slots: int, tokens: int) -> None:
         """Makes room for `slots` rows of `tokens` tokens, keeping the first `live` rows; cleared, because 0 times a stale nan is nan."""
@@ -74,55 +111,46 @@ class Cache:
 
         def resized(old: Tensor, fill: float, *shape: int) -> Tensor:
             new = old.new_full(shape, fill)
-            new[:live, :, : old.shape[2], : old.shape[3]] = old[:live]
+            new[:live, : old.shape[1]] = old[:live]
             return new
 
         for layer in self.layers:
             for i, old in enumerate(layer):
-                layer[i] = resized(old, 0.0, slots, self.heads, columns, self.head_dim)
+                layer[i] = resized(old, 0.0, slots, columns, *self.kv_shape)
                 del old
-        self.bias = resized(self.bias, float("-inf"), slots, 1, 1, columns)
+        self.bias_ST = resized(self.bias_ST, float("-inf"), slots, columns)
         self.slots, self.tokens = slots, columns
 
     def begin_step(self, pos_n: Tensor, longest: int) -> None:
         """Rows 0..n-1 decode one token each at positions `pos_n`; `longest` is the largest of them plus one."""
-        self.longest = longest
-        rows_n1 = torch.arange(len(pos_n), device=pos_n.device)[:, None]
-        heads_K = torch.arange(self.heads, device=pos_n.device)
-        self.write_at = ((rows_n1 * self.heads + heads_K) * self.tokens + pos_n[:, None]).flatten()
-        self.bias.view(-1).index_fill_(0, rows_n1[:, 0] * self.tokens + pos_n, 0.0)
+        n = len(pos_n)
+        self.used_n = pos_n + 1
+        self.write_at = torch.arange(n, device=pos_n.device) * self.tokens + pos_n
+        self.bias_ST.view(-1).index_fill_(0, self.write_at, 0.0)
+        self.bias_nT = None if self.varlen else self.bias_ST[:n, :longest]
 
     def attend(self, layer: int, q_n1HD: Tensor, k_n1KD: Tensor, v_n1KD: Tensor) -> Tensor:
-        """Writes this step's keys and values at each row's position and attends to everything up to it.
-
-        The query heads that share a key/value head are folded into its query length, so K and V are never expanded.
-        """
-        n, _, H, D = q_n1HD.shape
-        K, longest = self.heads, self.longest
+        """Writes this step's keys and values at each row's position and attends to everything up to it."""
         keys, values = self.layers[layer]
-        keys.view(-1, D).index_copy_(0, self.write_at, k_n1KD.reshape(n * K, D))
-        values.view(-1, D).index_copy_(0, self.write_at, v_n1KD.reshape(n * K, D))
-        q = (q_n1HD * self.scale).view(n * K, H // K, D)
-        k, v = (x[:n, :, :longest].view(n * K, longest, D) for x in (keys, values))
-        scores = torch.bmm(q, k.transpose(1, 2))
-        scores.view(n, K, H // K, longest).add_(self.bias[:n, ..., :longest])
-        return torch.bmm(scores.softmax(-1), v).view(n, 1, H, D)
+        keys.view(-1, *self.kv_shape).index_copy_(0, self.write_at, k_n1KD[:, 0])
+        values.view(-1, *self.kv_shape).index_copy_(0, self.write_at, v_n1KD[:, 0])
+        return decode_attention(q_n1HD[:, 0], keys, values, self.used_n, self.bias_nT)[:, None]
 
     def admit(self, slots: slice, prompt_kv: Tensor, length: int) -> None:
-        """Copies one prompt's keys and values (2, L, K, T, D) to the slots and clears the rest of them."""
+        """Copies one prompt's keys and values (2, L, T, K, D) to the slots and clears the rest of them."""
         for layer, kv in zip(self.layers, prompt_kv.unbind(1)):
             for cache, prompt in zip(layer, kv):
-                cache[slots, :, :length] = prompt
-                cache[slots, :, length:] = 0
-        self.bias[slots, ..., :length] = 0
-        self.bias[slots, ..., length:] = float("-inf")
+                cache[slots, :length] = prompt
+                cache[slots, length:] = 0
+        self.bias_ST[slots, :length] = 0
+        self.bias_ST[slots, length:] = float("-inf")
 
     def move(self, to: Tensor, source: Tensor) -> None:
         """Rows `source` take the slots `to`."""
         for layer in self.layers:
             for cache in layer:
                 cache[to] = cache[source]
-        self.bias[to] = self.bias[source]
+        self.bias_ST[to] = self.bias_ST[source]
 
 
 class Sampler:
@@ -134,6 +162,7 @@ class Sampler:
         self.device = model.norm.weight.device
         self.is_stop = torch.zeros(model.g.vocab, dtype=torch.bool, device=self.device)
         self.is_stop[list(stop_ids)] = True
+        self.look_every = LOOK_EVERY if self.device.type == "cuda" else 1
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Copies (our parameter name, full tensor) pairs into the sampler's model; every parameter must come exactly once."""
@@ -172,18 +201,21 @@ class Rollout:
         self.sampler, self.model, self.prompts, self.G = sampler, sampler.model, prompts, group_size
         self.device, max_new, rows = sampler.device, sampler.config.max_new_tokens, len(seeds)
         self.slots = row_bucket(min(sampler.config.slots or rows, rows))
-        self.cache = Cache(self.model, self.slots)
+        self.cache = Cache(self.model, self.slots, max(map(len, prompts)) + max_new)
+        # column max_new takes what a finished row draws until the host looks
         self.uniform_RT = torch.from_numpy(np.stack([np.random.default_rng(seed).random(max_new) for seed in seeds])).to(self.device)
-        self.tokens_RT = torch.zeros(rows, max_new, dtype=torch.long, device=self.device)
-        self.logprobs_RT = torch.zeros(rows, max_new, device=self.device)
+        self.uniform_RT = torch.nn.functional.pad(self.uniform_RT, (0, 1))
+        self.tokens_RT = torch.zeros(rows, max_new + 1, dtype=torch.long, device=self.device)
+        self.logprobs_RT = torch.zeros(rows, max_new + 1, device=self.device)
         self.limit_R = torch.full((rows,), max_new, device=self.device)
-        # of each slot: the row in it, the position it writes next, how many tokens it has drawn, and the last of them
-        self.state_4S = torch.zeros(4, self.slots, dtype=torch.long, device=self.device)
+        # of each slot: the row in it, the position it writes next, how many tokens it has drawn, the last of them, and whether it runs
+        self.state_5S = torch.zeros(5, self.slots, dtype=torch.long, device=self.device)
         self.live = 0                                   # slots 0..live-1 are occupied
-        self.longest = 0                                # the largest position among them
+        self.longest = 0                                # upper bound on their positions
         self.waiting = 0                                # rows from here on have not been admitted yet
-        self.lengths, self.stopped = [0] * rows, [False] * rows
+        self.lengths = [0] * rows
         self.prompt_kv: dict[int, tuple[Tensor, Tensor]] = {}   # prompts whose group is only partly admitted: (keys and values, logits)
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}       # a captured step per row bucket
 
     def run(self) -> list[Completion]:
         rows = len(self.lengths)
@@ -191,22 +223,47 @@ class Rollout:
             free, left = self.slots - self.live, rows - self.waiting
             if left and free >= min(max(1, self.slots // 8), left):         # refill an eighth at a time: a prefill interrupts everybody
                 self.admit(free)
-            if self.live:
-                self.decode()
+            for _ in range(self.sampler.look_every):
+                if self.live:
+                    self.decode()
+            self.leave()
         tokens, logprobs = self.tokens_RT.tolist(), self.logprobs_RT.tolist()
-        return [Completion(tokens[row][:n], logprobs[row][:n], "stop" if self.stopped[row] else "length") for row, n in enumerate(self.lengths)]
+        stopped = self.sampler.is_stop[self.tokens_RT].tolist()
+        return [Completion(tokens[row][:n], logprobs[row][:n], "stop" if stopped[row][n - 1] else "length") for row, n in enumerate(self.lengths)]
 
     def decode(self) -> None:
         """One token for every live row; the dead ones that fill the bucket sit at position 0 of free slots and are ignored."""
         n = row_bucket(self.live)
-        _, pos_n, _, last_n = self.state_4S[:, :n]
         self.longest += 1
         # when nobody is waiting, free slots need no room any more
         self.cache.reserve(self.live, self.slots if self.waiting < len(self.lengths) else n, self.longest)
-        self.cache.begin_step(pos_n, self.longest)
+        if self.device.type != "cuda":
+            self.step(n)
+            return
+        if n not in self.graphs:
+            self.graphs[n] = self.capture(n)
+        self.graphs[n].replay()
+
+    def step(self, n: int) -> None:
+        """Decodes slots 0..n-1. On CUDA this is what a graph captures: no host value in it changes from step to step."""
+        _, pos_n, _, last_n, _ = self.state_5S[:, :n]
+        self.cache.begin_step(pos_n, self.cache.tokens if self.device.type == "cuda" else self.longest)
         hidden = self.model.hidden(last_n[:, None], pos_n[:, None], self.cache.attend)
-        pos_n[: self.live] += 1
-        self.draw(self.model.next_logits(hidden[: self.live, 0]), 0)
+        self.draw(self.model.next_logits(hidden[:, 0]), slice(0, n))
+
+    def capture(self, n: int) -> torch.cuda.CUDAGraph:
+        """The step for `n` rows as a CUDA graph; the state is put back, since the warm-up runs the step for real."""
+        kept = self.state_5S.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.step(n)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.state_5S.copy_(kept)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step(n)
+        return graph
 
     def admit(self, free: int) -> None:
         """Prefills the prompts of the next `free` waiting rows, copies their keys and values, and draws the first tokens."""
@@ -221,11 +278,11 @@ class Rollout:
             kv, logits_1V = self.prompt_kv.pop(p) if rows.stop == (p + 1) * self.G else self.prompt_kv[p]
             slots = slice(self.live, self.live + len(rows))
             self.cache.admit(slots, kv, len(self.prompts[p]))
-            self.state_4S[:, slots] = torch.tensor([[row, len(self.prompts[p]), 0, 0] for row in rows], device=self.device).T
+            self.state_5S[:, slots] = torch.tensor([[row, len(self.prompts[p]) - 1, 0, 0, 1] for row in rows], device=self.device).T
             logits.append(logits_1V.expand(len(rows), -1))
             self.live += len(rows)
         self.waiting = end
-        self.draw(torch.cat(logits), first)
+        self.draw(torch.cat(logits), slice(first, self.live))
 
     def prefill(self, prompts: list[int]) -> None:
         """One causal pass over right-padded prompts; keeps each one's keys and values and the logits of its first new token."""
@@ -236,41 +293,43 @@ class Rollout:
         keys_values: list[Tensor] = []
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys_values.append(torch.stack((k, v)).transpose(2, 3))
+            keys_values.append(torch.stack((k, v)))
             return causal_attention(layer, q, k, v)
 
         hidden = self.model.hidden(tokens_PT.to(self.device), attend=attend)
         logits = self.model.next_logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
         for i, p in enumerate(prompts):
-            self.prompt_kv[p] = torch.stack([kv[:, i, :, : lengths[i]] for kv in keys_values], dim=1), logits[i : i + 1]
+            self.prompt_kv[p] = torch.stack([kv[:, i, : lengths[i]] for kv in keys_values], dim=1), logits[i : i + 1]
 
-    def draw(self, logits_nV: Tensor, first: int) -> None:
-        """Draws one token for the rows in slots `first`.., records it, and lets finished rows leave."""
-        row_n, _, count_n, last_n = self.state_4S[:, first : self.live]
+    def draw(self, logits_nV: Tensor, slots: slice) -> None:
+        """Draws one token for the rows in `slots` and records it; a row that has finished, or an empty slot, stands still."""
+        row_n, pos_n, count_n, last_n, runs_n = self.state_5S[:, slots]
         tokens_n, logprobs_n = sample_tokens(logits_nV, self.uniform_RT[row_n, count_n], self.sampler.config.temperature, self.sampler.top_p)
-        self.tokens_RT[row_n, count_n] = tokens_n
-        self.logprobs_RT[row_n, count_n] = logprobs_n.float()
+        column_n = torch.where(runs_n > 0, count_n, self.tokens_RT.shape[1] - 1)
+        self.tokens_RT[row_n, column_n] = tokens_n
+        self.logprobs_RT[row_n, column_n] = logprobs_n.float()
         last_n.copy_(tokens_n)
-        count_n += 1
-        stopped_n = self.sampler.is_stop[tokens_n]
-        gone = (stopped_n | (count_n == self.limit_R[row_n])).nonzero().flatten()       # the one place where the host waits for the device
-        if len(gone):
-            for row, count, stopped in zip(row_n[gone].tolist(), count_n[gone].tolist(), stopped_n[gone].tolist()):
-                self.lengths[row], self.stopped[row] = count, stopped
-            self.leave([first + slot for slot in gone.tolist()])
+        pos_n += runs_n
+        count_n += runs_n
+        runs_n *= ~(self.sampler.is_stop[tokens_n] | (count_n >= self.limit_R[row_n]))
 
-    def leave(self, gone: list[int]) -> None:
-        """Fills the slots in `gone` (ascending) with the last live rows, so that live rows stay at 0..n-1."""
+    def leave(self) -> None:
+        """Finished rows leave; the last live rows take their slots, so that live rows stay at 0..n-1."""
+        gone = (self.state_5S[4, : self.live] == 0).nonzero().flatten().tolist()        # the one place where the host waits for the device
+        if not gone:
+            return
+        for row, count in self.state_5S[:3:2, gone].T.tolist():
+            self.lengths[row] = count
         n = self.live - len(gone)
         to = [slot for slot in gone if slot < n]
         if to:
             source = torch.tensor(sorted(set(range(n, self.live)) - set(gone)), device=self.device)
             to = torch.tensor(to, device=self.device)
-            self.state_4S[:, to] = self.state_4S[:, source]
+            self.state_5S[:, to] = self.state_5S[:, source]
             self.cache.move(to, source)
-        self.state_4S[:, n : self.live] = 0
+        self.state_5S[:, n : self.live] = 0
         self.live = n
-        self.longest = int(self.state_4S[1, :n].max()) if n else 0
+        self.longest = int(self.state_5S[1, :n].max()) if n else 0
 
 
 def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -296,6 +355,7 @@ def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float, top_
         # u * mass may round up to mass, which would pick the last id even where its probability is 0
         threshold_N = torch.minimum(uniform_N * mass_N, mass_N.nextafter(torch.zeros_like(mass_N)))
         tokens_N = torch.searchsorted(drawn_from_NV, threshold_N[:, None], right=True).squeeze(-1)
+        tokens_N = tokens_N.clamp(max=logits_NV.shape[-1] - 1)          # nan logits: some id with a nan log-prob, which the learner reports
     chosen_N = logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1)
     return tokens_N, (chosen_N - peak_N1.squeeze(-1)) - total_N.log().to(logits_NV.dtype)
 

@@ -107,12 +107,42 @@ def test_stale_and_future_cache_is_never_read(qwen2, monkeypatch):
         for layer in self.cache.layers:
             for cache in layer:
                 cache[self.live :] = math.nan
-                for slot, position in enumerate(self.state_4S[1, : self.live].tolist()):
-                    cache[slot, :, position:] = 1e4
+                for slot, position in enumerate(self.state_5S[1, : self.live].tolist()):
+                    cache[slot, position:] = 1e4
         decode(self)
 
     monkeypatch.setattr(Rollout, "decode", poisoned)
     assert sampler_for(folder, slots=4).generate(prompts, 3, (0,)) == clean
+
+
+def ragged_attention(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa, seqused_k):
+    """What torch documents for varlen_attn with one query per sequence, in plain loops."""
+    assert max_q == 1 and cu_seq_q.tolist() == list(range(len(query) + 1)) and enable_gqa == (query.shape[1] != key.shape[1])
+    out = torch.empty_like(query)
+    for i, (start, used) in enumerate(zip(cu_seq_k.tolist(), seqused_k.tolist())):
+        assert used <= max_k == cu_seq_k[i + 1] - start
+        k, v = (x[start : start + used].repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+        weights = (torch.einsum("hd,thd->ht", query[i], k) * query.shape[2] ** -0.5).softmax(-1)
+        out[i] = torch.einsum("ht,thd->hd", weights, v)
+    return out
+
+
+@pytest.mark.parametrize("path", ["looks every 8 steps", "ragged kernel"])
+def test_gpu_paths_draw_the_same_tokens(path, qwen2, monkeypatch):
+    """The host may look late (finished rows stand still and are trimmed), and the ragged kernel sees each row's live tokens only."""
+    _, folder = qwen2
+    prompts = ragged_prompts(131, LENGTHS)
+    expected = sampler_for(folder, slots=4, stop=range(8)).generate(prompts, 3, (0,))
+    sampler = sampler_for(folder, slots=4, stop=range(8))
+    if path == "ragged kernel":
+        monkeypatch.setattr("sampler.has_varlen", lambda x: True)
+        monkeypatch.setattr("sampler.varlen_attn", ragged_attention)
+    else:
+        sampler.look_every = 8
+    got = sampler.generate(prompts, 3, (0,))
+    assert flat(got) == flat(expected)
+    assert [c.finish for g in got for c in g] == [c.finish for g in expected for c in g]
+    assert {c.finish for g in got for c in g} == {"stop", "length"}, "both ways to end occur"
 
 
 def test_finish_reasons_and_limits(qwen2):
@@ -180,13 +210,14 @@ def test_group_first_tokens_are_independent_draws(qwen2):
 def test_memory_is_flat_over_rollouts(qwen2):
     """Twenty rollouts in a process of their own: the peak after the third is the peak after the last, within 2 %."""
     script = f"""
-import sys; sys.path.insert(0, "tests"); sys.path.insert(0, ".")
-from test_sampler import sampler_for, ragged_prompts
+import sys; sys.path.insert(0, ".")
 from pathlib import Path
+from model import Transformer
+from sampler import Sampler, SamplerConfig
 def peak(): return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-sampler = sampler_for({str(qwen2[1])!r}, new=100, stop=())
+sampler = Sampler(Transformer.from_pretrained({str(qwen2[1])!r}), SamplerConfig(max_new_tokens=80), [7])
 for i in range(20):
-    sampler.generate(ragged_prompts(131, [5, 90, 40]), 8, (i,))
+    sampler.generate([[5] * 5, [6] * 90, [9]], 4, (i,))
     if i == 2: first = peak()
 print(first, peak())
 """
