@@ -144,14 +144,14 @@ def describe(cls: type) -> str:
     """Every key of config class `cls` with its type, default and sentence, section by section (the body of --help)."""
     lines = []
     for section, section_cls in get_type_hints(cls).items():
-        hints = get_type_hints(section_cls, include_extras=True)
+        hints, sentences = get_type_hints(section_cls, include_extras=True), doc(section_cls)
         lines.append(f"\n[{section}]")
         for field in dataclasses.fields(section_cls):
             default = field.default if field.default is not dataclasses.MISSING else (
                 field.default_factory() if field.default_factory is not dataclasses.MISSING else None)
             shown = "required" if default is None else f"default {toml_value(default)}"
             lines.append(f"  {section}.{field.name}  ({type_name(hints[field.name])}; {shown})")
-            lines.append(f"      {doc(section_cls)[field.name]}")
+            lines.append(f"      {sentences[field.name]}")
     return "\n".join(lines)
 
 

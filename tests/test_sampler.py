@@ -215,7 +215,7 @@ from pathlib import Path
 from model import Transformer
 from sampler import Sampler, SamplerConfig
 def peak(): return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-sampler = Sampler(Transformer.from_pretrained({str(qwen2[1])!r}), SamplerConfig(max_new_tokens=80), [7])
+sampler = Sampler(Transformer.from_pretrained({str(qwen2[1])!r}), SamplerConfig(max_new_tokens=40), [7])
 for i in range(20):
     sampler.generate([[5] * 5, [6] * 90, [9]], 4, (i,))
     if i == 2: first = peak()
