@@ -470,8 +470,12 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
 
         checkpoint.save(run_dir, step, write_policy, learner.optimizer_state(), meta, config.run.keep)
 
+    def eval_due(step: int) -> bool:
+        return step in (0, config.run.steps) or bool(config.eval.every) and step % config.eval.every == 0
+
     def run_eval(step: int, grader: Grader) -> bool:
-        """Evaluates on all benchmarks, each rank its share; False if interrupted."""
+        """Evaluates on all benchmarks, each rank its share; False, with nothing logged, if interrupted."""
+        results = []
         for name, problems in benchmarks.items():
             start, samples = time.perf_counter(), []
             with interrupt.stoppable():
@@ -480,19 +484,21 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
                                           grader, places, progress=first, desc=f"eval {name}")
             if interrupt.any_rank():
                 return False
-            record = summarize(name, gather_over_ranks(samples))
-            log(metrics_path, [{"kind": "eval", "step": step, **record, "seconds": time.perf_counter() - start}])
+            results.append({"kind": "eval", "step": step, **summarize(name, gather_over_ranks(samples)), "seconds": time.perf_counter() - start})
             if first:
-                tqdm.write(f"step {step} | {format_record(record)}")
+                tqdm.write(f"step {step} | {format_record(results[-1])}")
+        log(metrics_path, results)
         return True
 
+    # a run stopped during the evaluation that was due at its last step makes up for it
+    evaluated = not eval_due(done) or max_over_ranks(first and f'"kind": "eval", "step": {done},' in metrics_path.read_text(encoding="utf-8")) > 0
     log(metrics_path, [run_record(config, world, device, done)])
     interrupt.immediate = False
     saved = done
     with Grader(config.reward.workers, config.reward.timeout_s) as grader, \
             tqdm(total=config.run.steps, initial=done, desc="train", unit="step", disable=not first) as bar:
         rewarder = Rewarder(config.reward, config.dra, scale, config.sampler.max_new_tokens, grader, embedder)
-        running = done > 0 or run_eval(0, grader)
+        running = evaluated or run_eval(done, grader)
         for step in range(done, config.run.steps):
             if not running:
                 break
@@ -527,10 +533,8 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
                 tqdm.write(step_line(record, config.run.steps))
                 bar.update()
             done = step + 1
-            last = done == config.run.steps
-            if last or (config.eval.every and done % config.eval.every == 0):
-                running = run_eval(done, grader)
-            if running and (last or done % config.run.save_every == 0):
+            running = not eval_due(done) or run_eval(done, grader)
+            if running and (done == config.run.steps or done % config.run.save_every == 0):
                 save(done)
                 saved = done
     if interrupt.any_rank():

@@ -137,9 +137,17 @@ def test_the_same_command_continues_bit_equal(run, tmp_path, here):
     code, out, _ = here(*command(folder, run[2])[2:])
     assert code == 0 and "complete" in out, "a finished run says so and changes nothing"
     assert_same_run(run[0], folder, exact=True)
+
+    # stopped in the last evaluation: saved without its record, and without final/; both are made up for
     shutil.rmtree(folder / "final")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert json.loads(lines[-1])["kind"] == "eval"
+    meta = folder / "checkpoints" / "step-000003" / "meta.json"
+    cut = json.loads(meta.read_text())
+    cut["sizes"]["metrics"] = sum(len(line.encode()) for line in lines[:-1])
+    meta.write_text(json.dumps(cut))
     assert here(*command(folder, run[2])[2:])[0] == 0
-    assert_same_run(run[0], folder, exact=True)     # killed before final/ was written: only that is made up for
+    assert_same_run(run[0], folder, exact=True)
 
 
 def test_interrupt_saves_and_the_same_command_continues(tmp_path, here):
