@@ -2,10 +2,11 @@
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/sampler.py [--workloads tiny-fp32 small-fp32 ...] [--rounds 3] [--threads 2]
 
-Workload: 8 prompts x 6 completions at temperature 0.7, log-normal lengths with mean about 110, cut at 256. All contestants run
-in one process, interleaved; medians over rounds. `bound` is the time the machine would need if it did nothing but the products
-(at the best GEMM rate measured here) and the reads of weights and live keys and values (at the measured bandwidth), the larger of
-the two per step. Peak memory is the resident set of a process per contestant, model and libraries included.
+Workload: 8 prompts x 6 completions at temperature 0.7, log-normal lengths with mean about 110, cut at 256. Each contestant is a
+process of its own, asked in turn, so that none runs on another's left-over threads or memory; medians over rounds, the first
+round of each being a warm-up that does not count. `bound` is the time the machine would need if it did nothing but the products
+(at the GEMM rate measured here for as many rows) and the reads of weights and live keys and values (at the measured bandwidth),
+the larger of the two per step. Peak memory is each process's largest resident set, model and libraries included (Linux).
 """
 import argparse
 import json
@@ -148,10 +149,31 @@ def bound(name: str) -> float:
     return total
 
 
-def peak_mib(name: str, contestant: str, folder: str, threads: int) -> float:
-    """Peak resident set of a process that loads the model and samples once (Linux)."""
-    command = [sys.executable, __file__, "--memory-of", contestant, "--workloads", name, "--folder", folder, "--threads", str(threads)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+class Contestant:
+    """A child process that loads one contestant, warms it up, and then runs when asked; idle children sleep."""
+
+    def __init__(self, contestant: str, name: str, folder: str, threads: int):
+        command = [sys.executable, __file__, "--serve", contestant, "--workloads", name, "--folder", folder, "--threads", str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def run(self) -> dict:
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(contestant: str, name: str, folder: str) -> None:
+    run = CONTESTANTS[contestant](folder, name, prompts_for(name))
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        tokens = run()
+        elapsed = time.perf_counter() - start
+        peak = next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        print(json.dumps({"tokens": tokens, "seconds": elapsed, "peak": peak}), flush=True)
 
 
 def main() -> None:
@@ -160,36 +182,30 @@ def main() -> None:
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    transformers.utils.logging.set_verbosity_error()
-    if args.memory_of:
-        run = CONTESTANTS[args.memory_of](args.folder, args.workloads[0], prompts_for(args.workloads[0]))
-        run()
-        print(json.dumps(next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))))
+    transformers.utils.logging.disable_progress_bar()
+    if args.serve:
+        serve(args.serve, args.workloads[0], args.folder)
         return
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {args.threads} threads; lengths mean {np.mean(LENGTHS):.0f}, max {max(LENGTHS)}")
     for name in args.workloads:
         with tempfile.TemporaryDirectory() as folder:
             build(name, folder)
-            prompts = prompts_for(name)
-            runs = {contestant: CONTESTANTS[contestant](folder, name, prompts) for contestant in args.contestants}
-            times: dict[str, list[float]] = {contestant: [] for contestant in runs}
             print(f"\n{name}", flush=True)
             limit = bound(name)
-            for round_ in range(args.rounds + 1):
-                for contestant, run in runs.items():
-                    start = time.perf_counter()
-                    tokens = run()
-                    if round_:                          # the first round warms up
-                        times[contestant].append(time.perf_counter() - start)
-            best = statistics.median(times["ours"])
-            for contestant, values in times.items():
-                median = statistics.median(values)
-                print(f"   {contestant:<26}{tokens / median:>9.0f} tok/s  ({min(values):.2f}..{max(values):.2f} s)   ours is {median / best:.2f}x   "
-                      f"{limit / median:>4.0%} of the bound   peak {peak_mib(name, contestant, folder, args.threads):.0f} MiB", flush=True)
+            children = {contestant: Contestant(contestant, name, folder, args.threads) for contestant in args.contestants}
+            rounds = [{contestant: child.run() for contestant, child in children.items()} for _ in range(args.rounds + 1)][1:]      # the first warms up
+            for child in children.values():
+                child.stop()
+            for contestant in children:
+                runs = [round_[contestant] for round_ in rounds]
+                times = [run["seconds"] for run in runs]
+                ratio = statistics.median(round_[contestant]["seconds"] / round_[args.contestants[0]]["seconds"] for round_ in rounds)
+                print(f"   {contestant:<26}{runs[0]['tokens'] / statistics.median(times):>8.0f} tok/s ({min(times):.2f}..{max(times):.2f} s)  "
+                      f"time / {args.contestants[0]}: {ratio:.2f}  {limit / statistics.median(times):>4.0%} of the bound  peak {runs[-1]['peak']:.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":
