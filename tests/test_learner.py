@@ -102,6 +102,19 @@ def test_gradient_equals_the_papers_equations(loss, tmp_path):
         assert (gradients[name] - expected[name]).norm() <= 1e-9 * expected[name].norm(), name
 
 
+def test_old_logprobs_stay_those_of_before_the_first_update():
+    """In the second pass over a rollout ratios differ from 1, so all tokens leave a clip range of 1e-9; in a first pass none does."""
+    from dra_grpo import Learner
+    from model import ModelConfig
+    rows = [row for group in rows_for(0, 3, 3) for row in group]
+    clipped = []
+    for passes in (1, 2):
+        config = LearnerConfig(updates_per_rollout=passes, clip_low=1e-9, clip_high=1e-9)
+        learner = Learner(ModelConfig(TINY, "float64"), config, TINY, torch.device("cpu"), 297, 1.0, 32)
+        clipped.append(learner.update(*zip(*rows), lr=1e-3)["clipped"])
+    assert clipped[0] == 0 and clipped[1] == pytest.approx(0.5, abs=0.01), "half of all passes, so all tokens of the second"
+
+
 def test_policy_loss_clips_by_hand():
     """Ratios 1.5 and 0.5 under clip 0.2 / 0.3: a gain is capped at 1.3 A, a loss is not; gradient is 0 exactly where the cap binds."""
     logp = torch.tensor([[1.5, 0.5, 1.1], [1.5, 0.5, 1.1]]).log().requires_grad_()

@@ -95,23 +95,34 @@ def test_logprobs_equal_teacher_forced_forward(name, qwen2):
     assert max(token for _, c in rows for token in c.tokens) < n_tokens, "ids beyond the tokenizer are never drawn"
 
 
-def test_stale_and_future_cache_is_never_read(qwen2, monkeypatch):
-    """Freed slots full of nan and 1e4 beyond each row's position must leave every completion bit for bit as it was."""
+@pytest.mark.parametrize("kind", ["nan in free slots", "1e4 behind each row"])
+def test_stale_and_future_cache_is_never_read(kind, qwen2, monkeypatch):
+    """Whatever an earlier row left in a slot must leave every completion bit for bit as it was."""
     _, folder = qwen2
     prompts = ragged_prompts(131, LENGTHS)
     clean = sampler_for(folder, slots=4).generate(prompts, 3, (0,))
-    decode = Rollout.decode
+    decode, admit = Rollout.decode, Rollout.admit
 
-    def poisoned(self):
-        self.cache.reserve(self.live, self.slots, self.longest + 1)
+    def poison(self):
         for layer in self.cache.layers:
             for cache in layer:
-                cache[self.live :] = math.nan
+                if kind == "nan in free slots":
+                    cache[self.live :] = math.nan
+                    continue
                 for slot, position in enumerate(self.state_5S[1, : self.live].tolist()):
                     cache[slot, position:] = 1e4
+
+    def poisoned_decode(self):
+        self.cache.reserve(self.live, self.slots, self.longest + 1)
+        poison(self)
         decode(self)
 
-    monkeypatch.setattr(Rollout, "decode", poisoned)
+    def poisoned_admit(self, free):
+        poison(self)
+        admit(self, free)
+
+    monkeypatch.setattr(Rollout, "decode", poisoned_decode)
+    monkeypatch.setattr(Rollout, "admit", poisoned_admit)
     assert sampler_for(folder, slots=4).generate(prompts, 3, (0,)) == clean
 
 
