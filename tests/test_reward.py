@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grader import Grader
+from grader import Grade, Grader
 from reward import (DraConfig, Embedder, RewardConfig, Rewarder, adjust_rewards, apply_weights, cosine_reward, cosine_similarity, diversity_weights,
                     format_reward, graph_cut_smi, group_advantages, log_det_smi, smi_values)
 
@@ -156,7 +156,7 @@ def test_advantages_by_hand():
 
 
 def test_reward_functions_by_hand():
-    grades = Grader.__new__(Grader) and [type("G", (), {"correct": c})() for c in (True, True, False, False, False)]
+    grades = [Grade(correct, "", None) for correct in (True, True, False, False, False)]
     assert cosine_reward(grades=grades, lengths=[0, 100, 0, 100, 300], max_new_tokens=100) == [1.0, 0.5, 0.0, -0.5, -0.5]
     assert format_reward(texts=["a\n</think>\nb", "a</think>b", "<think>\na\n</think>\nb\n</think>\n"]) == [1.0, 0.0, 0.0]
 

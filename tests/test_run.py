@@ -150,36 +150,38 @@ def test_the_same_command_continues_bit_equal(run, tmp_path, here):
     assert_same_run(run[0], folder, exact=True)
 
 
-def test_interrupt_saves_and_the_same_command_continues(tmp_path, here):
-    """Ctrl-C in the middle of a step: the step is dropped, what was done is saved, and it ends within seconds."""
-    arguments = ["eval.benchmarks=[]", "run.save_every=1000", "run.steps=100000", "dra.enabled=false"]
-    process = subprocess.Popen(command(tmp_path / "r", *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "r" / "metrics.jsonl"
+ENDLESS = ["eval.benchmarks=[]", "run.save_every=1000", "run.steps=100000", "dra.enabled=false"]
+
+
+def stopped_midway(arguments: list[str], metrics: Path, signum: int) -> tuple[int, str]:
+    """(exit code, stderr) of a run that gets `signum` once it has logged at least three steps; it must end within 30 seconds."""
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.time() + 120
     while time.time() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGINT and "the same command continues" in stderr and "Traceback" not in stderr
+    return process.returncode, stderr
+
+
+def test_interrupt_saves_and_the_same_command_continues(tmp_path, here):
+    """Ctrl-C in the middle of a step: the step is dropped, what was done is saved, and it ends within seconds."""
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    code, stderr = stopped_midway(command(tmp_path / "r", *ENDLESS), metrics, signal.SIGINT)
+    assert code == 128 + signal.SIGINT and "the same command continues" in stderr and "Traceback" not in stderr
     done = records(metrics)[-1]["step"]
     saved = json.loads((tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "meta.json").read_text())
     assert saved["step"] == done >= 3
-    code, out, _ = here(*command(tmp_path / "r", *arguments, f"run.steps={done + 1}")[2:])
+    code, out, _ = here(*command(tmp_path / "r", *ENDLESS, f"run.steps={done + 1}")[2:])
     assert code == 0 and f"continuing at step {done}" in out
     assert [r["step"] for r in records(metrics) if r["kind"] == "train"] == list(range(1, done + 2))
 
 
 def test_interrupt_under_torchrun_saves_on_all_ranks(tmp_path):
     """SIGTERM to torchrun reaches both ranks; they agree on the step, save together, and nobody hangs."""
-    arguments = ["eval.benchmarks=[]", "run.save_every=1000", "run.steps=100000", "dra.enabled=false"]
-    process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command(tmp_path / "r", *arguments)[1:]],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     metrics = tmp_path / "r" / "metrics.jsonl"
-    deadline = time.time() + 120
-    while time.time() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=40)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    _, stderr = stopped_midway([*launch, *command(tmp_path / "r", *ENDLESS)[1:]], metrics, signal.SIGTERM)
     assert "the same command continues" in stderr
     done = records(metrics)[-1]["step"]
     assert (tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "meta.json").exists()
