@@ -37,9 +37,10 @@ from tqdm import tqdm
 import checkpoint
 from config import dump, import_function, load
 from eval import (DataConfig, EvalConfig, eval_sampler, format_record, load_problems, load_tokenizer, model_folder, parse_args,
-                  prompt_tokens, run_main, sample_problems, summarize)
+                  prompt_tokens, sample_problems, summarize)
 from model import DTYPES, Geometry, ModelConfig, Transformer
-from ranks import Interrupt, Interrupted, full_weights, gather_over_ranks, max_over_ranks, shard, start_ranks, sum_over_ranks
+from ranks import (Interrupt, Interrupted, full_weights, gather_over_ranks, max_over_ranks, run_main, shard, start_ranks,
+                   sum_over_ranks)
 from report import before_and_after, group_figures, step_line
 from reward import DraConfig, Embedder, Grader, RewardConfig, Rewarder, Scores, reward_function, smi_values
 from sampler import Completion, Sampler, SamplerConfig, stop_ids
@@ -401,9 +402,6 @@ def train(config: Config) -> int:
         if dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError(f"rank {dist.get_rank()}: {error}") from error
         raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def train_until(config: Config, interrupt: Interrupt) -> int:
@@ -552,12 +550,12 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
     return 0
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     args = parse_args(Config, argv, __doc__)
     config = load(Config, args.config, args.overrides)
     if not config.run.dir:
         config = replace(config, run=replace(config.run, dir=f"runs/{Path(args.config).stem}"))
-    sys.exit(train(config))
+    return train(config)
 
 
 if __name__ == "__main__":

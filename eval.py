@@ -9,8 +9,6 @@ among right answers. All samples are kept as JSON lines. The trainer uses the sa
 import argparse
 import json
 import math
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +20,7 @@ from tqdm import tqdm
 
 from config import describe, dump, import_function, load
 from model import DTYPES, ModelConfig, Transformer
+from ranks import run_main
 from reward import Grader
 from sampler import Sampler, SamplerConfig, stop_ids
 
@@ -264,7 +263,7 @@ def parse_args(cls: type, argv: list[str], doc: str, extra: Callable[[argparse.A
     return parser.parse_args(argv)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     args = parse_args(Config, argv, __doc__, lambda parser: parser.add_argument(
         "--model", action="append", metavar="PATH", help="policy to evaluate instead of model.path; may be repeated"))
     for path in args.model or [None]:
@@ -294,19 +293,7 @@ def main(argv: list[str]) -> None:
                 print(f"{config.model.path} | {format_record(record)}")
         write_jsonl(out / "results.jsonl", records)
         print(f"written to {out}/")
-
-
-def run_main(main: Callable[[list[str]], None]) -> None:
-    """Runs a script's main; what a user got wrong becomes one line on stderr and exit code 2.
-
-    Before the ranks have met, all of them see the same mistake and the first reports it; later ones say which rank they are.
-    """
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        if os.environ.get("RANK", "0") == "0" or str(error).startswith("rank "):
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from eval import DataConfig, effective_labels, load_problems, main, pass_at_k, run_main, standard_error, summarize
+from eval import DataConfig, effective_labels, load_problems, main, pass_at_k, standard_error, summarize
+from ranks import run_main
 
 
 def test_pass_at_k_equals_counting_subsets():

@@ -15,8 +15,8 @@ from test_learner import torchrun
 
 from config import load
 from dra_grpo import Config, main
-from eval import run_main
 from model import Transformer
+from ranks import run_main
 from sampler import Sampler, SamplerConfig
 
 SMALL = ["data.prompts_per_step=4", "run.steps=3", "run.save_every=1"]

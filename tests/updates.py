@@ -4,13 +4,12 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from dra_grpo import Learner, LearnerConfig  # noqa: E402
 from model import ModelConfig  # noqa: E402
-from ranks import full_weights, start_ranks  # noqa: E402
+from ranks import full_weights, leave, start_ranks  # noqa: E402
 from sampler import Completion  # noqa: E402
 
 
@@ -51,4 +50,4 @@ if __name__ == "__main__":
     results = [updated(job, rank, world) for job in json.loads(sys.argv[1])]
     if rank == 0:
         torch.save(results, sys.argv[2])
-    dist.destroy_process_group()
+    leave(0)
