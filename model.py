@@ -31,7 +31,8 @@ from torch.utils.checkpoint import checkpoint
 ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 ROPE_TYPES = ("default", "llama3")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-FEW_ROWS = 256                                          # up to here a product on a CPU is faster transposed
+PACK_FROM = 2**18                                       # elements of a matrix; for smaller ones the call costs more than the layout saves
+PACKED_FOR_ROWS = 48                                    # oneDNN picks its layout for this many rows and takes any number
 LOGITS_PER_CHUNK = 2**24                                # 64 MB in fp32: what the chunked LM head holds at once
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]    # (layer, q (N,T,H,D), k (N,T,K,D), v (N,T,K,D)) -> (N,T,H,D)
@@ -145,20 +146,34 @@ def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor)
 
 
 class Linear(nn.Linear):
-    """y = x W^T + b. The few rows of a decoding step are computed on a CPU as (W x^T)^T, which its BLAS runs up to twice as fast."""
+    """y = x W^T + b, from the packed copy of W where there is one (see `Transformer.pack`)."""
+    packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        if rows > FEW_ROWS or x.is_cuda or torch.is_grad_enabled():
+        if self.packed is None or torch.is_grad_enabled():
             return F.linear(x, self.weight, self.bias)
-        return few_rows_linear(x.reshape(rows, -1), self.weight, self.bias).view(*x.shape[:-1], -1)
+        return packed_linear(x, self.packed, self.bias)
 
 
-def few_rows_linear(x_NC: Tensor, weight_VC: Tensor, bias_V: Tensor | None = None) -> Tensor:
-    """The same product with the roles of rows and columns exchanged; contiguous (N, V)."""
-    if bias_V is None:
-        return torch.mm(weight_VC, x_NC.t()).t().contiguous()
-    return torch.addmm(bias_V[:, None], weight_VC, x_NC.t()).t().contiguous()
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype to multiply tensors like `x` in: float32 for bf16 on a CPU without bf16 instructions, which is ten times slower in bf16.
+
+    Nothing is lost: such products are summed in float32 and rounded to bf16 either way.
+    """
+    emulated = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if emulated else x.dtype
+
+
+def packed(weight: Tensor) -> Tensor | None:
+    """A copy in oneDNN's blocked layout, None for a small matrix."""
+    if weight.numel() < PACK_FROM:
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(product_dtype(weight)), PACKED_FOR_ROWS)
+
+
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    bias = None if bias is None else bias.to(weight.dtype)
+    return torch.ops.mkldnn._linear_pointwise.default(x.to(weight.dtype), weight, bias, "none", [], "").to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -208,7 +223,8 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(g.vocab, g.hidden)
         self.blocks = nn.ModuleList(Block(g, layer) for layer in range(g.layers))
         self.norm = RMSNorm(g.hidden, g.eps)
-        self.head = None if g.tied else Linear(g.hidden, g.vocab, bias=False)
+        self.head = None if g.tied else nn.Linear(g.hidden, g.vocab, bias=False)
+        self.packed_head: Tensor | None = None
         self.register_buffer("inv_freq", torch.empty(g.head_dim // 2), persistent=False)
         self.checkpoint_activations = False
         self.n_tokens = g.vocab                         # ids the tokenizer knows; rows beyond are padding, never drawn or trained
@@ -236,8 +252,22 @@ class Transformer(nn.Module):
 
     def next_logits(self, hidden_NC: Tensor) -> Tensor:
         """Logits (N, n_tokens) over the tokenizer's ids, without gradient."""
-        product = F.linear if hidden_NC.is_cuda or len(hidden_NC) > FEW_ROWS else few_rows_linear
-        return product(hidden_NC, self.head_weight[: self.n_tokens])
+        if self.packed_head is None:
+            return F.linear(hidden_NC, self.head_weight[: self.n_tokens])
+        return packed_linear(hidden_NC, self.packed_head)
+
+    def pack(self) -> None:
+        """Copies the matrices into a layout in which products with few rows, as in decoding, run up to twice as fast on a CPU.
+
+        Without gradient every later product reads the copies: pack again after the weights have changed. Does nothing elsewhere.
+        """
+        weight = self.norm.weight
+        if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+            return
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.packed = packed(module.weight)
+        self.packed_head = packed(self.head_weight[: self.n_tokens])
 
     def token_logprobs(self, tokens_NT: Tensor, mask_NT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability of each token where `mask_NT` is True given the tokens before it, and the entropy of its distribution.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import Transformer, causal_attention
+from model import Transformer, causal_attention, product_dtype
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -97,9 +97,10 @@ class Cache:
         g, weight = model.g, model.norm.weight
         self.kv_shape = (g.kv_heads, g.head_dim)
         self.slots, self.tokens = 0, 0
-        self.layers = [[weight.new_empty(0, 0, *self.kv_shape) for _ in ("keys", "values")] for _ in range(g.layers)]
+        dtype = product_dtype(weight)
+        self.layers = [[weight.new_empty(0, 0, *self.kv_shape, dtype=dtype) for _ in ("keys", "values")] for _ in range(g.layers)]
         self.varlen = has_varlen(weight)
-        self.bias_ST = weight.new_empty(0, 0)           # 0 where a row may look, -inf elsewhere
+        self.bias_ST = weight.new_empty(0, 0, dtype=dtype)      # 0 where a row may look, -inf elsewhere
         if weight.is_cuda:
             self.reserve(0, slots, tokens)
 
@@ -132,9 +133,10 @@ class Cache:
     def attend(self, layer: int, q_n1HD: Tensor, k_n1KD: Tensor, v_n1KD: Tensor) -> Tensor:
         """Writes this step's keys and values at each row's position and attends to everything up to it."""
         keys, values = self.layers[layer]
-        keys.view(-1, *self.kv_shape).index_copy_(0, self.write_at, k_n1KD[:, 0])
-        values.view(-1, *self.kv_shape).index_copy_(0, self.write_at, v_n1KD[:, 0])
-        return decode_attention(q_n1HD[:, 0], keys, values, self.used_n, self.bias_nT)[:, None]
+        q_nHD, k_nKD, v_nKD = (x[:, 0].to(keys.dtype) for x in (q_n1HD, k_n1KD, v_n1KD))
+        keys.view(-1, *self.kv_shape).index_copy_(0, self.write_at, k_nKD)
+        values.view(-1, *self.kv_shape).index_copy_(0, self.write_at, v_nKD)
+        return decode_attention(q_nHD, keys, values, self.used_n, self.bias_nT)[:, None].to(q_n1HD.dtype)
 
     def admit(self, slots: slice, prompt_kv: Tensor, length: int) -> None:
         """Copies one prompt's keys and values (2, L, T, K, D) to the slots and clears the rest of them."""
@@ -163,6 +165,7 @@ class Sampler:
         self.is_stop = torch.zeros(model.g.vocab, dtype=torch.bool, device=self.device)
         self.is_stop[list(stop_ids)] = True
         self.look_every = LOOK_EVERY if self.device.type == "cuda" else 1
+        self.model.pack()
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Copies (our parameter name, full tensor) pairs into the sampler's model; every parameter must come exactly once."""
@@ -171,6 +174,7 @@ class Sampler:
             for name, tensor in tensors:
                 parameters.pop(name).copy_(tensor)
         assert not parameters, f"sampler weights not refreshed: {list(parameters)}"
+        self.model.pack()
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[list[int]], group_size: int, seed: Sequence[int], positions: Sequence[int] | None = None) -> list[list[Completion]]:

@@ -17,9 +17,9 @@ torch.set_num_threads(2)
 CLASSES = {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config, "llama": transformers.LlamaConfig}
 
 
-def random_model(architecture: str, folder: Path, std: float = 0.2, **settings) -> transformers.PreTrainedModel:
+def random_model(architecture: str, folder: Path, std: float = 0.2, seed: int = 0, **settings) -> transformers.PreTrainedModel:
     """A small transformers model with large random weights (a wrong RoPE must move the logits), also saved to `folder`."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     defaults = dict(vocab_size=131, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
                     max_position_embeddings=256, initializer_range=std, bos_token_id=None, eos_token_id=7, pad_token_id=0, tie_word_embeddings=False)
     model = transformers.AutoModelForCausalLM.from_config(CLASSES[architecture](**{**defaults, **settings})).eval()

@@ -14,6 +14,14 @@ from sampler import Rollout, Sampler, SamplerConfig, sample_tokens, stop_ids, to
 LENGTHS = [1, 9, 30, 4, 17]
 
 
+@pytest.fixture(params=["plain", "packed"])
+def layout(request, monkeypatch):
+    """Matrices as small as the tests' are packed only on demand."""
+    if request.param == "packed":
+        monkeypatch.setattr("model.PACK_FROM", 0)
+    return request.param
+
+
 def sampler_for(folder, *, slots=0, temperature=1.0, new=24, stop=(7,), n_tokens=131):
     model = Transformer.from_pretrained(folder)
     model.n_tokens = min(model.g.vocab, n_tokens)
@@ -34,6 +42,7 @@ def greedy_reference(model, prompts, new):
     return rows
 
 
+@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize("slots", [1, 3, 0])
 def test_greedy_equals_generate_on_ragged_prompts(architecture, slots, tmp_path):
@@ -58,6 +67,7 @@ def test_greedy_equals_generate_on_the_tiny_policy():
         assert group[0].finish == "stop" and out[-1] == 0 and out.count(0) == 1, "the stop token is kept, once"
 
 
+@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_tokens_depend_on_their_row_alone(qwen2, temperature):
     """Slots, batch composition and order must not change what a (seed, position, completion) draws; a new seed or position must."""
@@ -75,6 +85,7 @@ def test_tokens_depend_on_their_row_alone(qwen2, temperature):
     assert len({tuple(c.tokens) for c in reference[2]}) > 1, "completions of one prompt are different draws"
 
 
+@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("name", ["tiny", "random"])
 def test_logprobs_equal_teacher_forced_forward(name, qwen2):
     """fp32: mean below 1e-6 and max below 5e-5 per token, at the sampling temperature, stop token included.
@@ -88,11 +99,40 @@ def test_logprobs_equal_teacher_forced_forward(name, qwen2):
     width = max(len(prompt) + len(c.tokens) for prompt, c in rows)
     tokens = torch.tensor([prompt + c.tokens + [0] * (width - len(prompt) - len(c.tokens)) for prompt, c in rows])
     mask = torch.tensor([[len(prompt) <= t < len(prompt) + len(c.tokens) for t in range(width)] for prompt, c in rows])
+    learner = Transformer.from_pretrained(folder)       # never packed
+    learner.n_tokens = n_tokens
     with torch.no_grad():
-        expected = sampler.model.token_logprobs(tokens, mask, 0.7)[0][mask]
+        expected = learner.token_logprobs(tokens, mask, 0.7)[0][mask]
     gap = (torch.tensor([lp for _, c in rows for lp in c.logprobs]) - expected).abs()
     assert gap.mean() < 1e-6 * max(1.0, expected.abs().mean().item()) and gap.max() < 5e-5
     assert max(token for _, c in rows for token in c.tokens) < n_tokens, "ids beyond the tokenizer are never drawn"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_load_weights_refreshes_what_is_sampled_from(layout, dtype, qwen2, tmp_path):
+    """After load_weights a sampler draws what one built from those weights draws, in each layout and precision."""
+    random_model("qwen2", tmp_path, seed=1)
+    config, prompts = SamplerConfig(max_new_tokens=24), ragged_prompts(131, LENGTHS)
+    old, new = (Sampler(Transformer.from_pretrained(folder, dtype), config, [7]) for folder in (qwen2[1], tmp_path))
+    before, expected = (flat(sampler.generate(prompts, 2, (0,))) for sampler in (old, new))
+    assert (old.model.packed_head is not None) == (layout == "packed")
+    old.load_weights(new.model.named_parameters())
+    assert before != expected and flat(old.generate(prompts, 2, (0,))) == expected
+
+
+@pytest.mark.usefixtures("layout")
+def test_bfloat16_logprobs_are_close_to_the_learners():
+    """On the tiny policy; DESIGN's figure for bf16 rounding is a mean of 4e-3 per token."""
+    model = Transformer.from_pretrained("tiny/policy", torch.bfloat16)
+    prompt = [5, 6, 7]
+    completions = Sampler(model, SamplerConfig(max_new_tokens=32), []).generate([prompt], 8, (0,))[0]
+    tokens = torch.tensor([prompt + c.tokens for c in completions])
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    mask[:, len(prompt):] = True
+    with torch.enable_grad():                           # the learner's products, which are never the packed ones
+        logp, _ = Transformer.from_pretrained("tiny/policy", torch.bfloat16).token_logprobs(tokens, mask, 1.0)
+    gap = (logp.detach()[:, len(prompt):] - torch.tensor([c.logprobs for c in completions])).abs()
+    assert gap.mean() < 1e-2 and gap.max() < 0.2
 
 
 @pytest.mark.parametrize("kind", ["nan in free slots", "1e4 behind each row"])
