@@ -2,11 +2,16 @@
 
 `policy/` is a Hugging Face folder with the master weights, `state/` the optimizer's tensors written shard by shard through
 torch.distributed.checkpoint (it loads on another number of ranks), `meta.json` the step and whatever the run adds. A
-checkpoint is written to a temporary folder and renamed when it is complete, so a folder named step-* is always whole.
+checkpoint is written to a temporary folder and renamed when it is complete and on disk; meta.json has the SHA-256 of every
+other file, and one that is damaged later is put aside and the one before it used. A lock on RUN keeps a second writer out.
 """
+import errno
+import fcntl
+import hashlib
 import json
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +20,7 @@ from pathlib import Path
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 
@@ -23,13 +29,61 @@ def barrier() -> None:
         dist.barrier()
 
 
+@contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Makes this process the only writer of a run; the lock ends with the process, however it ends.
+
+    Raises ValueError naming the process that has it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    handle = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 200).decode() or "another process"
+            raise ValueError(f"run.dir = {str(run_dir)!r} is being written by {owner}; wait until it has ended, stop it, or name another run.dir") from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
+        yield
+    finally:
+        os.close(handle)
+
+
 def steps(run_dir: Path) -> list[Path]:
-    """Folders of the complete checkpoints of a run, oldest first."""
-    return sorted(path for path in (run_dir / "checkpoints").glob("step-*") if (path / "meta.json").is_file())
+    """Folders of the checkpoints of a run, oldest first."""
+    return sorted((run_dir / "checkpoints").glob("step-*"))
 
 
-def latest(run_dir: Path) -> Path | None:
-    return next(reversed(steps(run_dir)), None)
+def newest_intact(run_dir: Path) -> Path | None:
+    """The newest checkpoint whose files are what was written; damaged ones are named on stderr and renamed to damaged-step-*."""
+    for folder in reversed(steps(run_dir)):
+        found = damage(folder)
+        if found is None:
+            return folder
+        aside = next(path for i in range(1000) if not (path := folder.with_name(f"damaged-{folder.name}" + f"-{i}" * (i > 0))).exists())
+        folder.rename(aside)
+        print(f"checkpoint {folder} is damaged ({found}): put aside as {aside.name}", file=sys.stderr)
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        files = json.loads((folder / "meta.json").read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"meta.json: {type(error).__name__}: {error}"
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if digest(folder / name) != expected:
+            return f"{name} is not what was written"
+    return None
+
+
+def digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: dict[str, Tensor], meta: dict, keep: int) -> None:
@@ -42,18 +96,28 @@ def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: 
     final = run_dir / "checkpoints" / f"step-{step:06d}"
     part = final.with_name(f".{final.name}.part")
     if first:
-        shutil.rmtree(part, ignore_errors=True)
+        for unfinished in final.parent.glob(".step-*.part"):
+            shutil.rmtree(unfinished)
         part.mkdir(parents=True)
     barrier()
-    with one_process_is_fine():
-        dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(part / "state"), save_distributed=True), no_dist=not dist.is_initialized())
+    try:
+        with one_process_is_fine():
+            dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(part / "state"), save_distributed=True), no_dist=not dist.is_initialized())
+    except CheckpointException as failed:               # a BaseException, whose text is all ranks' tracebacks
+        raise OSError(f"cannot write {part}: {next(iter(failed.failures.values()))[0]}") from failed
     write_policy(part / "policy")
     if first:
-        (part / "meta.json").write_text(json.dumps({"step": step, **meta}, indent=2) + "\n")
+        files = {str(path.relative_to(part)): digest(path) for path in sorted(part.rglob("*")) if path.is_file()}
+        (part / "meta.json").write_text(json.dumps({"step": step, **meta, "files": files}, indent=2) + "\n")
         publish(part, final)
         for old in steps(run_dir)[:-keep]:
             shutil.rmtree(old)
     barrier()
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether a failed write says that there is no room; safetensors' own error has the system's words only in its text."""
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 def publish(part: Path, final: Path) -> None:

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from math import cos, isfinite, pi
 from pathlib import Path
@@ -391,22 +392,26 @@ def sample_records(step: int, pairs: list[tuple[int, int]], rows: list[dict], co
 
 
 def train(config: Config) -> int:
-    """The whole run; returns 0, or 128 + signal number after an interruption."""
+    """The whole run; returns 0, or 128 + signal number after an interruption. Raises ValueError for what the user has to mend."""
     interrupt = Interrupt()
     try:
-        return train_until(config, interrupt)
+        check(config, int(os.environ.get("WORLD_SIZE", 1)))
+        with checkpoint.lock(Path(config.run.dir)) if os.environ.get("RANK", "0") == "0" else nullcontext():
+            return train_until(config, interrupt)
     except Interrupted:                                 # outside the steps: nothing has changed since the last checkpoint
         print("interrupted", file=sys.stderr)
         return 128 + interrupt.signum
-    except ValueError as error:
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            raise ValueError(f"rank {dist.get_rank()}: {error}") from error
-        raise
+    except Exception as error:
+        message = str(error)
+        if checkpoint.disk_is_full(error):
+            message = f"run.dir = {config.run.dir!r}: no room left to write; make room and run the same command again, it continues from the last checkpoint"
+        elif not isinstance(error, ValueError):
+            raise
+        rank = f"rank {dist.get_rank()}: " if dist.is_initialized() and dist.get_world_size() > 1 else ""
+        raise ValueError(rank + message) from error
 
 
 def train_until(config: Config, interrupt: Interrupt) -> int:
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    check(config, world)
     data = load_problems(config.data.train, config.data)
     benchmarks = {Path(path).stem: load_problems(path, config.data) for path in config.eval.benchmarks}
     folder = model_folder(config.model)
@@ -419,13 +424,14 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
     first = rank == 0
     run_dir = Path(config.run.dir)
     if first:
-        run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.toml").write_text(dump(config), encoding="utf-8")
         print(f"{len(kept)} training problems" + (f" ({len(data) - len(kept)} left out: prompt too long)" if len(kept) < len(data) else ""))
 
     embedder = Embedder(config.dra.embedder, config.dra.max_tokens, config.dra.trust_remote_code, device) if config.dra.enabled else None
     # policy, reference, optimizer, and the sampler's own copy; from the newest checkpoint if there is one
-    resume_from = checkpoint.latest(run_dir)
+    intact = checkpoint.newest_intact(run_dir) if first else None
+    resume_step = int(max_over_ranks(int(intact.name.split("-")[1]) if intact else -1))
+    resume_from = run_dir / "checkpoints" / f"step-{resume_step:06d}" if resume_step >= 0 else None
     n_tokens = len(tokenizer)
     learner = Learner(config.model, config.learner, folder, device, n_tokens, config.sampler.temperature, config.sampler.max_new_tokens,
                       resume_from and resume_from / "policy")

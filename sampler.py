@@ -55,7 +55,7 @@ COLUMNS = 64                                            # tokens by which the ca
 
 
 def row_bucket(live: int) -> int:
-    """Rows that are computed for `live` ones: matrix products are fast at few row counts, and a CUDA graph exists for a few."""
+    """Rows that a GPU computes for `live` ones, so that few CUDA graphs need to be captured; a CPU computes the live ones."""
     return next((rows for rows in (1, 2, 4) if rows >= live), -(-live // 8) * 8)
 
 
@@ -164,7 +164,7 @@ class Sampler:
         self.device = model.norm.weight.device
         self.is_stop = torch.zeros(model.g.vocab, dtype=torch.bool, device=self.device)
         self.is_stop[list(stop_ids)] = True
-        self.look_every = LOOK_EVERY if self.device.type == "cuda" else 1
+        self.look_every, self.row_bucket = (LOOK_EVERY, row_bucket) if self.device.type == "cuda" else (1, int)
         self.model.pack()
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -204,7 +204,7 @@ class Rollout:
     def __init__(self, sampler: Sampler, prompts: Sequence[list[int]], group_size: int, seeds: list[tuple[int, ...]]):
         self.sampler, self.model, self.prompts, self.G = sampler, sampler.model, prompts, group_size
         self.device, max_new, rows = sampler.device, sampler.config.max_new_tokens, len(seeds)
-        self.slots = row_bucket(min(sampler.config.slots or rows, rows))
+        self.slots = sampler.row_bucket(min(sampler.config.slots or rows, rows))
         self.cache = Cache(self.model, self.slots, max(map(len, prompts)) + max_new)
         # column max_new takes what a finished row draws until the host looks
         self.uniform_RT = torch.from_numpy(np.stack([np.random.default_rng(seed).random(max_new) for seed in seeds])).to(self.device)
@@ -237,7 +237,7 @@ class Rollout:
 
     def decode(self) -> None:
         """One token for every live row; the dead ones that fill the bucket sit at position 0 of free slots and are ignored."""
-        n = row_bucket(self.live)
+        n = self.sampler.row_bucket(self.live)
         self.longest += 1
         # when nobody is waiting, free slots need no room any more
         self.cache.reserve(self.live, self.slots if self.waiting < len(self.lengths) else n, self.longest)

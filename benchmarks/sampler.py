@@ -23,7 +23,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from model import Transformer  # noqa: E402
+from model import Transformer, product_dtype  # noqa: E402
 from sampler import Rollout, Sampler, SamplerConfig  # noqa: E402
 
 TINY = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=512)
@@ -127,14 +127,15 @@ def seconds(function, rounds: int = 3) -> float:
 
 
 def bound(name: str) -> float:
-    """Seconds for the workload at the machine's own bandwidth and GEMM rate (both measured now, in this dtype)."""
+    """Seconds for the workload at the machine's own bandwidth and GEMM rate, both measured now; for bf16 without instructions at the fp32 rate."""
     geometry, dtype, prompt = WORKLOADS[name]
     big = torch.ones(2**27 // dtype.itemsize, dtype=dtype)
     out = torch.empty_like(big)
     bandwidth = 2 * big.nbytes / seconds(lambda: out.copy_(big), 5)
     C, I, L, V = (geometry[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"))
     heads, kv, D = geometry["num_attention_heads"], geometry["num_key_value_heads"], C // geometry["num_attention_heads"]
-    a, w = torch.randn(PROMPTS * GROUP, C).to(dtype), torch.randn(2 * I, C).to(dtype)
+    products = product_dtype(big)
+    a, w = torch.randn(PROMPTS * GROUP, C).to(products), torch.randn(2 * I, C).to(products)
     repeats = 20
     with torch.inference_mode():
         rate = repeats * 2 * a.shape[0] * w.numel() / seconds(lambda: [torch.mm(a, w.t()) for _ in range(repeats)], 10)
@@ -145,7 +146,7 @@ def bound(name: str) -> float:
         kv_values = live * (prompt + step) * 2 * L * kv * D
         flops = 2 * live * weights + 4 * live * (prompt + step) * L * heads * D
         total += max(flops / rate, (weights + kv_values) * dtype.itemsize / bandwidth)
-    print(f"   machine: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.1f} GFLOP/s at {PROMPTS * GROUP} rows in {str(dtype).removeprefix('torch.')}")
+    print(f"   machine: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.1f} GFLOP/s at {PROMPTS * GROUP} rows in {str(products).removeprefix('torch.')}")
     return total
 
 

@@ -1,6 +1,7 @@
 """The real command: what it writes, that it continues where it stopped, that ranks do not matter, and what it says to bad input."""
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import torch
 import transformers
 from test_learner import torchrun
 
+import checkpoint
 from config import load
 from dra_grpo import Config, main
 from model import Transformer
@@ -148,6 +150,66 @@ def test_the_same_command_continues_bit_equal(run, tmp_path, here):
     meta.write_text(json.dumps(cut))
     assert here(*command(folder, run[2])[2:])[0] == 0
     assert_same_run(run[0], folder, exact=True)
+
+
+@pytest.mark.parametrize(("name", "harm"), [
+    ("policy/model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-100])),
+    ("state/", lambda path: next(path.glob("*.safetensors")).unlink()),
+    ("policy/config.json", lambda path: path.write_bytes(path.read_bytes().replace(b"silu", b"gelu"))),
+    ("meta.json", lambda path: path.write_text("{")),
+], ids=["truncated", "missing", "flipped", "no meta"])
+def test_damaged_checkpoint_is_put_aside(name, harm, run, tmp_path, capsys):
+    """The newest one is damaged: it is named and kept under another name, and the one before is used."""
+    shutil.copytree(run[0] / "checkpoints", tmp_path / "checkpoints")
+    folder = tmp_path / "checkpoints" / "step-000003"
+    harm(folder / name)
+    assert checkpoint.newest_intact(tmp_path).name == "step-000002"
+    assert name in capsys.readouterr().err and folder.with_name("damaged-step-000003").is_dir() and not folder.exists()
+    assert checkpoint.newest_intact(tmp_path).name == "step-000002" and not capsys.readouterr().err, "named once"
+
+
+def test_run_goes_on_from_the_checkpoint_before_and_reads_no_pickle(run, tmp_path, here, monkeypatch):
+    folder = tmp_path / "r"
+    shutil.copytree(run[0], folder)
+    shutil.rmtree(folder / "final")
+    (folder / "checkpoints" / "step-000003" / "meta.json").unlink()
+
+    def refuse(*arguments, **options):
+        raise AssertionError("a pickle was read")
+    for target in ("pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load"):
+        monkeypatch.setattr(target, refuse)
+    code, out, err = here(*command(folder, run[2])[2:])
+    assert code == 0 and "continuing at step 2" in out and "is damaged (meta.json" in err
+    monkeypatch.undo()
+    assert_same_run(run[0], folder, exact=True)
+
+
+def test_a_run_folder_has_one_writer(run, tmp_path, here):
+    """The second is refused by name and changes nothing; a killed owner leaves no lock behind."""
+    folder = tmp_path / "r"
+    shutil.copytree(run[0], folder)
+    before = {path: path.read_bytes() for path in folder.glob("*.*")}
+    hold = f"import checkpoint, pathlib, time\nwith checkpoint.lock(pathlib.Path({str(folder)!r})): print('held', flush=True); time.sleep(60)"
+    owner = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout.readline() == "held\n"
+    code, _, err = here(*command(folder, run[2], "run.steps=4")[2:])
+    assert code == 2 and str(owner.pid) in err and "Traceback" not in err
+    assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
+    owner.kill()
+    owner.wait()
+    assert here(*command(folder, run[2])[2:])[0] == 0
+
+
+def test_full_disk_is_one_line_and_leaves_the_checkpoints(run, tmp_path):
+    """A limit on file size stands for the disk: the checkpoint of step 4 does not fit, those before stay intact."""
+    folder = tmp_path / "r"
+    shutil.copytree(run[0], folder)
+    limit = 300_000                                     # bytes: more than the logs, less than the policy
+    assert limit < (folder / "final" / "model.safetensors").stat().st_size
+    result = subprocess.run(command(folder, run[2], "run.steps=4"), capture_output=True, text=True,
+                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert result.returncode == 2 and "no room left" in result.stderr and "Traceback" not in result.stderr
+    assert checkpoint.newest_intact(folder).name == "step-000003"
 
 
 ENDLESS = ["eval.benchmarks=[]", "run.save_every=1000", "run.steps=100000", "dra.enabled=false"]
