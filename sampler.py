@@ -54,9 +54,9 @@ LOOK_EVERY = 8                                          # steps between two look
 COLUMNS = 64                                            # tokens by which the cache grows on a CPU
 
 
-def row_bucket(live: int) -> int:
-    """Rows that a GPU computes for `live` ones, so that few CUDA graphs need to be captured; a CPU computes the live ones."""
-    return next((rows for rows in (1, 2, 4) if rows >= live), -(-live // 8) * 8)
+def row_bucket(live: int, multiple: int) -> int:
+    """Rows that are computed for `live` ones: a GPU captures a graph, and a CPU's oneDNN keeps a kernel, for each number of rows."""
+    return next((rows for rows in (1, 2, 4) if rows >= live), -(-live // multiple) * multiple)
 
 
 def has_varlen(x: Tensor) -> bool:
@@ -164,7 +164,7 @@ class Sampler:
         self.device = model.norm.weight.device
         self.is_stop = torch.zeros(model.g.vocab, dtype=torch.bool, device=self.device)
         self.is_stop[list(stop_ids)] = True
-        self.look_every, self.row_bucket = (LOOK_EVERY, row_bucket) if self.device.type == "cuda" else (1, int)
+        self.look_every, self.rows_multiple = (LOOK_EVERY, 8) if self.device.type == "cuda" else (1, 4)
         self.model.pack()
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -204,7 +204,7 @@ class Rollout:
     def __init__(self, sampler: Sampler, prompts: Sequence[list[int]], group_size: int, seeds: list[tuple[int, ...]]):
         self.sampler, self.model, self.prompts, self.G = sampler, sampler.model, prompts, group_size
         self.device, max_new, rows = sampler.device, sampler.config.max_new_tokens, len(seeds)
-        self.slots = sampler.row_bucket(min(sampler.config.slots or rows, rows))
+        self.slots = row_bucket(min(sampler.config.slots or rows, rows), sampler.rows_multiple)
         self.cache = Cache(self.model, self.slots, max(map(len, prompts)) + max_new)
         # column max_new takes what a finished row draws until the host looks
         self.uniform_RT = torch.from_numpy(np.stack([np.random.default_rng(seed).random(max_new) for seed in seeds])).to(self.device)
@@ -237,7 +237,7 @@ class Rollout:
 
     def decode(self) -> None:
         """One token for every live row; the dead ones that fill the bucket sit at position 0 of free slots and are ignored."""
-        n = self.sampler.row_bucket(self.live)
+        n = row_bucket(self.live, self.sampler.rows_multiple)
         self.longest += 1
         # when nobody is waiting, free slots need no room any more
         self.cache.reserve(self.live, self.slots if self.waiting < len(self.lengths) else n, self.longest)

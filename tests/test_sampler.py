@@ -9,7 +9,7 @@ import transformers
 from conftest import ragged_prompts, random_model
 
 from model import Transformer
-from sampler import Rollout, Sampler, SamplerConfig, row_bucket, sample_tokens, stop_ids, top_p_logits
+from sampler import Rollout, Sampler, SamplerConfig, sample_tokens, stop_ids, top_p_logits
 
 LENGTHS = [1, 9, 30, 4, 17]
 
@@ -178,7 +178,7 @@ def ragged_attention(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, ena
     return out
 
 
-@pytest.mark.parametrize("path", ["looks every 8 steps, rows in buckets", "ragged kernel"])
+@pytest.mark.parametrize("path", ["looks every 8 steps, 8 rows at a time", "ragged kernel"])
 def test_gpu_paths_draw_the_same_tokens(path, qwen2, monkeypatch):
     """The host may look late (finished rows stand still and are trimmed), and the ragged kernel sees each row's live tokens only."""
     _, folder = qwen2
@@ -189,7 +189,7 @@ def test_gpu_paths_draw_the_same_tokens(path, qwen2, monkeypatch):
         monkeypatch.setattr("sampler.has_varlen", lambda x: True)
         monkeypatch.setattr("sampler.varlen_attn", ragged_attention)
     else:
-        sampler.look_every, sampler.row_bucket = 8, row_bucket
+        sampler.look_every = sampler.rows_multiple = 8
     got = sampler.generate(prompts, 3, (0,))
     assert flat(got) == flat(expected)
     assert [c.finish for g in got for c in g] == [c.finish for g in expected for c in g]
