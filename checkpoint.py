@@ -50,6 +50,14 @@ def lock(run_dir: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def folder_of(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:06d}"
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def steps(run_dir: Path) -> list[Path]:
     """Folders of the checkpoints of a run, oldest first."""
     return sorted((run_dir / "checkpoints").glob("step-*"))
@@ -93,7 +101,7 @@ def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: 
     sharded tensors under the same names on all ranks.
     """
     first = not dist.is_initialized() or dist.get_rank() == 0
-    final = run_dir / "checkpoints" / f"step-{step:06d}"
+    final = folder_of(run_dir, step)
     part = final.with_name(f".{final.name}.part")
     if first:
         for unfinished in final.parent.glob(".step-*.part"):

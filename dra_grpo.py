@@ -40,7 +40,7 @@ from config import dump, import_function, load
 from eval import (DataConfig, EvalConfig, eval_sampler, format_record, load_problems, load_tokenizer, model_folder, parse_args,
                   prompt_tokens, sample_problems, summarize)
 from model import DTYPES, Geometry, ModelConfig, Transformer
-from ranks import (Interrupt, Interrupted, full_weights, gather_over_ranks, max_over_ranks, run_main, shard, start_ranks,
+from ranks import (Interrupt, Interrupted, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, run_main, shard, start_ranks,
                    sum_over_ranks)
 from report import before_and_after, group_figures, step_line
 from reward import DraConfig, Embedder, Grader, RewardConfig, Rewarder, Scores, reward_function, smi_values
@@ -396,7 +396,7 @@ def train(config: Config) -> int:
     interrupt = Interrupt()
     try:
         check(config, int(os.environ.get("WORLD_SIZE", 1)))
-        with checkpoint.lock(Path(config.run.dir)) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        with checkpoint.lock(Path(config.run.dir)) if is_first_rank() else nullcontext():
             return train_until(config, interrupt)
     except Interrupted:                                 # outside the steps: nothing has changed since the last checkpoint
         print("interrupted", file=sys.stderr)
@@ -430,8 +430,8 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
     embedder = Embedder(config.dra.embedder, config.dra.max_tokens, config.dra.trust_remote_code, device) if config.dra.enabled else None
     # policy, reference, optimizer, and the sampler's own copy; from the newest checkpoint if there is one
     intact = checkpoint.newest_intact(run_dir) if first else None
-    resume_step = int(max_over_ranks(int(intact.name.split("-")[1]) if intact else -1))
-    resume_from = run_dir / "checkpoints" / f"step-{resume_step:06d}" if resume_step >= 0 else None
+    resume_step = int(max_over_ranks(checkpoint.step_of(intact) if intact else -1))     # the first rank looks, so that all agree
+    resume_from = checkpoint.folder_of(run_dir, resume_step) if resume_step >= 0 else None
     n_tokens = len(tokenizer)
     learner = Learner(config.model, config.learner, folder, device, n_tokens, config.sampler.temperature, config.sampler.max_new_tokens,
                       resume_from and resume_from / "policy")

@@ -259,7 +259,7 @@ class Transformer(nn.Module):
     def pack(self) -> None:
         """Copies the matrices into a layout in which products with few rows, as in decoding, run up to twice as fast on a CPU.
 
-        Without gradient every later product reads the copies: pack again after the weights have changed. Does nothing elsewhere.
+        Without gradient every later product reads the copies: pack again after the weights or n_tokens have changed. Does nothing elsewhere.
         """
         weight = self.norm.weight
         if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():

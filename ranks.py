@@ -18,6 +18,11 @@ from torch.distributed.tensor import DTensor
 from model import Transformer
 
 
+def is_first_rank() -> bool:
+    """Known from the launcher's environment, before the process group starts."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def start_ranks(dtype: str) -> tuple[int, int, torch.device]:
     """(rank, world, device); starts the process group where several ranks, or mixed precision through FSDP2, need one."""
     rank, world, local = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -55,7 +60,7 @@ def run_main(main: Callable[[list[str]], int]) -> NoReturn:
     try:
         code = main(sys.argv[1:])
     except ValueError as error:
-        if os.environ.get("RANK", "0") == "0" or str(error).startswith("rank "):
+        if is_first_rank() or str(error).startswith("rank "):
             print(f"error: {error}", file=sys.stderr)
         code = 2
     leave(code)
