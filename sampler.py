@@ -18,6 +18,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model import Transformer, causal_attention, product_dtype
@@ -52,6 +53,7 @@ class Completion:
 
 LOOK_EVERY = 8                                          # steps between two looks of the host at what a GPU has finished
 COLUMNS = 64                                            # tokens by which the cache grows on a CPU
+ONE_THREAD_BELOW = 2**24                                # rows x parameters of a block: for less, waking other threads costs more than they save
 
 
 def row_bucket(live: int, multiple: int) -> int:
@@ -76,14 +78,8 @@ def decode_attention(q_nHD: Tensor, keys_STKD: Tensor, values_STKD: Tensor, used
         slots = torch.arange(n + 1, dtype=torch.int32, device=q_nHD.device)
         return varlen_attn(q_nHD, keys_STKD.view(S * T, K, D), values_STKD.view(S * T, K, D), slots, slots * T, 1, T, enable_gqa=H != K,
                            seqused_k=used_n.int())
-    out_nKRD = torch.empty_like(q_nHD).view(n, K, H // K, D)
-    q_nKRD = (q_nHD * D**-0.5).view(n, K, H // K, D)
-    columns = bias_nT.shape[1]
-    for head in range(K):
-        keys, values = keys_STKD[:n, :columns, head], values_STKD[:n, :columns, head]
-        weights = torch.baddbmm(bias_nT[:, None], q_nKRD[:, head], keys.transpose(1, 2)).softmax(-1)
-        out_nKRD[:, head] = torch.bmm(weights, values)
-    return out_nKRD.view(n, H, D)
+    keys, values = (x[:n, : bias_nT.shape[1]].transpose(1, 2) for x in (keys_STKD, values_STKD))
+    return F.scaled_dot_product_attention(q_nHD.view(n, K, H // K, D), keys, values, bias_nT[:, None, None]).reshape(n, H, D)
 
 
 class Cache:
@@ -95,10 +91,9 @@ class Cache:
 
     def __init__(self, model: Transformer, slots: int, tokens: int):
         g, weight = model.g, model.norm.weight
-        self.kv_shape = (g.kv_heads, g.head_dim)
         self.slots, self.tokens = 0, 0
         dtype = product_dtype(weight)
-        self.layers = [[weight.new_empty(0, 0, *self.kv_shape, dtype=dtype) for _ in ("keys", "values")] for _ in range(g.layers)]
+        self.layers = [[weight.new_empty(0, 0, g.kv_heads, g.head_dim, dtype=dtype) for _ in ("keys", "values")] for _ in range(g.layers)]
         self.varlen = has_varlen(weight)
         self.bias_ST = weight.new_empty(0, 0, dtype=dtype)      # 0 where a row may look, -inf elsewhere
         if weight.is_cuda:
@@ -110,32 +105,32 @@ class Cache:
             return
         columns = max(self.tokens, -(-tokens // COLUMNS) * COLUMNS)
 
-        def resized(old: Tensor, fill: float, *shape: int) -> Tensor:
-            new = old.new_full(shape, fill)
+        def kept(old: Tensor, new: Tensor) -> Tensor:
             new[:live, : old.shape[1]] = old[:live]
             return new
 
         for layer in self.layers:
             for i, old in enumerate(layer):
-                layer[i] = resized(old, 0.0, slots, columns, *self.kv_shape)
+                K, D = old.shape[2:]
+                # in memory (S, T, K, D) for the ragged kernel, (S, K, T, D) for the other, which reads a head's tokens one after the other
+                layer[i] = kept(old, old.new_zeros(slots, columns, K, D) if self.varlen else old.new_zeros(slots, K, columns, D).transpose(1, 2))
                 del old
-        self.bias_ST = resized(self.bias_ST, float("-inf"), slots, columns)
+        self.bias_ST = kept(self.bias_ST, self.bias_ST.new_full((slots, columns), float("-inf")))
         self.slots, self.tokens = slots, columns
 
     def begin_step(self, pos_n: Tensor, longest: int) -> None:
         """Rows 0..n-1 decode one token each at positions `pos_n`; `longest` is the largest of them plus one."""
         n = len(pos_n)
         self.used_n = pos_n + 1
-        self.write_at = torch.arange(n, device=pos_n.device) * self.tokens + pos_n
-        self.bias_ST.view(-1).index_fill_(0, self.write_at, 0.0)
+        self.write_at = torch.arange(n, device=pos_n.device), pos_n
+        self.bias_ST[self.write_at] = 0.0
         self.bias_nT = None if self.varlen else self.bias_ST[:n, :longest]
 
     def attend(self, layer: int, q_n1HD: Tensor, k_n1KD: Tensor, v_n1KD: Tensor) -> Tensor:
         """Writes this step's keys and values at each row's position and attends to everything up to it."""
         keys, values = self.layers[layer]
         q_nHD, k_nKD, v_nKD = (x[:, 0].to(keys.dtype) for x in (q_n1HD, k_n1KD, v_n1KD))
-        keys.view(-1, *self.kv_shape).index_copy_(0, self.write_at, k_nKD)
-        values.view(-1, *self.kv_shape).index_copy_(0, self.write_at, v_nKD)
+        keys[self.write_at], values[self.write_at] = k_nKD, v_nKD
         return decode_attention(q_nHD, keys, values, self.used_n, self.bias_nT)[:, None].to(q_n1HD.dtype)
 
     def admit(self, slots: slice, prompt_kv: Tensor, length: int) -> None:
@@ -208,7 +203,7 @@ class Rollout:
         self.cache = Cache(self.model, self.slots, max(map(len, prompts)) + max_new)
         # column max_new takes what a finished row draws until the host looks
         self.uniform_RT = torch.from_numpy(np.stack([np.random.default_rng(seed).random(max_new) for seed in seeds])).to(self.device)
-        self.uniform_RT = torch.nn.functional.pad(self.uniform_RT, (0, 1))
+        self.uniform_RT = F.pad(self.uniform_RT, (0, 1))
         self.tokens_RT = torch.zeros(rows, max_new + 1, dtype=torch.long, device=self.device)
         self.logprobs_RT = torch.zeros(rows, max_new + 1, device=self.device)
         self.limit_R = torch.full((rows,), max_new, device=self.device)
@@ -220,8 +215,18 @@ class Rollout:
         self.lengths = [0] * rows
         self.prompt_kv: dict[int, tuple[Tensor, Tensor]] = {}   # prompts whose group is only partly admitted: (keys and values, logits)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}       # a captured step per row bucket
+        self.threads, self.block_size = torch.get_num_threads(), sum(p.numel() for p in self.model.blocks[0].parameters())
 
     def run(self) -> list[Completion]:
+        try:
+            self.sample()
+        finally:
+            torch.set_num_threads(self.threads)
+        tokens, logprobs = self.tokens_RT.tolist(), self.logprobs_RT.tolist()
+        stopped = self.sampler.is_stop[self.tokens_RT].tolist()
+        return [Completion(tokens[row][:n], logprobs[row][:n], "stop" if stopped[row][n - 1] else "length") for row, n in enumerate(self.lengths)]
+
+    def sample(self) -> None:
         rows = len(self.lengths)
         while self.live or self.waiting < rows:
             free, left = self.slots - self.live, rows - self.waiting
@@ -231,9 +236,6 @@ class Rollout:
                 if self.live:
                     self.decode()
             self.leave()
-        tokens, logprobs = self.tokens_RT.tolist(), self.logprobs_RT.tolist()
-        stopped = self.sampler.is_stop[self.tokens_RT].tolist()
-        return [Completion(tokens[row][:n], logprobs[row][:n], "stop" if stopped[row][n - 1] else "length") for row, n in enumerate(self.lengths)]
 
     def decode(self) -> None:
         """One token for every live row; the dead ones that fill the bucket sit at position 0 of free slots and are ignored."""
@@ -242,6 +244,7 @@ class Rollout:
         # when nobody is waiting, free slots need no room any more
         self.cache.reserve(self.live, self.slots if self.waiting < len(self.lengths) else n, self.longest)
         if self.device.type != "cuda":
+            torch.set_num_threads(1 if n * self.block_size < ONE_THREAD_BELOW else self.threads)
             self.step(n)
             return
         if n not in self.graphs:

@@ -6,7 +6,7 @@ import torch
 import transformers
 from conftest import random_model, ragged_prompts
 
-from model import Geometry, Transformer, rope_frequencies, rope_table
+from model import Geometry, RMSNorm, Transformer, rope_frequencies, rope_table
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 CASES = {
@@ -73,6 +73,18 @@ def test_rope_table_is_bit_equal_to_transformers(rope):
     cos, sin = rope_table(rope_frequencies(geometry), positions, torch.float32)
     their_cos, their_sin = theirs(torch.zeros(1), positions[None])
     assert torch.equal(cos, their_cos[0]) and torch.equal(sin, their_sin[0])
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2**-6)])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_norm_without_gradient_equals_torchs(dtype, atol, size):
+    """The sampler's norm is written out for a CPU; eps must count (small inputs) and bf16 must be squared in float32 (large ones)."""
+    generator = torch.Generator().manual_seed(0)
+    x, norm = (size * torch.randn(5, 3, 96, generator=generator)).to(dtype), RMSNorm(96, 1e-6).to(dtype)
+    torch.nn.init.normal_(norm.weight, generator=generator)
+    expected = norm(x)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), expected.detach(), rtol=0, atol=atol)
 
 
 def test_token_logprobs_equal_dense_softmax(qwen2, monkeypatch):

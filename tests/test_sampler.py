@@ -135,6 +135,22 @@ def test_bfloat16_logprobs_are_close_to_the_learners():
     assert gap.mean() < 1e-2 and gap.max() < 0.2
 
 
+def test_small_products_run_on_one_thread_and_the_setting_comes_back(qwen2, monkeypatch):
+    """Also after an error in the middle of a rollout; what the threads are changes no token."""
+    sampler, prompts = sampler_for(qwen2[1], slots=4), ragged_prompts(131, LENGTHS)
+    seen, step = [], Rollout.step
+    monkeypatch.setattr(Rollout, "step", lambda self, n: (seen.append(torch.get_num_threads()), step(self, n)))
+    expected = sampler.generate(prompts, 3, (0,))
+    assert set(seen) == {1} and torch.get_num_threads() == 2
+    monkeypatch.setattr("sampler.ONE_THREAD_BELOW", 0)
+    assert flat(sampler.generate(prompts, 3, (0,))) == flat(expected) and seen[-1] == 2
+    monkeypatch.setattr(Rollout, "step", lambda self, n: 1 / 0)
+    monkeypatch.setattr("sampler.ONE_THREAD_BELOW", 2**40)
+    with pytest.raises(ZeroDivisionError):
+        sampler.generate(prompts, 3, (0,))
+    assert torch.get_num_threads() == 2
+
+
 @pytest.mark.parametrize("kind", ["nan in free slots", "1e4 behind each row"])
 def test_stale_and_future_cache_is_never_read(kind, qwen2, monkeypatch):
     """Whatever an earlier row left in a slot must leave every completion bit for bit as it was."""
