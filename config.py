@@ -15,6 +15,7 @@ Imports nothing of ours.
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
 import json
@@ -22,6 +23,9 @@ import math
 import operator
 import textwrap
 import tomllib
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -182,7 +186,24 @@ def import_function(key: str, spec: str) -> Any:
         raise ValueError(f"{key} must be \"path.py:function\" with an existing file; got {spec!r}")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
+    with naming(key, spec):
+        module_spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
         raise ValueError(f"{key}: {file} has no function {name!r}")
-    return getattr(module, name)
+
+    @functools.wraps(function)
+    def named(*arguments, **options):
+        with naming(key, spec):
+            return function(*arguments, **options)
+    return named
+
+
+@contextmanager
+def naming(key: str, spec: str) -> Iterator[None]:
+    """An error in a user's code becomes a ValueError that says where."""
+    try:
+        yield
+    except Exception as error:
+        *_, frame = traceback.extract_tb(error.__traceback__)
+        raise ValueError(f"{key}: {spec} raised {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})") from error

@@ -40,13 +40,14 @@ from config import dump, import_function, load
 from eval import (DataConfig, EvalConfig, eval_sampler, format_record, load_problems, load_tokenizer, model_folder, parse_args,
                   prompt_tokens, sample_problems, summarize)
 from model import DTYPES, Geometry, ModelConfig, Transformer
-from ranks import (Interrupt, Interrupted, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, run_main, shard, start_ranks,
-                   sum_over_ranks)
+from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
 from report import before_and_after, group_figures, step_line
 from reward import DraConfig, Embedder, Grader, RewardConfig, Rewarder, Scores, reward_function, smi_values
 from sampler import Completion, Sampler, SamplerConfig, stop_ids
 
 # P prompts, G completions each, N = P*G rows, T tokens of a row (prompt and completion, right-padded)
+
+Row = tuple[list[int], Completion, float]               # what the learner trains on: prompt, completion, advantage
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class LearnerConfig:
     """the probability ratio is clipped at 1 - clip_low"""
     clip_high: Annotated[float, ">= 0", "< 1"] = 0.2
     """the probability ratio is clipped at 1 + clip_high"""
+    mask_truncated: bool = False
+    """completions cut at max_new_tokens stay out of the loss and of its denominators (not out of their group's mean)"""
+    drop_equal_groups: bool = False
+    """groups whose raw rewards are all equal stay out of the loss and of its denominators; these are the groups where DRA acts most"""
     kl_beta: Annotated[float, ">= 0"] = 0.0
     """weight of the KL penalty (k3) to the frozen initial policy; 0 loads no reference"""
     updates_per_rollout: Annotated[int, ">= 1"] = 1
@@ -185,15 +190,37 @@ def prompts_for_step(seed: int, step: int, rank: int, world: int, rows: int, per
     return pairs
 
 
+PASS_TOKENS = 256                                       # what one more micro-batch costs, in tokens of padding that would cost as much
+
+
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Row indices, longest first, cut so that rows x longest row stays within `budget` tokens (a longer row stands alone)."""
-    batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
+    """Row indices, longest first, in the cheapest cuts with rows x longest row within `budget` tokens (a longer row stands alone).
+
+    The cost of a cut into micro-batches is the sum of rows x longest row + PASS_TOKENS, so padding is paid only where it saves passes.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    cost, start_of = [0] + [0] * len(order), [0] * (len(order) + 1)     # of the cheapest cut of the first rows, and where its last batch starts
+    for end in range(1, len(order) + 1):
+        options = []
+        for start in reversed(range(end)):
+            padded = (end - start) * lengths[order[start]]
+            if padded > budget and end - start > 1:
+                break
+            options.append((cost[start] + padded + PASS_TOKENS, start))
+        cost[end], start_of[end] = min(options)
+    batches, end = [], len(order)
+    while end:
+        batches.append(order[start_of[end] : end])
+        end = start_of[end]
+    return batches[::-1]
+
+
+def rows_in_loss(completions: Sequence[Completion], rewards_PG: Tensor, config: LearnerConfig) -> list[int]:
+    """Indices of the rows that the loss sums over and its denominators count; `rewards_PG` are the raw ones, before DRA."""
+    equal_P = (rewards_PG == rewards_PG[:, :1]).all(-1).tolist()
+    G = rewards_PG.shape[1]
+    return [i for i, completion in enumerate(completions)
+            if not (config.mask_truncated and completion.finish == "length" or config.drop_equal_groups and equal_P[i // G])]
 
 
 def token_weights(mask_NT: Tensor, loss: str, *, rows: int, tokens: int, max_new_tokens: int) -> Tensor:
@@ -244,6 +271,21 @@ def lr_at(step: int, config: LearnerConfig, steps: int) -> float:
 # ------------------------------------------------------------------------------------------------ the learner
 
 
+class Clock:
+    """Seconds by part of a step; waits for a GPU at every border, so that work counts where it was asked for."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, {}
+        self.start = self.last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
+        self.last = now
+
+
 class Learner:
     """Policy, optimizer and (when kl_beta > 0) frozen reference of one rank."""
 
@@ -286,78 +328,86 @@ class Learner:
         if not dist.is_initialized() or dist.get_rank() == 0:
             self.policy.save_pretrained(folder, weights, dtype)
 
-    def update(self, prompts: Sequence[list[int]], completions: Sequence[Completion], advantages: Sequence[float], lr: float) -> dict[str, float]:
-        """`updates_per_rollout` optimizer steps on this rank's rows (prompt, completion and advantage of each); returns the step's figures.
+    def update(self, rows: Sequence[Row], lr: float) -> dict[str, float]:
+        """`updates_per_rollout` optimizer steps on this rank's rows; returns the step's figures, and seconds by part under "..._s".
 
         Collective: every rank calls it, with any number of rows, and runs the same number of micro-batches. Raises
         FloatingPointError on all ranks, leaving the weights alone, if the loss or the gradient is not finite on any.
         """
-        config = self.config
-        lengths = [len(prompt) + len(completion.tokens) for prompt, completion in zip(prompts, completions, strict=True)]
-        batches = micro_batches(lengths, config.micro_batch_tokens)
-        rows, tokens = map(int, sum_over_ranks([len(completions), sum(len(c.tokens) for c in completions)]))
-        count = int(max_over_ranks(len(batches)))
-        # FSDP2 needs the same number of passes on every rank: the missing ones repeat a row with weight 0
-        batches = [self.batch([prompts[i] for i in batch], [completions[i] for i in batch], [advantages[i] for i in batch], rows, tokens) for batch in batches]
-        batches += [(*batches[0][:-1], torch.zeros_like(batches[0][-1]))] * (count - len(batches))
+        config, clock = self.config, Clock(self.device)
+        total_rows, tokens = map(int, sum_over_ranks([len(rows), sum(len(completion.tokens) for _, completion, _ in rows)]))
+        batches = [self.batch([rows[i] for i in batch], total_rows, tokens)
+                   for batch in micro_batches([len(prompt) + len(completion.tokens) for prompt, completion, _ in rows], config.micro_batch_tokens)]
+        # FSDP2 needs the same number of passes on every rank: the missing ones, and one if nobody has a row, are two tokens without weight
+        own, passes = len(batches), max(1, int(max_over_ranks(len(batches))))
+        batches += [self.batch([([0], Completion([0], [0.0], "length"), 0.0)], 0, 0)] * (passes - own)
         world = dist.get_world_size() if dist.is_initialized() else 1
 
         with torch.no_grad():
             references = [self.reference.token_logprobs(batch[0], batch[1], self.temperature)[0] if self.reference else None for batch in batches]
             olds = [self.policy.token_logprobs(batch[0], batch[1], self.temperature)[0] if config.updates_per_rollout > 1 else None for batch in batches]
+        clock.lap("logprob_s")
         sums = dict.fromkeys(("loss", "kl", "entropy", "gap", "clipped"), 0.0)
         gap_max = 0.0
         for update in range(config.updates_per_rollout):
-            for (tokens_NT, mask_NT, sampled_NT, advantage_N, weights_NT), old_NT, reference_NT in zip(batches, olds, references):
+            for i, ((tokens_NT, mask_NT, sampled_NT, advantage_N, weights_NT), old_NT, reference_NT) in enumerate(zip(batches, olds, references)):
                 logp_NT, entropy_NT = self.policy.token_logprobs(tokens_NT, mask_NT, self.temperature)                 # (2)
                 old_NT = logp_NT.detach() if old_NT is None else old_NT                                               # (1)
                 per_token_NT = policy_loss(logp_NT, old_NT, advantage_N, config.clip_low, config.clip_high)
                 kl_NT = torch.zeros_like(logp_NT) if reference_NT is None else kl_k3(logp_NT, reference_NT)
                 loss = (weights_NT * (per_token_NT + config.kl_beta * kl_NT)).sum()
+                if i < own:
+                    with torch.no_grad():
+                        gap_NT = (logp_NT - sampled_NT).abs() * mask_NT
+                        ratio_NT = (logp_NT - old_NT).exp()
+                        sums["loss"] += loss.item()
+                        sums["kl"] += (kl_NT * mask_NT).sum().item()
+                        sums["entropy"] += entropy_NT.sum().item()
+                        sums["clipped"] += (((ratio_NT < 1 - config.clip_low) | (ratio_NT > 1 + config.clip_high)) * mask_NT).sum().item()
+                        if update == 0:                 # later passes differ from the sampler because the weights do
+                            sums["gap"] += gap_NT.sum().item()
+                            gap_max = max(gap_max, gap_NT.max().item())
+                clock.lap("forward_s")
                 (loss * world).backward()               # FSDP2 averages gradients over ranks; the weights already count all of them
-                real = weights_NT.any()
-                gap_NT = (logp_NT.detach() - sampled_NT).abs() * mask_NT * real
-                ratio_NT = (logp_NT.detach() - old_NT).exp()
-                sums["loss"] += loss.item()
-                sums["kl"] += (kl_NT.detach() * mask_NT * real).sum().item()
-                sums["entropy"] += (entropy_NT * real).sum().item()
-                sums["clipped"] += (((ratio_NT < 1 - config.clip_low) | (ratio_NT > 1 + config.clip_high)) * mask_NT * real).sum().item()
-                if update == 0:                         # later passes differ from the sampler because the weights do
-                    sums["gap"] += gap_NT.sum().item()
-                    gap_max = max(gap_max, gap_NT.max().item())
+                clock.lap("backward_s")
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters()])
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             total = sum_over_ranks([sums["loss"]])[0]
             if not (isfinite(total) and torch.isfinite(norm)):
-                raise FloatingPointError(f"loss {total} or gradient norm {norm.item()} is not finite")
+                ranks = [str(rank) for rank, loss in enumerate(gather_over_ranks([sums["loss"]])) if not isfinite(loss)]
+                raise FloatingPointError(f"loss {total} or gradient norm {norm.item()} is not finite" + (f" (loss of rank {', '.join(ranks)})" if ranks else ""))
             torch.nn.utils.clip_grads_with_norm_(self.policy.parameters(), config.max_grad_norm, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.updates += 1
+            clock.lap("optimizer_s")
         totals = dict(zip(sums, sum_over_ranks(list(sums.values()))))
-        passes = config.updates_per_rollout
-        figures = {key: totals[key] / max(tokens, 1) / (1 if key == "gap" else passes) for key in ("kl", "entropy", "gap", "clipped")}
-        return {"loss": totals["loss"] / passes, **figures, "gap_max": max_over_ranks(gap_max), "grad_norm": norm.item(), "lr": lr, "tokens": tokens}
+        updates = config.updates_per_rollout
+        figures = {key: totals[key] / max(tokens, 1) / (1 if key == "gap" else updates) for key in ("kl", "entropy", "gap", "clipped")}
+        return {"loss": totals["loss"] / updates, **figures, "gap_max": max_over_ranks(gap_max), "grad_norm": norm.item(), "lr": lr, "rows": total_rows,
+                **clock.seconds}
 
-    def batch(self, prompts: list[list[int]], completions: list[Completion], advantages: list[float], rows: int, tokens: int) -> tuple[Tensor, ...]:
-        """(tokens, mask of sampled ones, sampler's log-probs, advantages, weights) of one micro-batch, right-padded.
+    def batch(self, rows: Sequence[Row], total_rows: int, total_tokens: int) -> tuple[Tensor, ...]:
+        """(tokens, mask of sampled ones, sampler's log-probs, advantages, weights) of one micro-batch, right-padded; no weight if the totals are 0.
 
         The mask comes from lengths, never from token values: the stop token is trained, and pad may equal it.
         """
-        width = max(len(prompt) + len(completion.tokens) for prompt, completion in zip(prompts, completions))
-        tokens_NT = torch.zeros(len(prompts), width, dtype=torch.long)
-        mask_NT = torch.zeros(len(prompts), width, dtype=torch.bool)
+        width = max(len(prompt) + len(completion.tokens) for prompt, completion, _ in rows)
+        tokens_NT = torch.zeros(len(rows), width, dtype=torch.long)
+        mask_NT = torch.zeros(len(rows), width, dtype=torch.bool)
         dtype = torch.promote_types(self.policy.norm.weight.dtype, torch.float32)
-        sampled_NT = torch.zeros(len(prompts), width, dtype=dtype)
-        for i, (prompt, completion) in enumerate(zip(prompts, completions)):
+        sampled_NT = torch.zeros(len(rows), width, dtype=dtype)
+        for i, (prompt, completion, _) in enumerate(rows):
             end = len(prompt) + len(completion.tokens)
             tokens_NT[i, :end] = torch.tensor(prompt + completion.tokens)
             mask_NT[i, len(prompt) : end] = True
             sampled_NT[i, len(prompt) : end] = torch.tensor(completion.logprobs, dtype=dtype)
-        weights_NT = token_weights(mask_NT.to(dtype), self.config.loss, rows=rows, tokens=tokens, max_new_tokens=self.max_new_tokens)
-        return tuple(x.to(self.device) for x in (tokens_NT, mask_NT, sampled_NT, torch.tensor(advantages, dtype=dtype), weights_NT))
+        counted_NT = mask_NT.to(dtype) if total_rows else torch.zeros_like(sampled_NT)
+        weights_NT = token_weights(counted_NT, self.config.loss, rows=max(total_rows, 1), tokens=total_tokens, max_new_tokens=self.max_new_tokens)
+        advantage_N = torch.tensor([advantage for *_, advantage in rows], dtype=dtype)
+        return tuple(x.to(self.device) for x in (tokens_NT, mask_NT, sampled_NT, advantage_N, weights_NT))
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -393,25 +443,24 @@ def sample_records(step: int, pairs: list[tuple[int, int]], rows: list[dict], co
 
 def train(config: Config) -> int:
     """The whole run; returns 0, or 128 + signal number after an interruption. Raises ValueError for what the user has to mend."""
-    interrupt = Interrupt()
+    stop = Stop()
     try:
         check(config, int(os.environ.get("WORLD_SIZE", 1)))
         with checkpoint.lock(Path(config.run.dir)) if is_first_rank() else nullcontext():
-            return train_until(config, interrupt)
+            return train_until(config, stop)
     except Interrupted:                                 # outside the steps: nothing has changed since the last checkpoint
         print("interrupted", file=sys.stderr)
-        return 128 + interrupt.signum
+        return 128 + stop.signum
     except Exception as error:
-        message = str(error)
+        again = "run the same command again, it continues from the last checkpoint"
         if checkpoint.disk_is_full(error):
-            message = f"run.dir = {config.run.dir!r}: no room left to write; make room and run the same command again, it continues from the last checkpoint"
-        elif not isinstance(error, ValueError):
-            raise
-        rank = f"rank {dist.get_rank()}: " if dist.is_initialized() and dist.get_world_size() > 1 else ""
-        raise ValueError(rank + message) from error
+            raise ValueError(f"{of_rank()}run.dir = {config.run.dir!r}: no room left to write; make room and {again}") from error
+        if isinstance(error, RuntimeError) and (gone := stop.ranks_gone()):     # its connections broke
+            raise ValueError(f"{stop.doing}: rank {', '.join(map(str, gone))} has ended (killed, or out of memory); {again}") from error
+        raise
 
 
-def train_until(config: Config, interrupt: Interrupt) -> int:
+def train_until(config: Config, stop: Stop) -> int:
     data = load_problems(config.data.train, config.data)
     benchmarks = {Path(path).stem: load_problems(path, config.data) for path in config.eval.benchmarks}
     folder = model_folder(config.model)
@@ -482,11 +531,11 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
         results = []
         for name, problems in benchmarks.items():
             start, samples = time.perf_counter(), []
-            with interrupt.stoppable():
+            with stop.local(f"evaluation after step {step}"):
                 places = range(rank, len(problems), world)
                 samples = sample_problems(eval_sampler(actor, tokenizer, config.eval), tokenizer, [problems[i] for i in places], config.data, config.eval,
                                           grader, places, progress=first, desc=f"eval {name}")
-            if interrupt.any_rank():
+            if stop.any_rank():
                 return False
             results.append({"kind": "eval", "step": step, **summarize(name, gather_over_ranks(samples)), "seconds": time.perf_counter() - start})
             if first:
@@ -497,7 +546,8 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
     # a run stopped during the evaluation that was due at its last step makes up for it
     evaluated = not eval_due(done) or max_over_ranks(first and f'"kind": "eval", "step": {done},' in metrics_path.read_text(encoding="utf-8")) > 0
     log(metrics_path, [run_record(config, world, device, done)])
-    interrupt.immediate = False
+    stop.immediate = False
+    stop.know_processes()
     saved = done
     with Grader(config.reward.workers, config.reward.timeout_s) as grader, \
             tqdm(total=config.run.steps, initial=done, desc="train", unit="step", disable=not first) as bar:
@@ -506,31 +556,32 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
         for step in range(done, config.run.steps):
             if not running:
                 break
-            clock = [time.perf_counter()]
+            clock = Clock(device)
             pairs = prompts_for_step(config.run.seed, step, rank, world, len(kept), config.data.prompts_per_step)
             rows = [data[kept[i]] for _, i in pairs]
             step_prompts = [prompts[kept[i]] for _, i in pairs]
-            with interrupt.stoppable():
+            with stop.local(f"step {step + 1}"):
                 groups = sampler.generate(step_prompts, config.sampler.group_size, (config.run.seed, step), [position for position, _ in pairs])
-                clock.append(time.perf_counter())
+                clock.lap("sample_s")
                 completions = [completion for group in groups for completion in group]
                 texts = tokenizer.batch_decode([completion.tokens for completion in completions], skip_special_tokens=True)
                 scores = rewarder(texts, rows, [len(completion.tokens) for completion in completions], config.sampler.group_size)
                 labels = [label(text, rows[i // config.sampler.group_size]) for i, text in enumerate(texts)] if label else []
-                clock.append(time.perf_counter())
-            if interrupt.any_rank():
+                clock.lap("reward_s")
+            if stop.any_rank():
                 break                                   # the unfinished step is dropped: nothing has changed yet
-            prompts_N = [prompt for prompt in step_prompts for _ in range(config.sampler.group_size)]
+            advantages = scores.advantage.flatten().tolist()
+            learnt = [(step_prompts[i // config.sampler.group_size], completions[i], advantages[i])
+                      for i in rows_in_loss(completions, scores.raw, config.learner)]
             try:
-                figures = learner.update(prompts_N, completions, scores.advantage.flatten().tolist(), lr_at(step, config.learner, config.run.steps))
+                figures = learner.update(learnt, lr_at(step, config.learner, config.run.steps))
             except FloatingPointError as error:
-                raise ValueError(f"step {step + 1}: {error}; lower learner.lr or look at samples.jsonl") from None
+                raise ValueError(f"{stop.doing}: {error}; lower learner.lr or look at samples.jsonl") from None
             sampler.load_weights(full_weights(learner.policy))
-            clock.append(time.perf_counter())
+            clock.lap("update_s")
             records = sorted(gather_over_ranks(sample_records(step + 1, pairs, rows, groups, texts, scores, labels)), key=lambda record: record["position"])
-            seconds = dict(zip(("sample_s", "reward_s", "update_s"), (b - a for a, b in zip(clock, clock[1:]))))
-            record = {"kind": "train", "step": step + 1, **group_figures(records), **figures, **seconds,
-                      "tokens_per_s": figures["tokens"] / (clock[-1] - clock[0])}
+            record = {"kind": "train", "step": step + 1, **group_figures(records), **figures, **scores.seconds, **clock.seconds}
+            record["tokens_per_s"] = record["tokens"] / (clock.last - clock.start)
             log(samples_path, records)
             log(metrics_path, [record])
             if first:
@@ -541,12 +592,12 @@ def train_until(config: Config, interrupt: Interrupt) -> int:
             if running and (done == config.run.steps or done % config.run.save_every == 0):
                 save(done)
                 saved = done
-    if interrupt.any_rank():
+    if stop.any_rank():
         if saved < done:
             save(done)
         if first:
             print(f"interrupted after step {done} of {config.run.steps}, saved in {run_dir}; the same command continues", file=sys.stderr)
-        return 128 + int(max_over_ranks(interrupt.signum))
+        return 128 + int(max_over_ranks(stop.signum))
     part = run_dir / ".final.part"
     learner.save_policy(part, dtype)
     if first:

@@ -5,8 +5,12 @@ Everything works without a process group too: then there is one rank, sums are w
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -53,17 +57,33 @@ def leave(code: int) -> NoReturn:
 
 
 def run_main(main: Callable[[list[str]], int]) -> NoReturn:
-    """Runs a script's main; what a user got wrong becomes one line on stderr and exit code 2.
-
-    Before the ranks have met, all of them see the same mistake and the first reports it; later ones say which rank they are.
-    """
+    """Runs a script's main; what a user got wrong becomes one line on stderr, from one rank, and exit code 2."""
     try:
         code = main(sys.argv[1:])
     except ValueError as error:
-        if is_first_rank() or str(error).startswith("rank "):
+        if first_to_report():
             print(f"error: {error}", file=sys.stderr)
         code = 2
+    except Exception:                                   # a defect of ours: its traceback, but not those of the ranks that it took along
+        if first_to_report():
+            traceback.print_exc()
+        code = 1
     leave(code)
+
+
+def first_to_report() -> bool:
+    """Whether no other rank has asked this before. Before the ranks have met, all of a node see the same mistake, and one of them reports it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    try:                                                # torchrun keeps a store of its own, which outlives the ranks
+        return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)).add("reports", 1) == 1
+    except (KeyError, RuntimeError):
+        return True                                     # twice rather than never
+
+
+def of_rank() -> str:
+    """How a message of this rank begins where there are several."""
+    return f"rank {dist.get_rank()}: " if dist.is_initialized() and dist.get_world_size() > 1 else ""
 
 
 def sum_over_ranks(values: Sequence[float], op=dist.ReduceOp.SUM) -> list[float]:
@@ -114,14 +134,17 @@ class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived."""
 
 
-class Interrupt:
-    """Turns SIGINT and SIGTERM into `Interrupted` where stopping is harmless, and remembers them where it is not.
+class Stop:
+    """What ends a run before its last step: SIGINT or SIGTERM, or an error, on any rank; and what the run was doing then.
 
-    Harmless: before the first step, and inside `with interrupt.stoppable()`, which holds only work without collectives.
+    A signal raises `Interrupted` where stopping is harmless: before the first step, and inside `with stop.local(...)`, which holds only work
+    without collectives. Elsewhere it is remembered. An error inside is kept too: a rank that left alone would leave the others waiting for it.
     """
 
     def __init__(self):
-        self.signum, self.immediate = 0, True
+        self.signum, self.immediate, self.doing = 0, True, "start"
+        self.error: Exception | None = None
+        self.processes: list[tuple[str, int]] = []      # of each rank: machine and process id
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self.handle)
 
@@ -131,7 +154,8 @@ class Interrupt:
             raise Interrupted
 
     @contextmanager
-    def stoppable(self) -> Iterator[None]:
+    def local(self, doing: str) -> Iterator[None]:
+        self.doing = doing
         try:
             self.immediate = True
             if self.signum:
@@ -139,9 +163,38 @@ class Interrupt:
             yield
         except Interrupted:
             pass
+        except Exception as error:
+            self.error = error
         finally:
             self.immediate = False
 
     def any_rank(self) -> bool:
-        """Whether any rank was interrupted; collective."""
-        return max_over_ranks(self.signum) > 0
+        """Whether any rank was interrupted; if one had an error instead, all raise the first of them with its rank. Collective."""
+        interrupted, failed = sum_over_ranks([self.signum > 0, self.error is not None])
+        if not failed:
+            return interrupted > 0
+        messages = []
+        if self.error:
+            messages = [f"{of_rank()}{self.doing}: {self.error}"]
+            if not isinstance(self.error, ValueError):  # a defect of ours
+                traceback.print_exception(self.error)
+        raise ValueError(gather_over_ranks(messages)[0]) from self.error
+
+    def know_processes(self) -> None:
+        """Notes which process is which rank, for `ranks_gone`; collective."""
+        self.processes = gather_over_ranks([(os.uname().nodename, os.getpid())])
+
+    def ranks_gone(self) -> list[int]:
+        """The ranks on this machine whose process has ended."""
+        time.sleep(0.5)                                 # its connections are closed a moment before it is gone
+        return [rank for rank, (node, pid) in enumerate(self.processes) if node == os.uname().nodename and not is_running(pid)]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"      # an ended child of torchrun, until it looks
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:                           # no /proc on this system
+        return True

@@ -24,7 +24,7 @@ def group_figures(records: list[dict]) -> dict:
         "rewards": {name: sum(c["rewards"][name] for c in flat) / len(flat) for name in flat[0]["rewards"]},
         "zero_advantage": sum(all(abs(c["advantage"]) < 1e-6 for c in group) for group in groups) / len(groups),
         "modes": sum(modes) / len(modes) if modes else None,
-        "length": mean("length"), "truncated": sum(c["finish"] == "length" for c in flat) / len(flat), "reasons": dict(Counter(c["reason"] for c in flat)),
+        "tokens": sum(c["length"] for c in flat), "length": mean("length"), "truncated": sum(c["finish"] == "length" for c in flat) / len(flat), "reasons": dict(Counter(c["reason"] for c in flat)),
     }
 
 

@@ -18,6 +18,7 @@ Departures from the paper, each an option whose published value is `clamp=False,
     python reward.py         prints a small example with and without DRA
 """
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -281,6 +282,7 @@ class Scores:
     weight: Tensor                                      # 1 without DRA
     adjusted: Tensor
     advantage: Tensor
+    seconds: dict[str, float]                           # of grading and the reward functions, of embedding, of DRA's arithmetic
 
 
 class Rewarder:
@@ -293,6 +295,7 @@ class Rewarder:
 
     def __call__(self, texts: list[str], rows: list[dict], lengths: list[int], group_size: int) -> Scores:
         """`texts`, `lengths` (tokens) of P*G completions, group by group, and the P problems they answer (with an "answer" column)."""
+        clock = [time.perf_counter()]
         rows_N = [row for row in rows for _ in range(group_size)]
         golds = [row["answer"] for row in rows_N]
         grades = self.grader.grade_batch(texts, golds)
@@ -306,9 +309,12 @@ class Rewarder:
         raw_PG = sum(weight * parts[name] for name, (_, weight) in self.functions.items())
         require_finite(raw_PG, "rewards")
         smi_PG, weight_PG, adjusted_PG = torch.zeros_like(raw_PG), torch.ones_like(raw_PG), raw_PG
+        clock.append(time.perf_counter())
+        embeddings_PGD = self.embedder.encode(texts).view(*raw_PG.shape, -1) if self.dra.enabled else None
+        clock.append(time.perf_counter())
         if self.dra.enabled:
             dra = self.dra
-            similarity_PGG = cosine_similarity(self.embedder.encode(texts).view(*raw_PG.shape, -1))
+            similarity_PGG = cosine_similarity(embeddings_PGD)
             neighbours = correct_PG if dra.scope == "correct" else None
             smi_PG = smi_values(similarity_PGG, dra.smi, dra.sharpen, dra.clamp, neighbours)
             if self.hook:
@@ -318,7 +324,10 @@ class Rewarder:
             else:
                 weight_PG = diversity_weights(similarity_PGG, dra.smi, dra.sharpen, dra.clamp, neighbours, dra.normalize)
             adjusted_PG = apply_weights(raw_PG, weight_PG, dra.negative)
-        return Scores(grades, correct_PG, parts, raw_PG, smi_PG, weight_PG, adjusted_PG, group_advantages(adjusted_PG, self.scale))
+        advantage_PG = group_advantages(adjusted_PG, self.scale)
+        clock.append(time.perf_counter())
+        seconds = dict(zip(("grade_s", "embed_s", "dra_s"), (b - a for a, b in zip(clock, clock[1:]))))
+        return Scores(grades, correct_PG, parts, raw_PG, smi_PG, weight_PG, adjusted_PG, advantage_PG, seconds)
 
 
 def main() -> None:

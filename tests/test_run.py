@@ -40,7 +40,7 @@ def records(path):
 
 def comparable(path):
     """Records without run records and wall times, which no two runs share."""
-    return [{k: v for k, v in record.items() if k not in ("seconds", "sample_s", "reward_s", "update_s", "tokens_per_s")}
+    return [{k: v for k, v in record.items() if k != "seconds" and not k.endswith("_s")}
             for record in records(path) if record.get("kind") != "run"]
 
 

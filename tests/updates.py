@@ -36,11 +36,11 @@ def updated(job: dict, rank: int, world: int) -> tuple[dict[str, torch.Tensor], 
     figures = []
     for step in range(3):
         groups = rows_for(step, 4, 3)
+        groups = [group if i not in job.get("without", ()) else [] for i, group in enumerate(groups)]
         mine = groups[rank::world]
         if job.get("reverse"):
             mine = [group[::-1] for group in mine[::-1]]
-        prompts, completions, advantages = zip(*[row for group in mine for row in group])
-        figures.append(learner.update(prompts, completions, advantages, lr=job["lr"]))
+        figures.append(learner.update([row for group in mine for row in group], lr=job["lr"]))
     return {name: tensor.clone() for name, tensor in full_weights(learner.policy)}, figures
 
 
