@@ -215,12 +215,16 @@ def test_full_disk_is_one_line_and_leaves_the_checkpoints(run, tmp_path):
 ENDLESS = ["eval.benchmarks=[]", "run.save_every=1000", "run.steps=100000", "dra.enabled=false"]
 
 
-def stopped_midway(arguments: list[str], metrics: Path, signum: int) -> tuple[int, str]:
-    """(exit code, stderr) of a run that gets `signum` once it has logged at least three steps; it must end within 30 seconds."""
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def wait_for_steps(metrics: Path) -> None:
     deadline = time.time() + 120
     while time.time() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
         time.sleep(0.05)
+
+
+def stopped_midway(arguments: list[str], metrics: Path, signum: int) -> tuple[int, str]:
+    """(exit code, stderr) of a run that gets `signum` once it has logged at least three steps; it must end within 30 seconds."""
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    wait_for_steps(metrics)
     process.send_signal(signum)
     _, stderr = process.communicate(timeout=30)
     return process.returncode, stderr
@@ -247,6 +251,62 @@ def test_interrupt_under_torchrun_saves_on_all_ranks(tmp_path):
     assert "the same command continues" in stderr
     done = records(metrics)[-1]["step"]
     assert (tmp_path / "r" / "checkpoints" / f"step-{done:06d}" / "meta.json").exists()
+
+
+def on_two_ranks(arguments: list[str], **options) -> subprocess.Popen:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.Popen([*launch, *arguments[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def errors(stderr: str) -> list[str]:
+    """What our ranks said; torchrun itself ends with a traceback and a summary."""
+    assert stderr.count("Traceback") == 1
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+def test_error_in_a_users_function_on_one_rank_ends_all_with_one_message(tmp_path):
+    """The second rank's third call raises: both ranks end, one line names rank, step, function and place, and what was saved stays."""
+    (tmp_path / "mine.py").write_text("""import os
+calls = 0
+def picky(texts, **_):
+    global calls
+    calls += 1
+    if os.environ["RANK"] == "1" and calls == 3:
+        return [1 / 0 for _ in texts]
+    return [0.5] * len(texts)
+""")
+    functions = f'reward.functions={{accuracy = 1.0, "{tmp_path}/mine.py:picky" = 0.1}}'
+    process = on_two_ranks(command(tmp_path / "r", *ENDLESS, "run.save_every=1", functions))
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0
+    message, = errors(stderr)
+    for word in ("rank 1: step 3:", "mine.py:picky", "ZeroDivisionError", "line 7"):
+        assert word in message
+    assert checkpoint.newest_intact(tmp_path / "r").name == "step-000002"
+
+
+def test_killed_rank_is_named_and_the_others_end(tmp_path):
+    """SIGKILL, as from the system when memory is short: the survivor says which rank has ended and in which step."""
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    process = on_two_ranks(command(tmp_path / "r", *ENDLESS))
+    wait_for_steps(metrics)
+    ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    victim = next(pid for pid in ranks if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes())
+    os.kill(victim, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=30)
+    message, = errors(stderr)
+    assert "rank 1 has ended" in message and "step " in message and "same command" in message
+
+
+@pytest.mark.slow
+def test_checkpoints_load_on_other_numbers_of_ranks(run, tmp_path):
+    """A step each on two, one and four ranks: the same completions, and weights equal to 1e-6."""
+    for step, ranks in ((1, 2), (2, 1), (3, 4)):
+        result = torchrun(ranks, "dra_grpo.py", *command(tmp_path / "r", run[2], f"run.steps={step}", "learner.schedule=constant", "learner.warmup=0.0")[2:])
+        assert result.returncode == 0, result.stderr[-3000:]
+    result = subprocess.run(command(tmp_path / "whole", run[2], "learner.schedule=constant", "learner.warmup=0.0"), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "r", exact=False)
 
 
 @pytest.mark.parametrize(("overrides", "words"), [
