@@ -36,6 +36,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 import checkpoint
+import memory
 from config import dump, import_function, load
 from eval import (DataConfig, EvalConfig, eval_sampler, format_record, load_problems, load_tokenizer, model_folder, parse_args,
                   prompt_tokens, sample_problems, summarize)
@@ -78,6 +79,8 @@ class LearnerConfig:
     """optimizer steps on each step's completions"""
     micro_batch_tokens: Annotated[int, ">= 1"] = 16384
     """rows x longest row of a micro-batch on one rank"""
+    offload: bool = False
+    """master weights, gradients and moments in host memory; a card holds the block that computes (slower, for small cards)"""
     lr: Annotated[float, ">= 0"] = 1e-6
     """peak learning rate of AdamW"""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -160,7 +163,8 @@ def check(config: Config, world: int) -> None:
                              f"{config.sampler.max_new_tokens} exceed the model's context of {context}; lower one of them")
 
 
-MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume", "eval.", "sampler.slots", "reward.workers", "reward.timeout_s")
+MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume", "eval.", "sampler.slots", "reward.workers", "reward.timeout_s",
+              "learner.offload")
 
 
 def check_unchanged(config: Config, saved: Path) -> None:
@@ -298,7 +302,7 @@ class Learner:
         def build(path: str | Path) -> Transformer:
             built = Transformer.from_pretrained(path, torch.promote_types(dtype, torch.float32), device)
             built.n_tokens, built.checkpoint_activations = n_tokens, model.activation_checkpointing
-            return shard(built, dtype)
+            return shard(built, dtype, config.offload)
 
         self.policy = build(weights_from or folder)
         self.reference = build(folder).requires_grad_(False) if config.kl_beta > 0 else None
@@ -469,7 +473,7 @@ def train_until(config: Config, stop: Stop) -> int:
     kept = [i for i, prompt in enumerate(prompts) if len(prompt) <= config.data.max_prompt_tokens]
     if not kept:
         raise ValueError(f"data.train: all {len(data)} prompts exceed data.max_prompt_tokens = {config.data.max_prompt_tokens}")
-    rank, world, device = start_ranks(config.model.dtype)
+    rank, world, device = start_ranks(config.model.dtype, config.learner.offload)
     first = rank == 0
     run_dir = Path(config.run.dir)
     if first:
@@ -607,9 +611,31 @@ def train_until(config: Config, stop: Stop) -> int:
     return 0
 
 
+def dry_run(config: Config) -> str:
+    """The table of memory.py for one rank of this run, and its last line for more ranks; of the policy, only config.json is read."""
+    path = Path(model_folder(config.model, ["config.json"])) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"model folder {str(path.parent)!r} has no config.json")
+    with torch.device("meta"):
+        model = Transformer(json.loads(path.read_text()), where=str(path))
+
+    def parts(world: int) -> list[memory.Part]:
+        rows = -(-config.data.prompts_per_step // world) * config.sampler.group_size
+        return memory.parts(model, dtype=DTYPES[config.model.dtype], card=True, world=world, rows=rows, slots=min(config.sampler.slots or rows, rows),
+                            prompt_tokens=config.data.max_prompt_tokens, max_new_tokens=config.sampler.max_new_tokens,
+                            micro_batch_tokens=config.learner.micro_batch_tokens, reference=config.learner.kl_beta > 0,
+                            offload=config.learner.offload, checkpointing=config.model.activation_checkpointing)
+
+    return "\n".join([memory.table(parts(1)), *(f"{world} ranks: {memory.summary(parts(world))}" for world in (2, 4, 8))])
+
+
 def main(argv: list[str]) -> int:
-    args = parse_args(Config, argv, __doc__)
+    args = parse_args(Config, argv, __doc__, lambda parser: parser.add_argument(
+        "--dry-run", action="store_true", help="print what the run needs of a card's and the host's memory, and end"))
     config = load(Config, args.config, args.overrides)
+    if args.dry_run:
+        print(dry_run(config))
+        return 0
     if not config.run.dir:
         config = replace(config, run=replace(config.run, dir=f"runs/{Path(args.config).stem}"))
     return train(config)

@@ -115,8 +115,8 @@ def prompt_tokens(tokenizer, problem: str, data: DataConfig) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def model_folder(config: ModelConfig) -> str:
-    """The local folder of `model.path`, fetched from the hub if it is a name; ValueError if there is none."""
+def model_folder(config: ModelConfig, patterns: Sequence[str] = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")) -> str:
+    """The local folder of `model.path`; if it is a hub name, the files that match `patterns` are fetched. ValueError if there is none."""
     if Path(config.path).is_dir():
         return config.path
     if config.path.count("/") != 1 or config.path.startswith((".", "/")):
@@ -124,7 +124,7 @@ def model_folder(config: ModelConfig) -> str:
     from huggingface_hub import snapshot_download       # only runs that name a hub model need it
 
     try:
-        return snapshot_download(config.path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"])
+        return snapshot_download(config.path, allow_patterns=list(patterns))
     except Exception as error:                          # offline, no such repository, no access: hub errors of many classes
         raise ValueError(f"model.path = {config.path!r} is not a folder and the hub did not give it: {str(error).splitlines()[0]}") from None
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from model import Transformer
@@ -27,17 +27,18 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def start_ranks(dtype: str) -> tuple[int, int, torch.device]:
-    """(rank, world, device); starts the process group where several ranks, or mixed precision through FSDP2, need one."""
+def start_ranks(dtype: str, offload: bool = False) -> tuple[int, int, torch.device]:
+    """(rank, world, device); starts the process group where several ranks, or mixed precision or offloading through FSDP2, need one."""
     rank, world, local = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"      # sums of the host's figures, and offloaded weights, stay on the host
     if world > 1:
-        dist.init_process_group("nccl" if cuda else "gloo")
-    elif dtype == "bfloat16":
-        dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend)
+    elif dtype == "bfloat16" or offload:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return rank, world, device
 
 
@@ -90,8 +91,7 @@ def sum_over_ranks(values: Sequence[float], op=dist.ReduceOp.SUM) -> list[float]
     """Elementwise sum (or another reduction) over ranks, in float64."""
     if not dist.is_initialized():
         return list(values)
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor, op)
     return tensor.tolist()
 
@@ -115,17 +115,19 @@ def full_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
 
 
-def shard(model: Transformer, dtype: torch.dtype) -> Transformer:
+def shard(model: Transformer, dtype: torch.dtype, offload: bool = False) -> Transformer:
     """FSDP2 per block: parameters and their gradients are spread over the ranks, computation runs in `dtype`.
 
-    One rank in the master precision needs none of it and stays a plain module.
+    With `offload` they stay in host memory, and so do the optimizer's moments; each block's weights come to the device while it computes.
+    One rank in the master precision without offloading needs none of it and stays a plain module.
     """
     if not dist.is_initialized():
         return model
     precision = MixedPrecisionPolicy() if dtype == model.norm.weight.dtype else MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    place = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     for block in model.blocks:
-        fully_shard(block, mp_policy=precision)
-    fully_shard(model, mp_policy=precision)
+        fully_shard(block, mp_policy=precision, offload_policy=place)
+    fully_shard(model, mp_policy=precision, offload_policy=place)
     register_fsdp_forward_method(model, "token_logprobs")
     return model
 

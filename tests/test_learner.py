@@ -20,6 +20,7 @@ JOBS = [{"model": TINY, "dtype": dtype, "lr": lr, "learner": {"loss": loss, "kl_
         for dtype, lr, loss, beta, passes, budget in (("float64", 1e-3, "grpo", 0.1, 2, 10**6), ("float64", 1e-3, "dr_grpo", 0.0, 1, 60),
                                                       ("float64", 1e-3, "dapo", 0.1, 2, 60), ("float32", 1e-4, "grpo", 0.1, 1, 60))]
 JOBS.append({**JOBS[0], "without": [1, 3]})             # rows left out of the loss: the second of two ranks has none, as have two of four
+JOBS.append({**JOBS[2], "learner": {**JOBS[2]["learner"], "offload": True}})
 
 
 def torchrun(ranks: int, script: str, *arguments: str, **options) -> subprocess.CompletedProcess:

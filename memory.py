@@ -1,0 +1,121 @@
+"""What a run needs, before it starts: bytes on the card and in host memory of one rank, part by part.
+
+    python dra_grpo.py --config configs/dra_grpo.toml --dry-run
+
+Weights, gradients and moments are counted on a model built on the meta device. What autograd keeps of a token is measured: one
+block of the model's geometry is run on a few tokens with hooks that add up the tensors it saves. The rest (the cache, the chunked
+LM head, what FSDP2 gathers) are formulas, each beside the code it describes. Batches are taken at their largest: every completion
+reaches max_new_tokens. Not here: the embedder's activations, and what the driver and libraries take for themselves.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from model import LOGITS_PER_CHUNK, PACK_FROM, Block, Transformer, causal_attention
+from sampler import COLUMNS
+
+CARDS_GB = (16, 24, 40, 80)
+RESERVED_GB = 1.0                                       # of a card, for the driver's context, libraries and fragmentation
+PROBE_TOKENS = 64
+PHASES = ("sampling", "LM head", "blocks", "gradients")     # the moments of a step that can be its peak; the last three are of the backward pass
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    card: int                                           # bytes on the card (in memory, where there is none)
+    host: int = 0                                       # bytes in host memory beside a card
+    phases: tuple[str, ...] = PHASES
+
+
+def block_bytes_per_token(model: Transformer, dtype: torch.dtype) -> int:
+    """What autograd keeps of one token in one block, by running one on random weights on the CPU."""
+    g = model.g
+    block = Block(g, 0).to(dtype)
+    known = {p.untyped_storage().data_ptr() for p in block.parameters()}
+    kept: dict[int, torch.Tensor] = {}                  # by storage, and kept alive: a freed address would be given out again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    x_NTC = torch.randn(1, PROBE_TOKENS, g.hidden, dtype=dtype)
+    cos = torch.ones(PROBE_TOKENS, 1, g.head_dim, dtype=dtype)
+    with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
+        block(x_NTC.requires_grad_(), cos, cos.clone(), causal_attention)
+    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in known) // PROBE_TOKENS
+
+
+def parts(model: Transformer, *, dtype: torch.dtype, card: bool, world: int, rows: int, slots: int, prompt_tokens: int, max_new_tokens: int,
+          micro_batch_tokens: int, reference: bool, offload: bool, checkpointing: bool) -> list[Part]:
+    """The parts of one of `world` ranks that samples and trains `rows` completions a step; `model` may be on the meta device.
+
+    Without a `card` everything is in one memory, and the sampler keeps its packed copies and a cache in float32.
+    """
+    g = model.g
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    total, root = sum(sizes.values()), sum(size for name, size in sizes.items() if not name.startswith("blocks."))
+    block = (total - root) // g.layers
+    master, compute = torch.promote_types(dtype, torch.float32).itemsize, dtype.itemsize
+    sharded = world > 1 or offload or compute < master
+    cached = compute if card else 4
+
+    def held(name: str, size: int, phases: tuple[str, ...] = PHASES) -> Part:
+        return Part(name, 0, size // world, phases) if offload and card else Part(name, size // world, 0, phases)
+
+    longest = prompt_tokens + max_new_tokens
+    tokens = max(min(micro_batch_tokens, rows * longest), longest)
+    inputs = tokens * g.hidden * compute                # of a block
+    in_block = block_bytes_per_token(model, dtype) * tokens
+    logits = min(LOGITS_PER_CHUNK, tokens * max_new_tokens // longest * g.vocab)
+    columns = -(-longest // COLUMNS) * COLUMNS
+    kv = 2 * g.layers * g.kv_heads * g.head_dim * cached
+    packed = sum(size for name, size in sizes.items() if name.endswith(".weight") and size >= PACK_FROM and not name.startswith("embed"))
+    found = [
+        held("master weights", total * master),
+        held("gradients", total * master, phases=PHASES[1:]),
+        held("AdamW's two moments", 2 * total * master),
+        held("reference weights", total * master * reference),
+        Part("sampler's weights", total * compute + (0 if card else packed * cached)),
+        Part("cache of keys and values", slots * columns * kv, phases=("sampling",)),
+        Part("logits and their cumulative sums", slots * g.vocab * 20, phases=("sampling",)),
+        Part("activations, inputs of the blocks", inputs * g.layers, phases=("LM head", "blocks")),
+        Part("activations, within blocks", in_block * (1 if checkpointing else g.layers), phases=("blocks",) if checkpointing else ("LM head", "blocks")),
+        Part("a block's gradients on their way", 2 * tokens * g.intermediate * compute, phases=("blocks",)),
+        Part("one chunk of the LM head", 5 * logits * 4, phases=("LM head",)),
+    ]
+    if sharded:
+        found += [Part("gathered by FSDP2: outer weights", root * compute, phases=("LM head", "blocks", "gradients")),
+                  Part("gathered by FSDP2: two blocks", 2 * block * (compute + master), phases=("blocks",)),
+                  Part("gathered by FSDP2: outer gradients", root * (compute + master), phases=("gradients",))]
+    else:                                               # a micro-batch's gradient of a matrix exists beside the sum it is added to
+        found.append(Part("the largest gradient once more", max(sizes.values()) * master, phases=("LM head", "gradients")))
+    return [part for part in found if part.card or part.host]
+
+
+def peaks(found: Sequence[Part]) -> dict[str, int]:
+    """Bytes on the card in each phase."""
+    return {phase: sum(part.card for part in found if phase in part.phases) for phase in PHASES}
+
+
+def summary(found: Sequence[Part]) -> str:
+    """The peak, and the cards on which it leaves RESERVED_GB."""
+    peak = max(peaks(found).values())
+    fits = ", ".join(f"{card} GB" for card in CARDS_GB if peak / 1e9 + RESERVED_GB <= card) or f"none of {', '.join(map(str, CARDS_GB))} GB"
+    return f"peak {peak / 1e9:.2f} GB on the card, {sum(part.host for part in found) / 1e9:.2f} GB in host memory; fits with {RESERVED_GB:.0f} GB to spare: {fits}"
+
+
+def table(found: Sequence[Part]) -> str:
+    """Every part with its bytes in GB (10^9) and the phases it is there in, the sum of each phase, and the summary."""
+    def line(name: str, card: int, host: int = 0, when: str = "") -> str:
+        shown = (f"{size / 1e9:.3f}" if size else "" for size in (card, host))
+        return "{:<36}{:>10}{:>10}   {}".format(name, *shown, when).rstrip()
+
+    return "\n".join([
+        "{:<36}{:>10}{:>10}".format("one rank, GB", "card", "host"),
+        *(line(part.name, part.card, part.host, "" if part.phases == PHASES else ", ".join(part.phases)) for part in found),
+        *(line(f"in all, {phase}", size) for phase, size in peaks(found).items()),
+        f"1 rank: {summary(found)}",
+    ])

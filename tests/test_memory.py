@@ -1,0 +1,79 @@
+"""memory.py: what --dry-run says against what the allocator counts."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_model
+
+from dra_grpo import Config, Learner, LearnerConfig, dry_run
+from config import load
+from memory import PHASES, parts, peaks, table
+from model import ModelConfig, Transformer
+from sampler import Completion, Sampler, SamplerConfig
+
+ROWS, PROMPT, NEW = 24, 32, 96
+WIDE = dict(hidden_size=256, intermediate_size=704, num_hidden_layers=4, vocab_size=8192)
+
+
+def allocated(function) -> int:
+    """The most bytes that torch held at once on the CPU, above what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = [(event.start_ns(), event.nbytes()) for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for _, size in sorted(events):
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+def predicted(folder: Path, phases: tuple[str, ...], checkpointing: bool = False, budget: int = 2048) -> int:
+    """The peak over `phases`, without what is there before them."""
+    with torch.device("meta"):
+        model = Transformer(json.loads((folder / "config.json").read_text()))
+    found = parts(model, dtype=torch.float32, card=False, world=1, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT, max_new_tokens=NEW,
+                  micro_batch_tokens=budget, reference=False, offload=False, checkpointing=checkpointing)
+    sums = peaks([part for part in found if part.phases != PHASES])
+    return max(sums[phase] for phase in phases)
+
+
+@pytest.mark.parametrize(("checkpointing", "budget", "geometry"), [(False, 2048, {}), (True, 2048, {}), (False, 1024, dict(vocab_size=512, tie_word_embeddings=True)),
+                                                                   (True, 2048, dict(vocab_size=512))], ids=str)
+def test_memory_of_an_update_is_within_10_percent(checkpointing, budget, geometry, tmp_path):
+    """Head or blocks at the peak, activations kept or recomputed, tied or untied."""
+    random_model("qwen2", tmp_path, **WIDE | geometry)
+    config = LearnerConfig(micro_batch_tokens=budget)
+    learner = Learner(ModelConfig(str(tmp_path), "float32", checkpointing), config, str(tmp_path), torch.device("cpu"), 8192, 1.0, NEW)
+    rows = [([5] * PROMPT, Completion([7] * NEW, [-1.0] * NEW, "length"), 1.0)] * ROWS
+    learner.update(rows, 1e-6)                          # the moments are there from now on
+    assert predicted(tmp_path, PHASES[1:], checkpointing, budget) == pytest.approx(allocated(lambda: learner.update(rows, 1e-6)), rel=0.1)
+
+
+def test_memory_of_a_rollout_is_within_10_percent(tmp_path):
+    random_model("qwen2", tmp_path, **WIDE)
+    sampler = Sampler(Transformer.from_pretrained(tmp_path), SamplerConfig(ROWS // 4, NEW), [])
+    measured = allocated(lambda: sampler.generate([[5] * PROMPT] * 4, ROWS // 4, (0,)))
+    assert predicted(tmp_path, PHASES[:1]) == pytest.approx(measured, rel=0.1)
+
+
+def test_ranks_and_offloading_share_and_move_what_is_held(tmp_path):
+    """Four ranks hold a quarter each; offloaded, nothing of it is on the card; the sampler's copy is whole everywhere."""
+    random_model("qwen2", tmp_path, **WIDE)
+    with torch.device("meta"):
+        model = Transformer(json.loads((tmp_path / "config.json").read_text()))
+    options = dict(dtype=torch.bfloat16, card=True, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT, max_new_tokens=NEW, micro_batch_tokens=2048, reference=True, checkpointing=True)
+    one, four, host = (parts(model, world=world, offload=offload, **options) for world, offload in ((1, False), (4, False), (4, True)))
+    total = sum(p.numel() for p in model.parameters())
+    for a, b, c, bytes_each in zip(one, four, host, (4, 4, 8, 4)):
+        assert (a.card, b.card, c.card, c.host) == (total * bytes_each, total * bytes_each // 4, 0, total * bytes_each // 4)
+    assert one[4].card == four[4].card == host[4].card == 2 * total
+    assert "fits with 1 GB to spare: 16 GB, 24 GB, 40 GB, 80 GB" in table(one)
+
+
+def test_dry_run_prints_a_table_for_a_1_5b_policy():
+    """From config.json alone; weights, gradients and moments of 1.78 billion parameters are 28 GB in float32."""
+    config = load(Config, "configs/dra_grpo.toml", ["model.path=benchmarks/r1_distill_qwen_1_5b"])
+    text = dry_run(config)
+    assert "master weights" in text and "7.108" in text and "14.217" in text
+    assert [line.split(":")[0] for line in text.splitlines()[-4:]] == ["1 rank", "2 ranks", "4 ranks", "8 ranks"]
