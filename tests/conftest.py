@@ -1,5 +1,6 @@
-"""Shared by the tests: the repository root on the path, two threads, no hub, and small random models made by transformers."""
+"""Shared by the tests: the repository root on the path, two threads, no hub, small random models made by transformers, and two short runs."""
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,3 +44,26 @@ def ragged_prompts(vocab: int, lengths: list[int], seed: int = 0) -> list[list[i
 def qwen2(tmp_path_factory) -> tuple[transformers.PreTrainedModel, Path]:
     folder = tmp_path_factory.mktemp("qwen2")
     return random_model("qwen2", folder), folder
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess, str]:
+    """Three steps of the tiny recipe on one rank, uninterrupted: (run folder, what came of the command, the override that names its benchmark)."""
+    from test_run import command, few_tests
+
+    folder = tmp_path_factory.mktemp("run")
+    result = subprocess.run(command(folder / "r", few_tests(folder)), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return folder / "r", result, few_tests(folder)
+
+
+@pytest.fixture(scope="session")
+def run_on_two_ranks(run, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess, str]:
+    """The same on two ranks."""
+    from test_learner import torchrun
+    from test_run import command
+
+    folder = tmp_path_factory.mktemp("run")
+    result = torchrun(2, "dra_grpo.py", *command(folder / "r", run[2])[2:])
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder / "r", result, run[2]

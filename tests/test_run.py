@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from test_learner import torchrun
 
 import checkpoint
 from config import load
@@ -56,15 +55,6 @@ def here(monkeypatch, capsys):
             signal.signal(s, handler)
         return exit_.value.code, *capsys.readouterr()
     return call
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Three steps of the tiny recipe on one rank, uninterrupted."""
-    folder = tmp_path_factory.mktemp("run")
-    result = subprocess.run(command(folder / "r", few_tests(folder)), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return folder / "r", result, few_tests(folder)
 
 
 def test_run_folder_holds_what_the_readme_says(run):
@@ -119,18 +109,19 @@ def assert_same_run(a, b, exact):
         assert (weights[0] - weights[1]).norm() <= 1e-6 * weights[0].norm()
 
 
-def test_two_ranks_train_the_same_policy(run, tmp_path):
+def test_two_ranks_train_the_same_policy(run, run_on_two_ranks):
     """torchrun with two gloo ranks and FSDP2: the same completions, and weights equal to 1e-6 (fp32, whole vector)."""
-    result = torchrun(2, "dra_grpo.py", *command(tmp_path / "r", run[2])[2:])
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert_same_run(run[0], tmp_path / "r", exact=False)
-    assert records(tmp_path / "r" / "metrics.jsonl")[0]["world"] == 2
+    assert_same_run(run[0], run_on_two_ranks[0], exact=False)
+    assert records(run_on_two_ranks[0] / "metrics.jsonl")[0]["world"] == 2
 
 
 def test_the_same_command_continues_bit_equal(run, tmp_path, here):
-    """A copy cut back to step 2, with the records of a third step still in its files: the end must be that of the uninterrupted run."""
+    """A copy cut back to step 2, with the records of a third step and half a line still in its files: the end must be that of the uninterrupted run."""
     folder = tmp_path / "r"
     shutil.copytree(run[0], folder)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with open(folder / name, "a") as file:
+            file.write('{"kind": "train", "step": 4, "posi')
     shutil.rmtree(folder / "final")
     shutil.rmtree(folder / "checkpoints" / "step-000003")
     result = subprocess.run(command(folder, run[2]), capture_output=True, text=True)
