@@ -102,11 +102,11 @@ def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: 
     """
     first = not dist.is_initialized() or dist.get_rank() == 0
     final = folder_of(run_dir, step)
-    part = final.with_name(f".{final.name}.part")
+    part = part_of(final)
     if first:
         for unfinished in final.parent.glob(".step-*.part"):
             shutil.rmtree(unfinished)
-        part.mkdir(parents=True)
+        begin(final)
     barrier()
     try:
         with one_process_is_fine():
@@ -117,9 +117,9 @@ def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: 
     if first:
         files = {str(path.relative_to(part)): digest(path) for path in sorted(part.rglob("*")) if path.is_file()}
         (part / "meta.json").write_text(json.dumps({"step": step, **meta, "files": files}, indent=2) + "\n")
-        publish(part, final)
+        publish(final)
         for old in steps(run_dir)[:-keep]:
-            shutil.rmtree(old)
+            remove(old)
     barrier()
 
 
@@ -128,13 +128,43 @@ def disk_is_full(error: BaseException) -> bool:
     return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
-def publish(part: Path, final: Path) -> None:
-    """Gives a finished folder its name, once everything in it is on disk."""
-    for path in part.rglob("*"):
-        sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    sync(final.parent)
+# A process can be killed between any two of its system calls, so nothing below is ever half there under its own name: it is made under
+# another, on disk, before one rename gives it its name, and one rename takes the name away before anything of it is removed.
+
+
+def part_of(path: Path) -> Path:
+    """The other name of a file or folder that is being made or removed."""
+    return path.with_name(f".{path.name}.part")
+
+
+def begin(folder: Path) -> Path:
+    """An empty folder to write in until `publish(folder)`, without what an earlier process may have left there."""
+    part = part_of(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    return part
+
+
+def publish(path: Path) -> None:
+    """Gives a finished file or folder its name, once everything in it is on disk; a folder of that name must be gone."""
+    part = part_of(path)
+    for written in (part, *part.rglob("*")):
+        sync(written)
+    os.replace(part, path)
+    sync(path.parent)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a small text file, or replaces it."""
+    part_of(path).write_text(text, encoding="utf-8")
+    publish(path)
+
+
+def remove(folder: Path) -> None:
+    part = part_of(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    os.replace(folder, part)
+    shutil.rmtree(part)
 
 
 def load(folder: Path, state: dict[str, Tensor]) -> dict:

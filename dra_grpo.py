@@ -477,7 +477,7 @@ def train_until(config: Config, stop: Stop) -> int:
     first = rank == 0
     run_dir = Path(config.run.dir)
     if first:
-        (run_dir / "config.toml").write_text(dump(config), encoding="utf-8")
+        checkpoint.write(run_dir / "config.toml", dump(config))
         print(f"{len(kept)} training problems" + (f" ({len(data) - len(kept)} left out: prompt too long)" if len(kept) < len(data) else ""))
 
     embedder = Embedder(config.dra.embedder, config.dra.max_tokens, config.dra.trust_remote_code, device) if config.dra.enabled else None
@@ -511,6 +511,8 @@ def train_until(config: Config, stop: Stop) -> int:
         for path, size in ((metrics_path, sizes["metrics"]), (samples_path, sizes["samples"])):
             with open(path, "ab") as file:
                 file.truncate(size)
+        if (run_dir / "final").exists():                # of fewer steps: it must not pass for the end of this run if that is never reached
+            checkpoint.remove(run_dir / "final")
 
     def log(path: Path, records: list[dict]) -> None:
         if first:
@@ -518,6 +520,8 @@ def train_until(config: Config, stop: Stop) -> int:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def save(step: int) -> None:
+        for path in (metrics_path, samples_path) if first else ():
+            checkpoint.sync(path)                       # the sizes in meta.json must be those on disk
         meta = {"updates": learner.updates, "world": world, "sizes": {"metrics": metrics_path.stat().st_size, "samples": samples_path.stat().st_size}} if first else {}
 
         def write_policy(path: Path) -> None:
@@ -602,11 +606,11 @@ def train_until(config: Config, stop: Stop) -> int:
         if first:
             print(f"interrupted after step {done} of {config.run.steps}, saved in {run_dir}; the same command continues", file=sys.stderr)
         return 128 + int(max_over_ranks(stop.signum))
-    part = run_dir / ".final.part"
+    part = checkpoint.begin(run_dir / "final") if first else checkpoint.part_of(run_dir / "final")
     learner.save_policy(part, dtype)
     if first:
         tokenizer.save_pretrained(part)
-        checkpoint.publish(part, run_dir / "final")
+        checkpoint.publish(run_dir / "final")
         print(before_and_after(run_dir))
     return 0
 
