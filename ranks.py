@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor
 
 from model import Transformer
 
+LAUNCHER_ANSWERS = timedelta(seconds=30)
+
 
 def is_first_rank() -> bool:
     """Known from the launcher's environment, before the process group starts."""
@@ -36,10 +38,23 @@ def start_ranks(dtype: str, offload: bool = False) -> tuple[int, int, torch.devi
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"      # sums of the host's figures, and offloaded weights, stay on the host
     if world > 1:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, store=launcher_store(), rank=rank, world_size=world)
     elif dtype == "bfloat16" or offload:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return rank, world, device
+
+
+def launcher_store() -> dist.TCPStore | None:
+    """The store that torchrun serves, None under another launcher.
+
+    It is there before the ranks are, so one that does not answer is dead, and torchrun with it. Left to itself, init_process_group would try for
+    half an hour, and the first rank would keep the lock on the run as long.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=LAUNCHER_ANSWERS, wait_for_workers=False)
+    store.set_timeout(timedelta(minutes=30))            # torch's own again: a rank may come much later than another
+    return store
 
 
 def leave(code: int) -> NoReturn:
