@@ -1,19 +1,242 @@
-"""kill -9 at any instant: whatever stands under its own name in a run folder is whole."""
+"""kill -9 at any instant: the same command continues, and ends with what an uninterrupted run ends with, bit for bit.
+
+    python -m pytest -m slow tests/test_kill.py                       100 kill points drawn by lot; it prints what each of them hit
+    python -m pytest -m slow tests/test_kill.py -k "seed00 or seed01" some of them
+"""
 import itertools
 import json
 import os
+import random
+import re
 import shutil
 import signal
+import socket
+import subprocess
 import sys
+import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from test_run import command, here  # noqa: F401 (here is a fixture)
+from safetensors.torch import load_file
+from test_run import assert_same_run, command, here, records  # noqa: F401 (here is a fixture)
+from torch.testing import assert_close
 
 import checkpoint
+import ranks
+
+LAUNCH = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
+VICTIMS = {1: ["worker 0", "tree"], 2: ["agent", "worker 0", "worker 1", "tree"]}
+AIMS = ["eval", "sample", "reward", "update", "between", "save", "save", "save", "final", "final"]
+LONGEST = {1: 7.0, 2: 14.0}                             # seconds by number of ranks: a kill after a delay comes within so many of the start
+HANGS = 150                                             # seconds after which a test gives up
+
+
+class Life:
+    """One start of the command, in processes of its own, until it ends or is killed; what they print goes to a file."""
+
+    def __init__(self, folder: Path, number: int, world: int, benchmark: str):
+        self.folder, self.phase_file, self.output_file = folder, *(folder.with_name(f"{folder.name}-{number:02d}.{what}") for what in ("phase", "output"))
+        self.phase_file.write_text("startup ")
+        with open(self.output_file, "w") as output:
+            self.process = subprocess.Popen([sys.executable, *LAUNCH[world], "tests/marked.py", *command(folder, benchmark)[2:]], stdout=output, stderr=output,
+                                            env={**os.environ, "PHASE": str(self.phase_file)})
+
+    def phase(self) -> str:
+        return self.phase_file.read_text().strip()
+
+    def where(self) -> str:
+        """Phase and step, the latter by what has been logged."""
+        metrics, phase = self.folder / "metrics.jsonl", self.phase()
+        logged = metrics.read_text(errors="replace").count('"kind": "train"') if metrics.exists() else 0
+        return f"{phase} {logged + (phase in ('sample', 'reward', 'update'))}"
+
+    def output(self) -> str:
+        return self.output_file.read_text(errors="replace")
+
+    def alive(self) -> dict[int, str]:
+        """What lives of it, pid -> role. Children have its environment, whoever is their parent by now."""
+        roles = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                environment = (entry / "environ").read_bytes().split(b"\0")
+                line = (entry / "cmdline").read_bytes()
+            except OSError:                             # it has ended, or is not ours
+                continue
+            if f"PHASE={self.phase_file}".encode() in environment:
+                rank = next((int(item[5:]) for item in environment if item.startswith(b"RANK=")), 0)
+                roles[int(entry.name)] = "agent" if b"torch.distributed.run" in line else f"worker {rank}" if b"marked.py" in line else "helper"
+        return roles
+
+    def kill(self, victim: str) -> str:
+        """SIGKILL to a role, or to all there is if nobody has that role yet; returns who was killed."""
+        chosen = [pid for pid, role in self.alive().items() if role == victim]
+        if chosen:
+            send(chosen, signal.SIGKILL)
+            return victim
+        while alive := self.alive():
+            send(alive, signal.SIGKILL)
+        return "tree"
+
+    def wait(self) -> int:
+        """Exit code of the process that was started."""
+        return self.process.wait(HANGS)
+
+    def ends_within(self, seconds: float) -> bool:
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def wait_for(self, phase: str) -> bool:
+        """Whether it came to this phase before it ended."""
+        until(lambda: self.phase() == phase or self.process.poll() is not None, f"reached {phase!r}", self)
+        return self.phase() == phase
+
+    def wait_for_all(self) -> None:
+        """Until none of its processes is left."""
+        until(lambda: not self.alive(), "ended", self)
+
+
+def send(pids, signum: int) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signum)
+        except ProcessLookupError:
+            pass                                        # it was faster
+
+
+def until(condition: Callable[[], bool], what: str, life: Life) -> None:
+    deadline = time.monotonic() + HANGS
+    while not condition():
+        assert time.monotonic() < deadline, f"not {what}; alive: {life.alive()}; {life.output()[-3000:]}"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def start(run):
+    """Starts the command; whatever still lives of it when the test is over is killed."""
+    lives: list[Life] = []
+
+    def call(folder: Path, world: int) -> Life:
+        lives.append(Life(folder, len(lives), world, run[2]))
+        return lives[-1]
+    yield call
+    for life in lives:
+        life.kill("tree")
+        life.wait()
+
+
+def assert_same_end(reference: Path, folder: Path) -> None:
+    """final/ and the newest checkpoint, samples and metrics but for wall times and run records, each step once."""
+    assert_same_run(reference, folder, exact=True)
+    for name in ("final", "checkpoints/step-000003/policy"):
+        files = [{path.name: path.read_bytes() for path in (x / name).iterdir()} for x in (reference, folder)]
+        assert files[0] and files[0] == files[1], name
+    moments = [{path.name: load_file(path) for path in (x / "checkpoints/step-000003/state").iterdir()} for x in (reference, folder)]
+    assert_close(*moments, rtol=0, atol=0)              # not bytes: the order of a safetensors header's keys is left to chance
+    assert [(r["kind"], r["step"]) for r in records(folder / "metrics.jsonl") if r["kind"] != "run"] == \
+        [("eval", 0), ("train", 1), ("train", 2), ("train", 3), ("eval", 3)]
+    assert [(r["step"], r["position"]) for r in records(folder / "samples.jsonl")] == list(itertools.product((1, 2, 3), range(4)))
+
+
+def run_with_kills(start: Callable[[Path, int], Life], parent: Path, reference: Path, world: int, kills: int, rng: random.Random) -> list[str]:
+    """Gives the same command until the run is complete, with `kills` kills on the way; returns what they hit.
+
+    A kill is at a random delay after the start, or in a phase drawn by lot. A life that ends before its kill completes the run: the kills
+    that are left go to another run, in a new folder.
+    """
+    hits: list[str] = []
+    lives: list[Life] = []
+    folder = parent / "run-0"
+    while True:
+        orphans = {pid for life in lives for pid in life.alive()}
+        life = start(folder, world)
+        lives.append(life)
+        if len(hits) < kills:
+            delay, aim = (rng.uniform(0, LONGEST[world]), None) if rng.random() < 0.4 else (rng.uniform(0, 0.05), rng.choice(AIMS))
+            victim, impatient = rng.choice(VICTIMS[world]), rng.random() < 0.5
+            if (aim is None or life.wait_for(aim)) and not life.ends_within(delay):
+                killed = life.kill(victim)
+                hits.append(f"{life.where()}, {killed}")
+                if killed == "agent" and impatient:     # the next life meets the workers
+                    continue
+                life.wait()
+                life.wait_for_all()
+                continue
+        code = life.wait()
+        refused = re.search(r"is being written by process (\d+)", life.output())
+        for earlier in lives:
+            earlier.wait_for_all()
+        if refused:
+            assert code != 0 and int(refused[1]) in orphans, life.output()
+            continue
+        assert code == 0, life.output()[-5000:]
+        assert_same_end(reference, folder)
+        if len(hits) == kills:
+            return hits
+        folder = parent / f"run-{len(lives)}"
+
+
+def test_killed_three_times_on_one_rank(start, run, tmp_path):
+    """Instants drawn by lot with a fixed seed."""
+    run_with_kills(start, tmp_path, run[0], 1, 3, random.Random(11187))
+
+
+def test_killed_agent_leaves_workers_that_keep_others_out(start, run, run_on_two_ranks, tmp_path, here):  # noqa: F811
+    """torchrun killed in a save while its workers live, stopped so that they cannot end meanwhile; then one worker is killed and the other ends."""
+    folder = tmp_path / "r"
+    first = start(folder, 2)
+    assert first.wait_for("save"), first.output()
+    workers = {role: pid for pid, role in first.alive().items() if role.startswith("worker")}
+    send(workers.values(), signal.SIGSTOP)
+    assert first.kill("agent") == "agent"
+    first.wait()
+    code, _, error = here(*command(folder, run[2])[2:])
+    assert code == 2 and error.count("\n") == 1 and f"is being written by process {workers['worker 0']} on " in error and str(folder) in error
+    assert first.kill("worker 1") == "worker 1"
+    send([workers["worker 0"]], signal.SIGCONT)
+    first.wait_for_all()
+
+    second = start(folder, 2)
+    assert second.wait() == 0, second.output()
+    assert_same_end(run_on_two_ranks[0], folder)
+
+
+def test_workers_of_a_killed_agent_do_not_wait_for_it(monkeypatch):
+    """torchrun killed before its workers have reached its store: they would try for half an hour, and keep the lock."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]                  # free again below: nobody answers
+    for name, value in {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "RANK": 0, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(ranks, "LAUNCHER_ANSWERS", timedelta(seconds=0.5))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *arguments, **options: None)
+    with pytest.raises(torch.distributed.DistNetworkError, match=str(port)):
+        ranks.start_ranks("float32")
+
+
+HITS: list[str] = []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(25), ids=lambda seed: f"seed{seed:02d}")
+def test_killed_at_random(seed, start, run, run_on_two_ranks, tmp_path, capsys):
+    """Four kill points each: even seeds on one rank, odd ones on two."""
+    world = 1 + seed % 2
+    hits = run_with_kills(start, tmp_path, (run, run_on_two_ranks)[world - 1][0], world, 4, random.Random(seed))
+    HITS.extend(hits)
+    with capsys.disabled():
+        print(f"\nseed {seed}, {world} rank{'s' * (world > 1)}: {'; '.join(hits)}")
+        print(f"{len(HITS)} kill points so far: {dict(Counter(hit.split()[0] for hit in HITS))}, victims {dict(Counter(hit.split(', ')[1] for hit in HITS))}")
+
+
+# ------------------------------------------------------------------------------------------------ every call that touches a file
+
 
 CALLS = {"open", "write", "close", "mkdir", "rename", "replace", "unlink", "remove", "rmdir", "fsync", "truncate", "ftruncate"}
 

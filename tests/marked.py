@@ -1,0 +1,49 @@
+"""dra_grpo.py as it is, but that the file $PHASE says at any instant what the first rank is doing.
+
+    PHASE=FILE python tests/marked.py --config ...          or under torchrun
+
+With it a kill can be aimed at what lasts milliseconds, and one at a random instant be placed afterwards.
+"""
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import checkpoint  # noqa: E402
+import dra_grpo  # noqa: E402
+from ranks import is_first_rank, run_main  # noqa: E402
+
+PHASES = [(checkpoint, "write", "startup"), (dra_grpo, "sample_problems", "eval"), (dra_grpo.Sampler, "generate", "sample"),
+          (dra_grpo.Rewarder, "__call__", "reward"), (dra_grpo.Learner, "update", "update"), (checkpoint, "save", "save"),
+          (dra_grpo.Learner, "save_policy", "final"), (checkpoint, "publish", "final")]
+file = os.open(os.environ["PHASE"], os.O_WRONLY)
+nested = False
+
+
+def mark(phase: str) -> None:
+    if is_first_rank():
+        os.pwrite(file, phase.ljust(8).encode(), 0)     # one write of one length: a reader never sees a mixture
+
+
+def marked(function: Callable, phase: str) -> Callable:
+    def call(*arguments, **options):
+        global nested
+        if nested:                                      # an evaluation samples too, a save writes the policy: the outermost counts
+            return function(*arguments, **options)
+        nested = True
+        mark(phase)
+        try:
+            return function(*arguments, **options)
+        finally:
+            nested = False
+            if phase not in ("startup", "final"):       # these have more to them than what is named here
+                mark("between")
+    return call
+
+
+if __name__ == "__main__":
+    for owner, name, phase in PHASES:
+        setattr(owner, name, marked(getattr(owner, name), phase))
+    run_main(dra_grpo.main)
