@@ -44,7 +44,7 @@ def start_ranks(dtype: str, offload: bool = False) -> tuple[int, int, torch.devi
     return rank, world, device
 
 
-def launcher_store() -> dist.TCPStore | None:
+def launcher_store(patience: timedelta = LAUNCHER_ANSWERS) -> dist.TCPStore | None:
     """The store that torchrun serves, None under another launcher.
 
     It is there before the ranks are, so one that does not answer is dead, and torchrun with it. Left to itself, init_process_group would try for
@@ -52,7 +52,7 @@ def launcher_store() -> dist.TCPStore | None:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=LAUNCHER_ANSWERS, wait_for_workers=False)
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience, wait_for_workers=False)
     store.set_timeout(timedelta(minutes=30))            # torch's own again: a rank may come much later than another
     return store
 
@@ -91,9 +91,10 @@ def first_to_report() -> bool:
     """Whether no other rank has asked this before. Before the ranks have met, all of a node see the same mistake, and one of them reports it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return os.environ.get("LOCAL_RANK", "0") == "0"
-    try:                                                # torchrun keeps a store of its own, which outlives the ranks
-        return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)).add("reports", 1) == 1
-    except (KeyError, RuntimeError):
+    try:                                                # torchrun's store outlives the ranks
+        store = launcher_store(timedelta(seconds=3))
+        return store is None or store.add("reports", 1) == 1
+    except RuntimeError:
         return True                                     # twice rather than never
 
 

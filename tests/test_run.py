@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from test_learner import torchrun
 
 import checkpoint
 from config import load
@@ -287,6 +289,23 @@ def test_killed_rank_is_named_and_the_others_end(tmp_path):
     _, stderr = process.communicate(timeout=30)
     message, = errors(stderr)
     assert "rank 1 has ended" in message and "step " in message and "same command" in message
+
+
+def test_two_nodes_train_together(run_on_two_ranks, tmp_path):
+    """Two torchrun agents of one rank each that meet over a c10d rendezvous, as on two machines: bit-equal to two ranks of one agent."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
+              "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "nodes", "--local-addr", "localhost"]
+    arguments = [*launch, *command(tmp_path / "r", run_on_two_ranks[2])[1:]]
+    nodes = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    ends = [node.communicate(timeout=120) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], ends
+    assert_same_run(run_on_two_ranks[0], tmp_path / "r", exact=True)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
 
 
 @pytest.mark.slow
