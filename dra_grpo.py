@@ -589,7 +589,7 @@ def train_until(config: Config, stop: Stop) -> int:
             clock.lap("update_s")
             records = sorted(gather_over_ranks(sample_records(step + 1, pairs, rows, groups, texts, scores, labels)), key=lambda record: record["position"])
             record = {"kind": "train", "step": step + 1, **group_figures(records), **figures, **scores.seconds, **clock.seconds}
-            record["tokens_per_s"] = record["tokens"] / (clock.last - clock.start)
+            record |= {"tokens_per_s": record["tokens"] / (clock.last - clock.start), "peak_gb": max_over_ranks(memory.peak_gb(device))}
             log(samples_path, records)
             log(metrics_path, [record])
             if first:

@@ -7,6 +7,8 @@ block of the model's geometry is run on a few tokens with hooks that add up the 
 LM head, what FSDP2 gathers) are formulas, each beside the code it describes. Batches are taken at their largest: every completion
 reaches max_new_tokens. Not here: the embedder's activations, and what the driver and libraries take for themselves.
 """
+import resource
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,6 +95,14 @@ def parts(model: Transformer, *, dtype: torch.dtype, card: bool, world: int, row
     else:                                               # a micro-batch's gradient of a matrix exists beside the sum it is added to
         found.append(Part("the largest gradient once more", max(sizes.values()) * master, phases=("LM head", "gradients")))
     return [part for part in found if part.card or part.host]
+
+
+def peak_gb(device: torch.device) -> float:
+    """The most GB (10^9 bytes) this process has held so far: allocated on its card, or resident in memory where it has none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def peaks(found: Sequence[Part]) -> dict[str, int]:

@@ -44,7 +44,7 @@ def start_ranks(dtype: str, offload: bool = False) -> tuple[int, int, torch.devi
     return rank, world, device
 
 
-def launcher_store(patience: timedelta = LAUNCHER_ANSWERS) -> dist.TCPStore | None:
+def launcher_store(patience: timedelta | None = None) -> dist.TCPStore | None:
     """The store that torchrun serves, None under another launcher.
 
     It is there before the ranks are, so one that does not answer is dead, and torchrun with it. Left to itself, init_process_group would try for
@@ -52,7 +52,7 @@ def launcher_store(patience: timedelta = LAUNCHER_ANSWERS) -> dist.TCPStore | No
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience, wait_for_workers=False)
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience or LAUNCHER_ANSWERS, wait_for_workers=False)
     store.set_timeout(timedelta(minutes=30))            # torch's own again: a rank may come much later than another
     return store
 

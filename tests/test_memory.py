@@ -57,6 +57,34 @@ def test_memory_of_a_rollout_is_within_10_percent(tmp_path):
     assert predicted(tmp_path, PHASES[:1]) == pytest.approx(measured, rel=0.1)
 
 
+def test_chunked_head_at_a_large_vocabulary(tmp_path):
+    """151,936 ids: the peak does not grow with the tokens and is a fraction of the dense form's; values and gradients are equal to it."""
+    random_model("qwen2", tmp_path, std=0.05, hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=151_936)
+    model = Transformer.from_pretrained(tmp_path)
+    results = {}
+
+    def run(form: str, rows: int) -> None:
+        model.zero_grad()
+        tokens_NT = torch.randint(0, 151_936, (rows, 101), generator=torch.Generator().manual_seed(0))
+        mask_NT = torch.ones_like(tokens_NT, dtype=torch.bool)
+        mask_NT[:, 0] = False
+        if form == "chunked":
+            logp_NT, entropy_NT = model.token_logprobs(tokens_NT, mask_NT, 0.7)
+            logp_NT, entropy_NT = logp_NT[:, 1:], entropy_NT[:, 1:]
+        else:
+            all_NTV = (model(tokens_NT)[:, :-1] / 0.7).log_softmax(-1)
+            logp_NT, entropy_NT = all_NTV.gather(-1, tokens_NT[:, 1:, None]).squeeze(-1), -(all_NTV.exp() * all_NTV).sum(-1).detach()
+        (logp_NT * torch.linspace(-1, 1, 100)).sum().backward()
+        results[form, rows] = logp_NT.detach(), entropy_NT, *(p.grad.clone() for p in model.parameters())
+
+    peak = {(form, rows): allocated(lambda: run(form, rows)) for form, rows in (("chunked", 2), ("chunked", 8), ("dense", 2))}
+    assert peak["chunked", 8] < 1.1 * peak["chunked", 2] + 2 * model.embed.weight.nbytes
+    run("dense", 8)
+    assert 4 * 800 * 151_936 > 1.3 * peak["chunked", 8], "less than the dense logits alone"
+    for got, expected in zip(results["chunked", 8], results["dense", 8]):
+        assert (got - expected).norm() <= 1e-5 * expected.norm()
+
+
 def test_ranks_and_offloading_share_and_move_what_is_held(tmp_path):
     """Four ranks hold a quarter each; offloaded, nothing of it is on the card; the sampler's copy is whole everywhere."""
     random_model("qwen2", tmp_path, **WIDE)

@@ -40,8 +40,8 @@ def records(path):
 
 
 def comparable(path):
-    """Records without run records and wall times, which no two runs share."""
-    return [{k: v for k, v in record.items() if k != "seconds" and not k.endswith("_s")}
+    """Records without run records, wall times and memory, which no two runs share."""
+    return [{k: v for k, v in record.items() if k not in ("seconds", "peak_gb") and not k.endswith("_s")}
             for record in records(path) if record.get("kind") != "run"]
 
 
