@@ -140,9 +140,9 @@ def rotate(x_NTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor) -> Tensor:
     """Every token sees itself and what stands before it in its row; right padding needs no mask."""
-    q, k, v = (x.transpose(1, 2) for x in (q_NTHD, k_NTKD, v_NTKD))
+    q, k, v = (x.to(product_dtype(x)).transpose(1, 2) for x in (q_NTHD, k_NTKD, v_NTKD))
     gqa = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2).to(q_NTHD.dtype)
 
 
 class Linear(nn.Linear):
@@ -151,17 +151,22 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is None or torch.is_grad_enabled():
-            return F.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         return packed_linear(x, self.packed, self.bias)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype to multiply tensors like `x` in: float32 for bf16 on a CPU without bf16 instructions, which is ten times slower in bf16.
+    """The dtype to multiply tensors like `x` in: float32 for bf16 on a CPU without bf16 instructions, which is 10 to 100 times slower in bf16.
 
     Nothing is lost: such products are summed in float32 and rounded to bf16 either way.
     """
     emulated = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.float32 if emulated else x.dtype
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    dtype = product_dtype(x)
+    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
 
 
 def packed(weight: Tensor) -> Tensor | None:
@@ -375,7 +380,7 @@ class Transformer(nn.Module):
 
 def chunk_logprobs(hidden_MC: Tensor, targets_M: Tensor, weight_VC: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probs (M,) of `targets_M` under softmax(hidden @ weight^T / temperature), and entropies (M,) without gradient."""
-    logits_MV = F.linear(hidden_MC, weight_VC)
+    logits_MV = linear(hidden_MC, weight_VC)
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)) / temperature     # logsumexp in bf16 loses 3 digits
     log_z_M = logits_MV.logsumexp(-1)
     logp_M = logits_MV.gather(-1, targets_M[:, None]).squeeze(-1) - log_z_M
