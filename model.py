@@ -293,8 +293,8 @@ class Transformer(nn.Module):
         rows = max(1, LOGITS_PER_CHUNK // self.n_tokens)
         weight_VC = self.head_weight[: self.n_tokens]
         parts = [
-            chunk_logprobs(hidden, targets, weight_VC, temperature) if len(targets_M) <= rows or not torch.is_grad_enabled()
-            else checkpoint(chunk_logprobs, hidden, targets, weight_VC, temperature, use_reentrant=False)
+            ChunkLogprobs.apply(hidden, targets, weight_VC, temperature) if len(targets_M) <= rows or not torch.is_grad_enabled()
+            else checkpoint(ChunkLogprobs.apply, hidden, targets, weight_VC, temperature, use_reentrant=False)
             for hidden, targets in zip(hidden_MC.split(rows), targets_M.split(rows))
         ]
         logp_M, entropy_M = (torch.cat(part) for part in zip(*parts))
@@ -378,15 +378,39 @@ class Transformer(nn.Module):
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
 
 
-def chunk_logprobs(hidden_MC: Tensor, targets_M: Tensor, weight_VC: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs (M,) of `targets_M` under softmax(hidden @ weight^T / temperature), and entropies (M,) without gradient."""
-    logits_MV = linear(hidden_MC, weight_VC)
-    logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)) / temperature     # logsumexp in bf16 loses 3 digits
-    log_z_M = logits_MV.logsumexp(-1)
-    logp_M = logits_MV.gather(-1, targets_M[:, None]).squeeze(-1) - log_z_M
-    with torch.no_grad():
-        entropy_M = log_z_M - ((logits_MV - log_z_M[:, None]).exp() * logits_MV).sum(-1)
-    return logp_M, entropy_M
+class ChunkLogprobs(torch.autograd.Function):
+    """Log-probs (M,) of `targets_M` under softmax(hidden @ weight^T / temperature), and entropies (M,) without gradient.
+
+    Autograd would pass over the logits twice as often and keep several tensors of their size; here it is one, and it becomes the gradient,
+    d logp / d logits = onehot(target) - softmax (so a second backward pass over the same graph is refused). At least float32 behind
+    the product: logsumexp in bf16 loses 3 digits.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_MC: Tensor, targets_M: Tensor, weight_VC: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logits_MV = linear(hidden_MC, weight_VC)
+        logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+        if temperature != 1:
+            logits_MV /= temperature
+        logits_MV -= logits_MV.amax(-1, keepdim=True)
+        exp_MV = logits_MV.exp()
+        total_M = exp_MV.sum(-1)
+        log_z_M = total_M.log()
+        logp_M = logits_MV.gather(-1, targets_M[:, None]).squeeze(-1) - log_z_M
+        entropy_M = log_z_M - torch.linalg.vecdot(exp_MV, logits_MV) / total_M
+        ctx.save_for_backward(hidden_MC, targets_M, weight_VC, exp_MV, total_M)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy_M)
+        return logp_M, entropy_M
+
+    @staticmethod
+    def backward(ctx, grad_M: Tensor, _) -> tuple[Tensor | None, ...]:
+        hidden_MC, targets_M, weight_VC, exp_MV, total_M = ctx.saved_tensors
+        grad_M = grad_M / ctx.temperature
+        grad_MV = exp_MV.mul_((-grad_M / total_M)[:, None]).scatter_add_(-1, targets_M[:, None], grad_M[:, None])
+        dtype = product_dtype(hidden_MC)
+        grad_MV = grad_MV.to(dtype)
+        return (grad_MV @ weight_VC.to(dtype)).to(hidden_MC.dtype), None, (grad_MV.t() @ hidden_MC.to(dtype)).to(weight_VC.dtype), None
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

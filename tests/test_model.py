@@ -6,7 +6,7 @@ import torch
 import transformers
 from conftest import random_model, ragged_prompts
 
-from model import Geometry, RMSNorm, Transformer, rope_frequencies, rope_table
+from model import ChunkLogprobs, Geometry, RMSNorm, Transformer, rope_frequencies, rope_table
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 CASES = {
@@ -110,6 +110,18 @@ def test_token_logprobs_equal_dense_softmax(qwen2, monkeypatch):
     expected_entropy = torch.zeros_like(logp)
     expected_entropy[:, 1:] = torch.distributions.Categorical(logits=dense[:, :-1]).entropy()
     torch.testing.assert_close(entropy, expected_entropy * mask, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_chunk_logprobs_gradient_equals_autograds(temperature):
+    """The backward pass is written by hand; a target that occurs twice must count twice."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(rows, 5, generator=generator, dtype=torch.float64, requires_grad=True) for rows in (4, 7)]
+    targets, upstream = torch.tensor([3, 0, 3, 6]), torch.randn(4, generator=generator, dtype=torch.float64)
+    dense = (inputs[0] @ inputs[1].t() / temperature).log_softmax(-1)[torch.arange(4), targets]
+    chunk = ChunkLogprobs.apply(inputs[0], targets, inputs[1], temperature)[0]
+    for mine, expected in zip(torch.autograd.grad(chunk, inputs, upstream), torch.autograd.grad(dense, inputs, upstream)):
+        torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_sharded_and_bf16_files_load(tmp_path):
