@@ -86,7 +86,7 @@ def parts(model: Transformer, *, dtype: torch.dtype, card: bool, world: int, row
         Part("activations, inputs of the blocks", inputs * g.layers, phases=("LM head", "blocks")),
         Part("activations, within blocks", in_block * (1 if checkpointing else g.layers), phases=("blocks",) if checkpointing else ("LM head", "blocks")),
         Part("a block's gradients on their way", 2 * tokens * g.intermediate * compute, phases=("blocks",)),
-        Part("one chunk of the LM head", 5 * logits * 4, phases=("LM head",)),
+        Part("one chunk of the LM head", 3 * logits * 4, phases=("LM head",)),
     ]
     if sharded:
         found += [Part("gathered by FSDP2: outer weights", root * compute, phases=("LM head", "blocks", "gradients")),
