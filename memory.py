@@ -2,9 +2,9 @@
 
     python dra_grpo.py --config configs/dra_grpo.toml --dry-run
 
-Weights, gradients and moments are counted on a model built on the meta device. What autograd keeps of a token is measured: one
-block of the model's geometry is run on a few tokens with hooks that add up the tensors it saves. The rest (the cache, the chunked
-LM head, what FSDP2 gathers) are formulas, each beside the code it describes. Batches are taken at their largest: every completion
+The model is built on the meta device, which has shapes and no memory. Weights, gradients and moments are counted there, and so is
+what autograd keeps of a token in a block: hooks add up the tensors it saves. The rest (the cache, the chunked LM head, what FSDP2
+gathers) are formulas. Batches are taken at their largest: every completion
 reaches max_new_tokens. Not here: the embedder's activations, and what the driver and libraries take for themselves.
 """
 import resource
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from model import LOGITS_PER_CHUNK, PACK_FROM, Block, Transformer, causal_attention
+from model import LOGITS_PER_CHUNK, PACK_FROM, Block, Transformer
 from sampler import COLUMNS
 
 CARDS_GB = (16, 24, 40, 80)
@@ -32,22 +32,29 @@ class Part:
     phases: tuple[str, ...] = PHASES
 
 
+class KeptAttention(torch.autograd.Function):
+    """What every fused attention keeps: queries, keys, values, its result and a log-sum per query. It computes nothing."""
+
+    @staticmethod
+    def forward(ctx, layer: int, q_NTHD: torch.Tensor, k_NTKD: torch.Tensor, v_NTKD: torch.Tensor) -> torch.Tensor:
+        out_NTHD = torch.empty_like(q_NTHD)
+        ctx.save_for_backward(q_NTHD, k_NTKD, v_NTKD, out_NTHD, q_NTHD.new_empty(q_NTHD.shape[:-1], dtype=torch.float32))
+        return out_NTHD
+
+
 def block_bytes_per_token(model: Transformer, dtype: torch.dtype) -> int:
-    """What autograd keeps of one token in one block, by running one on random weights on the CPU."""
+    """What autograd keeps of one token in one block."""
     g = model.g
-    block = Block(g, 0).to(dtype)
-    known = {p.untyped_storage().data_ptr() for p in block.parameters()}
-    kept: dict[int, torch.Tensor] = {}                  # by storage, and kept alive: a freed address would be given out again
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    x_NTC = torch.randn(1, PROBE_TOKENS, g.hidden, dtype=dtype)
-    cos = torch.ones(PROBE_TOKENS, 1, g.head_dim, dtype=dtype)
-    with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
-        block(x_NTC.requires_grad_(), cos, cos.clone(), causal_attention)
-    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in known) // PROBE_TOKENS
+    with torch.device("meta"), torch.enable_grad():
+        block = Block(g, 0).to(dtype)
+        x_NTC = torch.empty(1, PROBE_TOKENS, g.hidden, dtype=dtype, requires_grad=True)
+        cos, sin = (torch.empty(PROBE_TOKENS, 1, g.head_dim, dtype=dtype) for _ in range(2))
+        kept: list[torch.Tensor] = []
+        with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+            block(x_NTC, cos, sin, KeptAttention.apply)
+    given = {tensor.untyped_storage()._cdata for tensor in (x_NTC, cos, sin, *block.parameters())}
+    sizes = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}      # views share a storage
+    return sum(size for storage, size in sizes.items() if storage not in given) // PROBE_TOKENS
 
 
 def parts(model: Transformer, *, dtype: torch.dtype, card: bool, world: int, rows: int, slots: int, prompt_tokens: int, max_new_tokens: int,
