@@ -1,4 +1,4 @@
-"""dra_grpo.py as it is, but that the file $PHASE says at any instant what the first rank is doing.
+"""dra_grpo.py as it is, but that the file $PHASE says at any instant what the first rank is doing, and for which time: "save 2".
 
     PHASE=FILE python tests/marked.py --config ...          or under torchrun
 
@@ -6,6 +6,7 @@ With it a kill can be aimed at what lasts milliseconds, and one at a random inst
 """
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +20,14 @@ PHASES = [(checkpoint, "write", "startup"), (dra_grpo, "sample_problems", "eval"
           (dra_grpo.Rewarder, "__call__", "reward"), (dra_grpo.Learner, "update", "update"), (checkpoint, "save", "save"),
           (dra_grpo.Learner, "save_policy", "final"), (checkpoint, "publish", "final")]
 file = os.open(os.environ["PHASE"], os.O_WRONLY)
+times: Counter[str] = Counter()
 nested = False
 
 
 def mark(phase: str) -> None:
+    times[phase] += 1
     if is_first_rank():
-        os.pwrite(file, phase.ljust(8).encode(), 0)     # one write of one length: a reader never sees a mixture
+        os.pwrite(file, f"{phase} {times[phase]}".ljust(16).encode(), 0)        # one write of one length: a reader never sees a mixture
 
 
 def marked(function: Callable, phase: str) -> Callable:
