@@ -97,12 +97,12 @@ class Life:
 
     def wait_for(self, phase: str, times: int) -> bool:
         """Whether it came to this phase, for the time that is given, before it ended."""
-        until(lambda: self.phase() == (phase, times) or self.process.poll() is not None, f"reached {phase} {times}", self)
+        until(lambda: self.phase() == (phase, times) or self.process.poll() is not None, f"reached {phase} {times}", self, every=0.002)
         return self.process.poll() is None
 
     def wait_for_all(self) -> None:
         """Until none of its processes is left."""
-        until(lambda: not self.alive(), "ended", self)
+        until(lambda: not self.alive(), "ended", self, every=0.1)
 
 
 def send(pids, signum: int) -> None:
@@ -113,11 +113,11 @@ def send(pids, signum: int) -> None:
             pass                                        # it was faster
 
 
-def until(condition: Callable[[], bool], what: str, life: Life) -> None:
+def until(condition: Callable[[], bool], what: str, life: Life, every: float) -> None:
     deadline = time.monotonic() + HANGS
     while not condition():
         assert time.monotonic() < deadline, f"not {what}; alive: {life.alive()}; {life.output()[-3000:]}"
-        time.sleep(0.002)
+        time.sleep(every)
 
 
 @pytest.fixture
