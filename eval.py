@@ -174,7 +174,7 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
     by_problem: dict = {}
     for sample in samples:
         by_problem.setdefault(sample["problem"], []).append(sample)
-    groups = [sorted(group, key=lambda sample: sample["sample"]) for group in by_problem.values()]
+    groups = [sorted(by_problem[problem], key=lambda sample: sample["sample"]) for problem in sorted(by_problem)]
     n = len(groups[0])
     counts = [sum(sample["correct"] for sample in group) for group in groups]
     flat = [sample for group in groups for sample in group]
