@@ -7,8 +7,13 @@ import sys
 
 import pytest
 
-from eval import DataConfig, effective_labels, load_problems, main, pass_at_k, standard_error, summarize
+from tokenizers import processors
+
+from eval import (DataConfig, EvalConfig, effective_labels, eval_sampler, evaluate, load_problems, load_tokenizer, main, pass_at_k, prompt_tokens,
+                  standard_error, summarize)
+from model import Transformer
 from ranks import run_main
+from reward import Grader
 
 
 def test_pass_at_k_equals_counting_subsets():
@@ -55,7 +60,9 @@ def test_summarize_counts_right_answers_only_and_from_sixteen():
     assert record["strategies"] == {"a": 23, "c": 16, "b": 8}
     assert record["no_answer"] == 17 / 64
     shuffled = sorted(make_samples(correct, labels), key=lambda s: (s["sample"] * 7 + s["problem"] * 3) % 11)
-    assert summarize("x", shuffled) == record, "the order in which samples arrive does not matter"
+    assert summarize("x", shuffled) == record
+    thirds = make_samples([[True, False, p % 3 == 0] for p in range(50)], [["a", "b", "c"]] * 50)
+    assert summarize("x", thirds[::-1]) == summarize("x", thirds), "ranks hand in their problems in turn: not even rounding may depend on the order"
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -81,10 +88,48 @@ def test_load_problems_maps_columns(tmp_path):
         {"question": "1+1", "gold": 2, "level": 3, "id": 0, "problem": "1+1", "answer": "2"}]
 
 
+def test_prompt_tokens_are_the_templates_own():
+    """A tokenizer that puts its BOS before every text, under a template that has written it already: it stands there once."""
+    tokenizer = load_tokenizer("tiny/policy")
+    bos = tokenizer.convert_tokens_to_ids("<|system|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<|system|> $A", special_tokens=[("<|system|>", bos)])
+    tokenizer.chat_template = "<|system|>" + tokenizer.chat_template
+    assert tokenizer("1+1")["input_ids"][0] == bos
+    expected = tokenizer.convert_tokens_to_ids(["<|system|>", "<|user|>", "1", "+", "2", "<|assistant|>"])
+    assert prompt_tokens(tokenizer, "1+2", DataConfig()) == expected
+
+
+def test_evaluation_does_not_depend_on_its_parts(tmp_path, monkeypatch):
+    """Five problems in one call of the sampler or in calls of two: the same samples. Rows with the same text are different problems."""
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{a}+38", "answer": str(a + 38)}) + "\n" for a in (47, 12, 47, 60, 31)))
+    model, tokenizer, config = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy"), EvalConfig(samples=3, max_new_tokens=32, temperature=1.0)
+    with Grader(1) as grader:
+        record, samples = evaluate(model, tokenizer, str(path), DataConfig(), config, grader)
+        monkeypatch.setattr("eval.ROWS_PER_CALL", 6)
+        assert evaluate(model, tokenizer, str(path), DataConfig(), config, grader) == (record, samples)
+    assert record["n"] == 5 and record["samples"] == 3 and len(samples) == 15
+    texts = [[sample["text"] for sample in samples if sample["problem"] == place] for place in range(5)]
+    assert texts[0] != texts[2] and [len(row) for row in texts] == [3] * 5
+
+
+def test_evaluation_samples_as_it_is_told():
+    """A nucleus of one token is greedy decoding, and both sources of stop ids count."""
+    model, tokenizer = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy")
+    model.n_tokens, model.generation_config = len(tokenizer), {"eos_token_id": [0, 5]}
+    greedy, narrow, wide = (eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=32, temperature=temperature, top_p=top_p))
+                            for temperature, top_p in ((0.0, 1.0), (1.0, 1e-6), (1.0, 1.0)))
+    assert narrow.is_stop.nonzero().flatten().tolist() == [0, 5]
+    prompts = [prompt_tokens(tokenizer, f"{a}+38", DataConfig()) for a in (47, 12, 60)]
+    tokens = [[c.tokens for group in sampler.generate(prompts, 2, (0,)) for c in group] for sampler in (greedy, narrow, wide)]
+    assert tokens[0] == tokens[1] != tokens[2]
+
+
 def run_eval(*arguments):
     return subprocess.run([sys.executable, "eval.py", "--config", "configs/eval_tiny.toml", *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.smoke
 def test_eval_command_keeps_every_sample(tmp_path):
     """The README's command on 10 problems: figures printed, all samples on disk, and the figures are those of the samples."""
     with open("tiny/test.jsonl") as file:
@@ -99,6 +144,7 @@ def test_eval_command_keeps_every_sample(tmp_path):
     assert all(record[key] == value for key, value in again.items())
 
 
+@pytest.mark.smoke
 def test_eval_errors_are_one_line(tmp_path, monkeypatch, capsys):
     for arguments, word in ((["--model", str(tmp_path / "none")], "model.path"), (["eval.benchmarks=[]"], "eval.benchmarks"), (["eval.top_p=1.5"], "eval.top_p")):
         monkeypatch.setattr(sys, "argv", ["eval.py", "--config", "configs/eval_tiny.toml", *arguments])

@@ -23,7 +23,7 @@ def test_last_balanced_box_behind_the_reasoning(text, answer):
 @pytest.mark.parametrize(("answer", "gold", "correct"), [
     ("85", "85", True), ("85.", "85", True), ("085", "85", True), ("0.5", "1/2", True), ("-3", "3", False), ("84", "85", False),
     ("\\frac{1}{2}", "0.5", True), ("x+1", "1+x", True), ("x+1", "x+2", False), ("\uff18\uff15", "85", True), ("", "85", False),
-    ("\\sqrt{8}", "2\\sqrt{2}", True), ("1/0", "1", False),
+    ("\\sqrt{8}", "2\\sqrt{2}", True), ("1/0", "1", False), ("(-\\infty,1)", "x<1", True), ("x+1", "\\ldots", False),
 ])
 def test_grade_compares_exactly_then_symbolically(answer, gold, correct):
     assert grade(f"so \\boxed{{{answer}}}", gold).correct is correct
@@ -38,6 +38,15 @@ def test_batch_keeps_order_and_agrees_with_grade():
         assert [item.reason for item in grades][:3] == ["equal", "no box", "equal"]
         assert grades == [grade(text, gold) for text, gold in zip(texts, golds)]
         assert grader.grade_batch(texts, golds) == grades, "the cache answers the same"
+
+
+def test_a_silent_worker_is_given_up(tmp_path, monkeypatch):
+    """A worker that falls silent for good, with a deadline far shorter than its life: waiting for its end instead would read as a crash."""
+    (tmp_path / "silent.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(20)\n")
+    monkeypatch.setattr("grader.__file__", str(tmp_path / "silent.py"))
+    with Grader(1, timeout_s=0.1) as grader:
+        assert grader.grade_batch(["\\boxed{x}"], ["y"]) == [Grade(False, "timeout", "x")]
+        assert grader.idle[0].process is None, "its late verdict cannot be taken for that of the next answer"
 
 
 def test_hostile_answers_cost_a_deadline_and_nothing_else():

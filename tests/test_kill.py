@@ -29,6 +29,7 @@ from torch.testing import assert_close
 import checkpoint
 import ranks
 
+pytestmark = pytest.mark.exact
 LAUNCH = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
 VICTIMS = {1: ["worker 0", "tree"], 2: ["agent", "worker 0", "worker 1", "tree"]}
 AIMS = ["eval", "sample", "reward", "update", "between", "save", "save", "save", "final", "final"]

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,8 +39,8 @@ def assert_same(a: dict, b: dict, dtype: str) -> None:
         assert (flat[0] - flat[1]).norm() <= 1e-6 * flat[0].norm()
 
 
-def learner_for(dtype: str = "float32", temperature: float = 1.0, max_new_tokens: int = 32, **settings) -> Learner:
-    return Learner(ModelConfig(TINY, dtype), LearnerConfig(**settings), TINY, torch.device("cpu"), 297, temperature, max_new_tokens)
+def learner_for(dtype: str = "float32", temperature: float = 1.0, max_new_tokens: int = 32, weights_from=None, **settings) -> Learner:
+    return Learner(ModelConfig(TINY, dtype), LearnerConfig(**settings), TINY, torch.device("cpu"), 297, temperature, max_new_tokens, weights_from)
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +48,24 @@ def single():
     return [updated(job, 0, 1) for job in JOBS]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_update_does_not_depend_on_the_number_of_ranks(ranks, single, tmp_path):
-    """FSDP2 on gloo: three updates, all losses, ranks with different numbers of tokens and micro-batches, with one-token rows only, and with none."""
-    result = torchrun(ranks, "tests/updates.py", json.dumps(JOBS), str(tmp_path / "out.pt"))
-    assert result.returncode == 0, result.stderr[-3000:]
-    for job, (weights, figures), (expected, expected_figures) in zip(JOBS, torch.load(tmp_path / "out.pt", weights_only=True), single, strict=True):
-        assert_same(expected, weights, job["dtype"])
-        for mine, reference in zip(figures, expected_figures):
-            for key in reference:
-                assert key.endswith("_s") or mine[key] == pytest.approx(reference[key], rel=1e-4, abs=1e-6), key
+def values(figures: dict[str, float]) -> dict[str, float]:
+    """Without the seconds, which no two updates share."""
+    return {key: value for key, value in figures.items() if not key.endswith("_s")}
+
+
+def test_passes_that_keep_ranks_in_step_change_nothing(monkeypatch):
+    """Another rank has three micro-batches more, and its collectives wait for this one: as many passes are made here, and they count nowhere."""
+    rows = [row for group in rows_for(0, 3, 3) for row in group]
+    results = []
+    for more in (0, 3):
+        learner, passes = learner_for("float64", micro_batch_tokens=60), []
+        monkeypatch.setattr("dra_grpo.max_over_ranks", lambda value: value + more if isinstance(value, int) else value)
+        token_logprobs = learner.policy.token_logprobs
+        monkeypatch.setattr(learner.policy, "token_logprobs", lambda *arguments: passes.append(1) or token_logprobs(*arguments))
+        figures = learner.update(rows, lr=1e-3)
+        results.append((len(passes), figures, list(learner.policy.parameters())))
+    (few, figures, weights), (many, same_figures, same_weights) = results
+    assert many == few + 3 and values(same_figures) == values(figures) and all(map(torch.equal, weights, same_weights))
 
 
 @pytest.mark.parametrize("change", [{"budget": 40}, {"budget": 200}, {"reverse": True}, {"checkpointing": True}], ids=str)
@@ -67,22 +76,38 @@ def test_update_does_not_depend_on_batching(single, change):
         assert_same(expected, updated({**job, **change, "learner": learner}, 0, 1)[0], job["dtype"])
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo"])
-def test_gradient_equals_the_papers_equations(loss, tmp_path):
-    """One SGD-like step in float64 against sums over single rows and tokens, written from the equations, dense softmax, no batching."""
-    beta, temperature, max_new = 0.3, 0.7, 32
-    learner = learner_for("float64", temperature, max_new, loss=loss, kl_beta=beta, max_grad_norm=1e9)
+def moved(learner: Learner) -> Learner:
+    """Takes the policy away from the reference, so that the KL term is not 0."""
     with torch.no_grad():
-        for i, parameter in enumerate(learner.policy.parameters()):     # away from the reference, so that the KL term has a gradient
+        for i, parameter in enumerate(learner.policy.parameters()):
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i), dtype=parameter.dtype)
+    return learner
+
+
+def log_softmax(model: Transformer, prompt: list[int], completion) -> torch.Tensor:
+    """(tokens of the completion, 297) at temperature 0.7, one row at a time."""
+    return (model(torch.tensor([prompt + completion.tokens]))[0, len(prompt) - 1 : -1, :297] / 0.7).log_softmax(-1)
+
+
+def gradients_of(learner: Learner) -> list[dict]:
+    """What the optimizer gets in each update from now on."""
+    seen: list[dict] = []
+    learner.optimizer.register_step_pre_hook(lambda *_: seen.append({name: p.grad.clone() for name, p in learner.policy.named_parameters()}))
+    return seen
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo"])
+def test_gradient_equals_the_papers_equations(loss):
+    """One SGD-like step in float64 against sums over single rows and tokens, written from the equations, dense softmax, no batching."""
+    beta, max_new = 0.3, 32
+    learner = moved(learner_for("float64", 0.7, max_new, loss=loss, kl_beta=beta, max_grad_norm=1e9))
     rows = [row for group in rows_for(0, 3, 3) for row in group]
     policy = Transformer.from_pretrained(TINY, torch.float64)
     policy.load_state_dict(learner.policy.state_dict())
     reference = Transformer.from_pretrained(TINY, torch.float64)
 
     def logprobs(model, prompt, completion):
-        logits = model(torch.tensor([prompt + completion.tokens]))[0, len(prompt) - 1 : -1, :297] / temperature
-        return logits.log_softmax(-1)[torch.arange(len(completion.tokens)), torch.tensor(completion.tokens)]
+        return log_softmax(model, prompt, completion)[torch.arange(len(completion.tokens)), torch.tensor(completion.tokens)]
 
     objective = 0.0
     total_tokens = sum(len(c.tokens) for _, c, _ in rows)
@@ -102,12 +127,75 @@ def test_gradient_equals_the_papers_equations(loss, tmp_path):
     (-objective).backward()
     expected = {name: p.grad for name, p in policy.named_parameters()}
 
-    gradients = {}
-    learner.optimizer.register_step_pre_hook(lambda *_: gradients.update({n: p.grad.clone() for n, p in learner.policy.named_parameters()}))
+    gradients = gradients_of(learner)
     figures = learner.update(rows, lr=0.0)
     assert figures["loss"] == pytest.approx(-objective.item(), rel=1e-9)
     for name in expected:
-        assert (gradients[name] - expected[name]).norm() <= 1e-9 * expected[name].norm(), name
+        assert (gradients[0][name] - expected[name]).norm() <= 1e-9 * expected[name].norm(), name
+
+
+def test_gradient_is_clipped_and_starts_from_zero():
+    """A second update on the same weights (rate 0) sees the same gradient; one with a quarter of its norm as the limit a quarter of it."""
+    rows = [row for group in rows_for(0, 3, 3) for row in group]
+    learner = learner_for("float64", max_grad_norm=1e9)
+    gradients = gradients_of(learner)
+    norms = [learner.update(rows, lr=0.0)["grad_norm"] for _ in range(2)]
+    assert norms[0] == norms[1] and all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert norms[0] == pytest.approx(sum(g.square().sum().item() for g in gradients[0].values()) ** 0.5)
+    clipped = learner_for("float64", max_grad_norm=norms[0] / 4)
+    quarters = gradients_of(clipped)
+    assert clipped.update(rows, lr=0.0)["grad_norm"] == norms[0], "reported before clipping"
+    for name in gradients[0]:
+        torch.testing.assert_close(4 * quarters[0][name], gradients[0][name], rtol=1e-3, atol=0)        # torch adds 1e-6 to the norm
+
+
+def test_figures_equal_sums_over_tokens():
+    """Entropy, KL and gap from dense softmaxes, row by row, over several micro-batches; gaps of +0.2 and -0.1 in turn must not cancel."""
+    rows = [row for group in rows_for(0, 3, 3) for row in group]
+    learner = moved(learner_for("float64", 0.7, kl_beta=0.3, micro_batch_tokens=60))
+    reference, entropies, ratios, gaps, given = Transformer.from_pretrained(TINY, torch.float64), [], [], [], []
+    for prompt, completion, advantage in rows:
+        with torch.no_grad():
+            dense, ref = log_softmax(learner.policy, prompt, completion), log_softmax(reference, prompt, completion)
+        picked = torch.tensor(completion.tokens)[:, None]
+        off = torch.where(torch.arange(len(picked)) % 2 == 0, 0.2, -0.1).double()
+        entropies += torch.distributions.Categorical(logits=dense).entropy().tolist()
+        ratios += (ref - dense).gather(-1, picked)[:, 0].tolist()
+        gaps += off.abs().tolist()
+        given.append((prompt, replace(completion, logprobs=(dense.gather(-1, picked)[:, 0] + off).tolist()), advantage))
+    figures = learner.update(given, lr=0.0)
+    expected = {"entropy": sum(entropies), "gap": sum(gaps), "kl": sum(math.exp(r) - r - 1 for r in ratios), "clipped": 0.0}
+    assert figures["rows"] == len(rows) and figures["gap_max"] == pytest.approx(0.2)
+    for key, total in expected.items():
+        assert figures[key] == pytest.approx(total / len(gaps), rel=1e-9), key
+
+
+def test_a_learner_continues_bit_equal_from_its_checkpoint(tmp_path):
+    """Moments, the count behind their bias correction, and the reference, which stays the initial policy; two updates a step."""
+    def rows(seed):
+        return [row for group in rows_for(seed, 3, 3) for row in group]
+
+    settings = dict(kl_beta=0.1, updates_per_rollout=2)
+    learner = learner_for(**settings)
+    for seed in range(2):
+        learner.update(rows(seed), lr=1e-4)
+    learner.save_policy(tmp_path)
+    again = learner_for(weights_from=tmp_path, **settings)
+    saved = learner.optimizer_state()
+    for name, tensor in again.optimizer_state().items():
+        tensor.copy_(saved[name])
+    again.set_updates(learner.updates)
+    assert values(again.update(rows(2), lr=1e-4)) == values(learner.update(rows(2), lr=1e-4))
+    assert all(torch.equal(a, b) for a, b in zip(learner.policy.parameters(), again.policy.parameters())) and again.updates == learner.updates == 6
+
+
+def test_small_updates_are_not_lost_in_bfloat16():
+    """At a rate of 1e-6 Adam moves every weight by about that, a hundredth of what bf16 can tell apart at 0.05; master weights keep it."""
+    learner = learner_for("bfloat16")
+    before = {name: p.detach().clone() for name, p in learner.policy.named_parameters()}
+    learner.update([row for group in rows_for(0, 3, 3) for row in group], lr=1e-6)
+    for name, parameter in learner.policy.named_parameters():
+        assert (parameter != before[name]).float().mean() > 0.9, name
 
 
 def test_old_logprobs_stay_those_of_before_the_first_update():
@@ -227,3 +315,13 @@ def test_non_finite_loss_stops_before_the_weights_change():
     assert all(torch.equal(before[name], p) for name, p in learner.policy.named_parameters())
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_update_does_not_depend_on_the_number_of_ranks(ranks, single, tmp_path):
+    """FSDP2 on gloo: three updates, all losses, ranks with different numbers of tokens and micro-batches, with one-token rows only, and with none."""
+    result = torchrun(ranks, "tests/updates.py", json.dumps(JOBS), str(tmp_path / "out.pt"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    for job, (weights, figures), (expected, expected_figures) in zip(JOBS, torch.load(tmp_path / "out.pt", weights_only=True), single, strict=True):
+        assert_same(expected, weights, job["dtype"])
+        for mine, reference in zip(figures, expected_figures):
+            for key in reference:
+                assert key.endswith("_s") or mine[key] == pytest.approx(reference[key], rel=1e-4, abs=1e-6), key

@@ -51,8 +51,9 @@ def test_logits_and_gradients_equal_transformers(case, tmp_path):
     assert set(again.state_dict()) == set(theirs.state_dict())
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, theirs.state_dict()[name]), name
-    before, after = (json.loads((tmp_path / x / "config.json").read_text()) for x in "ab")
-    assert before == after
+    for name in ("config.json", "generation_config.json"):      # the second lists what ends a completion
+        before, after = (json.loads((tmp_path / x / name).read_text()) for x in "ab")
+        assert before == after
 
 
 def test_tiny_policy_equals_transformers():
@@ -122,6 +123,19 @@ def test_chunk_logprobs_gradient_equals_autograds(temperature):
     chunk = ChunkLogprobs.apply(inputs[0], targets, inputs[1], temperature)[0]
     for mine, expected in zip(torch.autograd.grad(chunk, inputs, upstream), torch.autograd.grad(dense, inputs, upstream)):
         torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_bfloat16_rounds_neither_the_normaliser_nor_the_rotary_frequencies(qwen2):
+    """Log-probs of bf16 logits in float64 to 1e-5 (bf16 sums are off by 1e-2); at position 10^5 a rounded frequency is off by whole turns."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = ((torch.randn(*shape, generator=generator) / 3).bfloat16() for shape in ((20, 48), (500, 48)))
+    targets = torch.randint(0, 500, (20,), generator=generator)
+    logp, entropy = ChunkLogprobs.apply(hidden, targets, weight, 0.7)
+    exact = torch.distributions.Categorical(logits=torch.nn.functional.linear(hidden, weight).double() / 0.7)
+    torch.testing.assert_close(logp.double(), exact.log_prob(targets), rtol=0, atol=1e-5)
+    torch.testing.assert_close(entropy.double(), exact.entropy(), rtol=0, atol=1e-5)
+    whole, half = (Transformer.from_pretrained(qwen2[1], dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert half.embed.weight.dtype == torch.bfloat16 and torch.equal(half.inv_freq, whole.inv_freq)
 
 
 def test_sharded_and_bf16_files_load(tmp_path):

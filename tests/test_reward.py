@@ -61,6 +61,9 @@ def test_groups_never_interact_and_order_is_free(options):
     torch.testing.assert_close(adjust_rewards(rewards[:, order], cosine_similarity(embeddings[:, order]), **options), full[:, order], rtol=1e-12, atol=1e-12)
     stacked = adjust_rewards(torch.stack((rewards, rewards)), cosine_similarity(torch.stack((embeddings, embeddings))), **options)
     torch.testing.assert_close(stacked[1], full, rtol=1e-12, atol=1e-12)
+    for scale in ("std", "none"):
+        alone = torch.stack([group_advantages(group, scale) for group in full])
+        torch.testing.assert_close(group_advantages(full, scale), alone, rtol=1e-12, atol=1e-12)
 
 
 def test_inputs_are_not_modified_and_carry_no_gradient():
@@ -157,24 +160,24 @@ def test_advantages_by_hand():
 
 def test_reward_functions_by_hand():
     grades = [Grade(correct, "", None) for correct in (True, True, False, False, False)]
-    assert cosine_reward(grades=grades, lengths=[0, 100, 0, 100, 300], max_new_tokens=100) == [1.0, 0.5, 0.0, -0.5, -0.5]
+    assert cosine_reward(grades=grades, lengths=[0, 100, 0, 100, 200], max_new_tokens=100) == [1.0, 0.5, 0.0, -0.5, -0.5]
     assert format_reward(texts=["a\n</think>\nb", "a</think>b", "<think>\na\n</think>\nb\n</think>\n"]) == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("dra", [DraConfig(embedder="tiny/embedder"), DraConfig(embedder="tiny/embedder", scope="correct", sharpen=4.0), DraConfig(enabled=False)])
 def test_rewarder_is_the_functions_in_order(dra):
-    """What a run computes is what the tested functions give on the same texts, group by group, with the graded mask."""
-    texts = ["so \\boxed{85}", "ones 7+8=15, so \\boxed{85}", "so \\boxed{84}", "none", "ones so \\boxed{1}", "\\boxed{2}", "tens \\boxed{2.0}", "\\boxed{2}"]
+    """What a run computes is what the tested functions give on the same texts, group by group; a well formatted wrong answer has a reward and is not right."""
+    texts = ["so \\boxed{85}", "ones 7+8=15, so \\boxed{85}", "so \\boxed{84}", "ones\n</think>\nnone", "ones so \\boxed{1}", "\\boxed{2}", "tens \\boxed{2.0}", "\\boxed{2}"]
     rows = [{"answer": "85"}, {"answer": "2"}]
     with Grader(1) as grader:
         embedder = Embedder("tiny/embedder") if dra.enabled else None
         scores = Rewarder(RewardConfig({"accuracy": 2.0, "format": 1.0}), dra, "std", 64, grader, embedder)(texts, rows, [5] * 8, 4)
-    raw = torch.tensor([[2.0, 2, 0, 0], [0, 2, 2, 2]])
-    assert torch.equal(scores.raw, raw) and torch.equal(scores.correct, raw > 0)
+    raw = torch.tensor([[2.0, 2, 0, 1], [0, 2, 2, 2]])
+    assert torch.equal(scores.raw, raw) and torch.equal(scores.correct, raw == 2)
     expected = raw
     if dra.enabled:
         similarity = cosine_similarity(embedder.encode(texts).view(2, 4, -1))
-        expected = adjust_rewards(raw, similarity, sharpen=dra.sharpen, scope=dra.scope)
+        expected = adjust_rewards(raw, similarity, sharpen=dra.sharpen, scope=dra.scope, correct=raw == 2)
         assert not torch.equal(expected, raw)
     assert torch.equal(scores.adjusted, expected)
     assert torch.equal(scores.advantage, group_advantages(expected))

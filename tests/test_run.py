@@ -22,6 +22,7 @@ from model import Transformer
 from ranks import run_main
 from sampler import Sampler, SamplerConfig
 
+pytestmark = pytest.mark.smoke                          # but for the tests marked exact
 SMALL = ["data.prompts_per_step=4", "run.steps=3", "run.save_every=1"]
 
 
@@ -72,6 +73,7 @@ def test_run_folder_holds_what_the_readme_says(run):
     assert "step 3/3 | reward" in result.stdout
 
 
+@pytest.mark.exact
 def test_samples_hold_whole_groups_that_add_up(run):
     """Raw reward, SMI, weight, adjusted reward and advantage of a group must follow from each other."""
     groups = records(run[0] / "samples.jsonl")
@@ -85,6 +87,7 @@ def test_samples_hold_whole_groups_that_add_up(run):
         torch.testing.assert_close(torch.tensor([r["advantage"] for r in rows]), (adjusted - adjusted.mean()) / (adjusted.std() + 1e-4))
 
 
+@pytest.mark.exact
 def test_final_folder_gives_the_same_tokens_and_logits_in_transformers(run):
     ours = Transformer.from_pretrained(run[0] / "final")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(run[0] / "final")
@@ -111,12 +114,16 @@ def assert_same_run(a, b, exact):
         assert (weights[0] - weights[1]).norm() <= 1e-6 * weights[0].norm()
 
 
+@pytest.mark.exact
 def test_two_ranks_train_the_same_policy(run, run_on_two_ranks):
-    """torchrun with two gloo ranks and FSDP2: the same completions, and weights equal to 1e-6 (fp32, whole vector)."""
+    """torchrun with two gloo ranks and FSDP2: the same completions and evaluation, and weights equal to 1e-6 (fp32, whole vector)."""
     assert_same_run(run[0], run_on_two_ranks[0], exact=False)
     assert records(run_on_two_ranks[0] / "metrics.jsonl")[0]["world"] == 2
+    before = [comparable(folder / "metrics.jsonl")[0] for folder in (run[0], run_on_two_ranks[0])]
+    assert before[0] == before[1] and before[0]["kind"] == "eval", "each rank samples its share of the problems; the figures are those of all"
 
 
+@pytest.mark.exact
 def test_the_same_command_continues_bit_equal(run, tmp_path, here):
     """A copy cut back to step 2, with the records of a third step and half a line still in its files: the end must be that of the uninterrupted run."""
     folder = tmp_path / "r"
@@ -161,6 +168,7 @@ def test_damaged_checkpoint_is_put_aside(name, harm, run, tmp_path, capsys):
     assert checkpoint.newest_intact(tmp_path).name == "step-000002" and not capsys.readouterr().err, "named once"
 
 
+@pytest.mark.exact
 def test_run_goes_on_from_the_checkpoint_before_and_reads_no_pickle(run, tmp_path, here, monkeypatch):
     folder = tmp_path / "r"
     shutil.copytree(run[0], folder)

@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -83,6 +84,18 @@ def test_tokens_depend_on_their_row_alone(qwen2, temperature):
                     sampler_for(folder, temperature=temperature).generate(prompts, 3, (5, 1), positions=[10, 11, 12, 13, 14])):
         assert all(a != b for a, b in zip(flat(changed), flat(reference)) if len(a) > 3)
     assert len({tuple(c.tokens) for c in reference[2]}) > 1, "completions of one prompt are different draws"
+
+
+def test_each_token_is_its_own_random_number(qwen2):
+    """Under a policy without preferences (all weights 0) the ids are floor(u * V) of the generator seeded with (seed, position, completion)."""
+    model = Transformer.from_pretrained(qwen2[1])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    sampler = Sampler(model, SamplerConfig(max_new_tokens=20, slots=3), [])
+    groups = sampler.generate([[5], [6, 7, 8], [5]], 2, (3, 1), positions=[4, 0, 2])
+    expected = [[(np.random.default_rng((3, 1, position, g)).random(20) * 131).astype(int).tolist() for g in range(2)] for position in (4, 0, 2)]
+    assert [[completion.tokens for completion in group] for group in groups] == expected
 
 
 @pytest.mark.usefixtures("layout")
@@ -218,6 +231,8 @@ def test_finish_reasons_and_limits(qwen2):
     assert all(c.finish == "stop" and len(c.tokens) == len(c.logprobs) == 1 for group in everything for c in group)
     nothing = sampler_for(folder, stop=(), new=1).generate([[5]], 2, (0,))
     assert [c.finish for c in nothing[0]] == ["length", "length"]
+    at_the_limit = sampler_for(folder, stop=range(131), new=1).generate([[5]], 2, (0,))
+    assert [c.finish for c in at_the_limit[0]] == ["stop", "stop"], "a stop token in the last place is no truncation"
     assert sampler_for(folder).generate([], 2, (0,)) == []
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         sampler_for(folder).generate([[5], []], 2, (0,))
@@ -258,6 +273,18 @@ def test_top_p_equals_transformers_warper(top_p):
     logits = torch.cat((torch.randn(50, 40, generator=generator) * 3, torch.randint(0, 3, (50, 40), generator=generator).float()))
     warper = transformers.generation.TopPLogitsWarper(top_p)
     assert torch.equal(top_p_logits(logits, top_p), warper(None, logits.clone()))
+
+
+def test_top_p_draws_the_nucleus_and_scores_the_whole_distribution():
+    """Chi-square over 200,000 draws (df 2, statistic under 30: odds 3e-7): the mass of three tokens is shared as without the cut; log-probs do not change."""
+    probabilities = torch.tensor([0.05, 0.4, 0.1, 0.15, 0.3], dtype=torch.float64)
+    uniform = torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    tokens, logprobs = sample_tokens(probabilities.log().expand(200_000, -1), uniform, 1.0, top_p=0.8)
+    expected = probabilities * torch.tensor([0, 1, 0, 1, 1]) / 0.85
+    counts = torch.bincount(tokens, minlength=5)
+    assert counts[[0, 2]].tolist() == [0, 0]
+    assert ((counts - 200_000 * expected) ** 2 / (200_000 * expected))[[1, 3, 4]].sum() < 30
+    torch.testing.assert_close(logprobs, probabilities.log()[tokens])
 
 
 def test_group_first_tokens_are_independent_draws(qwen2):

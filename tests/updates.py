@@ -14,7 +14,10 @@ from sampler import Completion  # noqa: E402
 
 
 def rows_for(seed: int, groups: int, G: int) -> list[list[tuple[list[int], Completion, float]]]:
-    """Groups of (prompt, completion, advantage) with ragged lengths; the last group has one-token completions only."""
+    """Groups of (prompt, completion, advantage) with ragged lengths; the last group has one-token completions only.
+
+    All end with id 0, the tiny policy's stop token and its pad.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low, high, n):
@@ -24,7 +27,7 @@ def rows_for(seed: int, groups: int, G: int) -> list[list[tuple[list[int], Compl
     for group in range(groups):
         prompt = draw(4, 100, 3 + 2 * group)
         lengths = [1] * G if group == groups - 1 else draw(2, 25, G)
-        result.append([(prompt, Completion(draw(4, 100, n), [-1.0] * n, "stop"), float(a)) for n, a in zip(lengths, torch.randn(G, generator=generator))])
+        result.append([(prompt, Completion([*draw(4, 100, n - 1), 0], [-1.0] * n, "stop"), float(a)) for n, a in zip(lengths, torch.randn(G, generator=generator))])
     return result
 
 

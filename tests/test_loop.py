@@ -1,0 +1,115 @@
+"""The run loop in this process: what it hands to the learner, what it draws when, and that it continues as if never stopped."""
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from test_run import comparable, records
+
+from config import load
+from dra_grpo import Config, Learner, lr_at, train
+from eval import DataConfig, load_tokenizer, prompt_tokens
+from model import Transformer
+from sampler import Sampler
+
+pytestmark = pytest.mark.exact
+
+TOO_LONG = "10+20+30+40+50+60"                          # in front, so that the places of the kept problems are not their rows
+PROBLEMS = [TOO_LONG, "47+38", "12+19", "60+55"]
+# every option that a tiny recipe leaves at a value under which forgetting it changes nothing
+SETTINGS = ["data.prompts_per_step=3", "sampler.group_size=3", "sampler.max_new_tokens=36", "sampler.temperature=0.8", "learner.loss=dr_grpo", "learner.lr=3e-4",
+            "learner.kl_beta=0.05", "learner.updates_per_rollout=2", "learner.warmup=0.5", "learner.mask_truncated=true", "learner.drop_equal_groups=true",
+            "eval.benchmarks=[]", "run.steps=4", "run.save_every=2"]
+
+
+def run(folder: Path, problems: list[str], *overrides: str) -> Config:
+    """Trains in `folder` on these sums and returns the settings."""
+    data = folder.with_name("train.jsonl")
+    data.write_text("".join(json.dumps({"problem": text, "answer": str(sum(map(int, text.split("+"))))}) + "\n" for text in problems))
+    config = load(Config, "configs/tiny.toml", [*SETTINGS, f"data.train={data}", f"run.dir={folder}", *overrides])
+    handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
+    assert train(config) == 0
+    for s, handler in handlers:
+        signal.signal(s, handler)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, settings, the learner, arguments of its updates, what the sampler gave) of four steps."""
+    folder, calls, learners, sampled = tmp_path_factory.mktemp("loop") / "r", [], [], []
+    update, generate = Learner.update, Sampler.generate
+
+    def watched_update(self, *arguments):
+        learners.append(self)
+        calls.append(arguments)
+        return update(self, *arguments)
+
+    def watched_generate(self, *arguments):
+        sampled.append(generate(self, *arguments))
+        return sampled[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "update", watched_update)
+        patch.setattr(Sampler, "generate", watched_generate)
+        config = run(folder, PROBLEMS)
+    return folder, config, learners[0], calls, sampled
+
+
+def test_the_learner_gets_what_was_sampled_and_scored(finished):
+    """Prompt, completion and advantage of each row belong together and to its group in samples.jsonl; Dr. GRPO's advantages are not divided."""
+    folder, config, learner, calls, sampled = finished
+    tokenizer, groups = load_tokenizer("tiny/policy"), records(folder / "samples.jsonl")
+    assert len(calls) == len(sampled) == 4 and len(groups) == 12
+    left_out = {"truncated": 0, "equal": 0}
+    for step, (rows, lr) in enumerate(calls):
+        expected = []
+        for group, completions in zip(groups[3 * step : 3 * step + 3], sampled[step], strict=True):
+            figures = group["completions"]
+            adjusted, advantages = (torch.tensor([c[key] for c in figures]) for key in ("adjusted", "advantage"))
+            torch.testing.assert_close(advantages, adjusted - adjusted.mean())
+            assert group["answer"] == str(sum(map(int, group["problem"].split("+"))))
+            assert tokenizer.batch_decode([c.tokens for c in completions], skip_special_tokens=True) == [c["text"] for c in figures]
+            equal = len({c["reward"] for c in figures}) == 1
+            left_out["equal"] += equal and len(set(adjusted.tolist())) > 1
+            left_out["truncated"] += sum(c["finish"] == "length" for c in figures)
+            prompt = prompt_tokens(tokenizer, group["problem"], DataConfig())
+            expected += [(prompt, completion, c["advantage"]) for completion, c in zip(completions, figures) if not equal and c["finish"] == "stop"]
+        assert rows == expected and lr == lr_at(step, config.learner, 4)
+    assert all(left_out.values()), "both ways to be left out occur, and a group of right answers that DRA tells apart"
+    assert learner.max_new_tokens == 36 and learner.updates == 8
+
+
+def test_prompts_that_are_too_long_are_left_out(finished):
+    """Not cut: a prompt without its end asks for something else."""
+    assert {group["problem"] for group in records(finished[0] / "samples.jsonl")} == set(PROBLEMS[1:])
+
+
+def test_sampler_and_learner_agree_in_every_step(finished):
+    """The same weights, temperature and vocabulary on both sides: log-probs differ by fp32 rounding, also after updates of 3e-4."""
+    for record in comparable(finished[0] / "metrics.jsonl"):
+        assert 0 <= record["gap"] < 1e-6 and record["gap_max"] < 5e-5, record["step"]
+
+
+def test_a_run_continues_as_if_never_stopped(finished, tmp_path):
+    """From the checkpoint of step 2, with the records of steps 3 and 4 still in the files: bit for bit what it was."""
+    folder = tmp_path / "r"
+    shutil.copytree(finished[0], folder)
+    shutil.rmtree(folder / "checkpoints" / "step-000004")
+    shutil.rmtree(folder / "final")
+    run(folder, PROBLEMS, f"data.train={finished[1].data.train}")
+    for name in ("samples.jsonl", "metrics.jsonl"):
+        assert comparable(folder / name) == comparable(finished[0] / name)
+    ours, theirs = (Transformer.from_pretrained(path / "final").state_dict() for path in (folder, finished[0]))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def test_every_group_has_its_own_draws(tmp_path):
+    """One problem four times under weights that stand still (rate 0): no two groups of two steps and two seeds are alike."""
+    for seed in (0, 1):
+        run(tmp_path / str(seed), ["47+38"] * 4, "learner.lr=0", "learner.kl_beta=0", "dra.enabled=false", "data.prompts_per_step=2", "sampler.group_size=8",
+            "sampler.temperature=1", "run.steps=2", f"run.seed={seed}")
+    groups = [group for seed in "01" for group in records(tmp_path / seed / "samples.jsonl")]
+    assert len({tuple(c["text"] for c in group["completions"]) for group in groups}) == len(groups) == 8
