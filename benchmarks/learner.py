@@ -6,7 +6,8 @@
 Each contestant is a process of its own that runs its own training loop, ours `dra_grpo.train` and TRL's `GRPOTrainer.train`, held
 after every step until it is asked for the next one; so they take turns, and none runs on another's left-over threads or memory.
 A step counts from one optimizer step to the next, with everything a run does in between. Medians over rounds; the first step of
-each warms up and does not count. Peak memory is each process's largest resident set, model and libraries included (Linux).
+each warms up and does not count. CPU seconds, those of all threads, stand beside because other work on the machine moves them less.
+Peak memory is each process's largest resident set, model and libraries included (Linux).
 
 The same on both sides: policy folder, prompts and chat template, group size, completion limit, temperature 1, GRPO loss without KL
 term, rewards divided by their standard deviation, learning rate (1e-6, so that lengths do not drift), AdamW, gradient clipping at 1,
@@ -87,12 +88,12 @@ class Turns:
     def wait(self) -> None:
         if not sys.stdin.readline():
             raise SystemExit
-        self.start = time.perf_counter()
+        self.start, self.cpu = time.perf_counter(), time.process_time()
 
     def step(self, prompt_tokens: int, tokens: int, parts: dict[str, float]) -> None:
-        seconds = time.perf_counter() - self.start
+        seconds, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
         peak = next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        print(json.dumps({"seconds": seconds, "prompt_tokens": prompt_tokens, "tokens": tokens, "parts": parts, "peak": peak}),
+        print(json.dumps({"seconds": seconds, "cpu": cpu, "prompt_tokens": prompt_tokens, "tokens": tokens, "parts": parts, "peak": peak}),
               file=sys.__stdout__, flush=True)
         self.wait()
 
@@ -206,14 +207,18 @@ def serve(contestant: str, name: str, folder: Path) -> None:
         leave(0)
 
 
-def show(contestant: str, runs: list[dict], ratio: float, first: str) -> None:
+def show(contestant: str, rounds: list[dict[str, dict]], first: str) -> None:
+    """One contestant's medians, and below them where its step's time went, as its own metrics say."""
+    runs = [round_[contestant] for round_ in rounds]
     times = [run["seconds"] for run in runs]
-    tokens = statistics.mean(run["tokens"] for run in runs)
-    print(f"   {contestant:<20}{statistics.median(times):>8.2f} s a step ({min(times):.2f}..{max(times):.2f})  time / {first}: {ratio:.2f}  "
-          f"{runs[0]['prompt_tokens']} + {tokens:.0f} tokens  peak {runs[-1]['peak']:.0f} MiB", flush=True)
+    ratio, cpu_ratio = (statistics.median(round_[contestant][key] / round_[first][key] for round_ in rounds) for key in ("seconds", "cpu"))
+    print(f"   {contestant:<20}{statistics.median(times):>8.2f} s a step ({min(times):.2f}..{max(times):.2f}), {statistics.median(run['cpu'] for run in runs):.2f} of CPU"
+          f"  time / {first}: {ratio:.2f}, CPU {cpu_ratio:.2f}  {runs[0]['prompt_tokens']} + {statistics.mean(run['tokens'] for run in runs):.0f} tokens"
+          f"  peak {runs[-1]['peak']:.0f} MiB", flush=True)
     parts = {key: statistics.median(run["parts"][key] for run in runs) for key in runs[0]["parts"]}
     if parts:
-        print("      " + "  ".join(f"{key.removesuffix('_s')} {value:.3f} s {value / statistics.median(times):.1%}" for key, value in parts.items()), flush=True)
+        print("      " + "  ".join(f"{key.removesuffix('_s')} {value:.3f}" for key, value in parts.items()))
+        print(f"      DRA (embedding, similarity, SMI, adjustment): {(parts['embed_s'] + parts['dra_s']) / statistics.median(times):.2%} of the step", flush=True)
 
 
 def main() -> None:
@@ -240,10 +245,8 @@ def main() -> None:
             rounds = [{contestant: child.run() for contestant, child in children.items()} for _ in range(args.rounds + 1)][1:]      # the first warms up
             for child in children.values():
                 child.stop()
-            first = args.contestants[0]
             for contestant in children:
-                ratio = statistics.median(round_[contestant]["seconds"] / round_[first]["seconds"] for round_ in rounds)
-                show(contestant, [round_[contestant] for round_ in rounds], ratio, first)
+                show(contestant, rounds, args.contestants[0])
 
 
 if __name__ == "__main__":
