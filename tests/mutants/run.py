@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 AREAS = {                                               # of mutants.toml: the file they change, the tests to run first
-    "model": ("model.py", ["tests/test_model.py"]),
+    "model": ("model.py", ["tests/test_model.py", "tests/test_sampler.py"]),
     "sampler": ("sampler.py", ["tests/test_sampler.py"]),
     "reward": ("reward.py", ["tests/test_reward.py"]),
     "grader": ("grader.py", ["tests/test_grader.py"]),
