@@ -1,0 +1,81 @@
+"""The grader's speed on ordinary and on hostile completions, and whether it takes every gold of a file for itself.
+
+    python benchmarks/grader.py [--data FILE.jsonl ...] [--workers 2] [--rounds 3]
+
+Ordinary completions: for each gold eight solutions of some 300 words; three end in the gold as it is, one in the gold with other spaces and spellings, one in x = gold,
+one in another problem's gold, one in a number that is off by one, one has no box. Without --data the golds are those of tests/fixtures/answers.tsv. Hostile ones: see HOSTILE below.
+"""
+import argparse
+import json
+import random
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from grader import Grade, Grader, grade_exact, last_box  # noqa: E402
+
+ANSWERS = Path(__file__).parent.parent / "tests" / "fixtures" / "answers.tsv"
+
+POWERS = r"""9^{9^{9^{9}}} 9^{9^9} 10^{10^{10}} 2^{2^{2^{2^{2^{2}}}}} (x+1)^{10^{10^{10}}} 9^{999999999} x^{999999999} (x+1)^{1000} (x+1)^{99999} (a+b+c+d)^{200}
+(x+y)^{500} 2^{1000000} 2^{10000000} 7^{77777777} 10^{100000000} 1.1^{100000000} 0.5^{123456789} 9**9**9**9 9^9^9^9 e^{e^{e^{e^{79}}}} 2^{-10000000} (1/3)^{9999999}
+\sqrt{2^{9999999}+1} 10^{10^{8}}+1 ((((9^9)^9)^9)^9)^9 (((10^{10})^{10})^{10})^{10} 99999^{99999} 123456789^{987654321} i^{99999999999} \pi^{10^{9}} (1+i)^{1000000}
+((x+1)^{20}+(y+1)^{20})^{20} (\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7}+\sqrt{11})^{50} (a+b+c+d+e+f)^{30} x^{x^{x^{x^{x}}}} 1e999999999 1e-99999999 \frac{1}{3}^{9999999}
+12345678901234567890^{20} \sin(10^{100000}) \cos(9^{9^{9}}) \log_{2}(3^{10^{7}}) \zeta(3)^{1000} \sqrt[1000000]{2} \infty^{\infty} \frac{0}{0} 0^{0}""".split()
+FACTORIALS = r"""100000! 999999! (10^6)! ((5!)!)! 10!!!! 99999999! (3!)!!! \frac{100000!}{99999!} (2^{20})! (100!)! 50000!+1 \binom{1000000}{500000}
+\binom{10^9}{5\cdot10^8} \Gamma(10000000) \frac{(10^5)!}{1}""".split()
+NESTED = [before * n + "x" + after * n for n in (100, 3000) for before, after in (
+    ("(", ")"), ("{", "}"), ("\\frac{1}{", "}"), ("\\sqrt{", "}"), ("\\{", "\\}"), ("a_{", "}"), ("\\left(", "\\right)"), ("x^{", "}"), ("\\sin(", ")"), ("|", "|"))]
+LONG = ["1" * 100_000, "9" * 5000, "1" * 1500 + "/7", "0." + "3" * 50_000, "x" * 100_000, "x+" * 3000 + "x", "-" * 5000 + "1", "1+" * 2000 + "1", "2^" * 300 + "2", " " * 100_000 + "x",
+        "\\ " * 50_000 + "x", "\u200b" * 100_000 + "x", "\u0661" * 3000, "\\text{" + "a" * 50_000 + "}", "{}" * 5000, "\\\\" * 3000, "$" * 5000, "\\pm" * 500 + "1", "1<" * 200 + "2",
+        ",".join(map(str, range(3000))), "\\cup".join(f"({i},{i + 1})" for i in range(500)), "x<1 \\text{ or } " * 100 + "x>2", "x=" * 200 + "1", "\\boxed{" * 5000 + "1", "\0" * 1000]
+CALCULUS = [r"\sum_{n=1}^{\infty} \frac{1}{n^{n}}", r"\prod_{n=1}^{100000} n", r"\int_0^1 e^{-x^2} \sin(x^3) dx", r"\int \frac{1}{x^{7}+x+1} dx", r"\int_0^1\int_0^1\frac{1}{1-xyz}dxdy",
+            r"\lim_{x\to 0} \frac{\sin(\tan x)-\tan(\sin x)}{x^7}", r"\sum_{k=0}^{500}\binom{500}{k}^3", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}^{100000}",
+            "__import__('os').system('sleep 9')", "while True: pass", "\\input{/etc/passwd}", "41 or 42", "42, maybe 43", "41=42"]
+HOSTILE = [f"so \\boxed{{{answer}}}" for answer in POWERS + FACTORIALS + NESTED + LONG + CALCULUS]       # the gold is 42, and none is right
+
+
+def ordinary(golds: list[str], seed: int = 0) -> tuple[list[str], list[str]]:
+    """(completions, golds), eight for each gold, with prose before the answer."""
+    pick = random.Random(seed)
+    texts = []
+    for gold in golds:
+        respelt = gold.replace("\\frac", "\\dfrac").replace(",", ", ").replace("+", " + ")
+        off = re.sub(r"\d+", lambda match: str(int(match.group()) + 1), gold, count=1)
+        for answer in (gold, gold, gold, respelt, f"x = {gold}", pick.choice(golds), off, None):
+            prose = " ".join(pick.choices(("so", "then", "$x+1$", "we get", "by {symmetry}", "hence \\frac{1}{2}"), k=300))
+            texts.append(f"{prose}\n</think>\nThe answer is " + (f"$\\boxed{{{answer}}}$." if answer else f"{gold}."))
+    return texts, [gold for gold in golds for _ in range(8)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", nargs="*", default=[], metavar="FILE", help="JSONL files with an answer per line")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    rows = [json.loads(line) for path in args.data for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    golds = [str(row["answer"]) for row in rows] or [line.split("\t")[1] for line in ANSWERS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    golds = [last_box(gold) or gold for gold in golds]
+    refused = [gold for gold in golds if not (isinstance(item := grade_exact(f"\\boxed{{{gold}}}", gold), Grade) and item.correct)]
+    print(f"{len(golds)} golds, boxed as they are: {len(refused)} not graded as right {refused[:10]}")
+    for name, (texts, truths) in (("ordinary", ordinary(golds)), ("hostile", (HOSTILE, ["42"] * len(HOSTILE)))):
+        seconds = []
+        for _ in range(args.rounds):
+            with Grader(args.workers) as grader:
+                grader.grade_batch(["\\boxed{x+1}", "\\boxed{x+2}"][: args.workers], ["1+y"] * min(2, args.workers))     # the workers stand
+                start = time.perf_counter()
+                grades = grader.grade_batch(texts, truths)
+                seconds.append(time.perf_counter() - start)
+        median = statistics.median(seconds)
+        print(f"{name}: {len(texts)} completions, {args.workers} workers, median of {args.rounds} rounds {median:.2f} s ({min(seconds):.2f}..{max(seconds):.2f}), "
+              f"{len(texts) / median / args.workers:.0f} per second and worker; {dict(Counter(grade.reason for grade in grades))}")
+        assert name != "hostile" or not any(grade.correct for grade in grades)
+
+
+if __name__ == "__main__":
+    main()
