@@ -144,6 +144,8 @@ def check(config: Config, world: int) -> None:
         raise ValueError("reward.functions is empty; name at least one, such as {accuracy = 1.0}")
     for name in config.reward.functions:
         reward_function(name)
+    if config.dra.enabled and config.dra.embedder.startswith((".", "/")) and not Path(config.dra.embedder).is_dir():
+        raise ValueError(f'dra.embedder = {config.dra.embedder!r} does not exist; name a sentence-transformers folder, a hub name, or "policy"')
     if config.dra.enabled:                              # the refusals of reward.py, with the keys they name
         smi_values(torch.eye(2), config.dra.smi, config.dra.sharpen, config.dra.clamp, torch.ones(2) if config.dra.scope == "correct" else None)
     for key, spec in (("dra.weights", config.dra.weights), ("eval.label", config.eval.label)):

@@ -93,7 +93,7 @@ def cosine_similarity(embeddings_GD: Tensor) -> Tensor:
     with `at_least_float32` and `require_finite`.
     """
     x_GD = at_least_float32(embeddings_GD)
-    largest_G1 = x_GD.abs().amax(-1, keepdim=True)
+    largest_G1 = torch.maximum(x_GD.amax(-1, keepdim=True), -x_GD.amin(-1, keepdim=True))
     require_finite(largest_G1, "embeddings", group_axes=2)
     x_GD = x_GD / largest_G1.clamp(min=torch.finfo(x_GD.dtype).tiny)                            # squares must not underflow
     products_GG = x_GD @ x_GD.transpose(-1, -2)
@@ -116,7 +116,7 @@ def log_det_smi(similarity_GG: Tensor, alpha: float = 1.0) -> Tensor:
     """I({i}; C \\ {i}) for f(A) = log det(I + alpha S_A): log K_ii + log (K^-1)_ii with K = I + alpha S.
 
     (..., G, G) -> (..., G), >= 0. One factorisation per group instead of one determinant per row: det of K without row and column i
-    is det(K) (K^-1)_ii, and with K = L L^T that is a sum of squares, sum_k (L^-1)_ki ^ 2. Raises ValueError naming the group where
+    is det(K) (K^-1)_ii, and with K = L L^T that is a sum of squares, sum_k (L^-T)_ik ^ 2. Raises ValueError naming the group where
     K is not positive definite: cosines are positive semi-definite, and rounding them to half precision does not come near.
     """
     K_GG = alpha * at_least_float32(similarity_GG)
@@ -124,8 +124,9 @@ def log_det_smi(similarity_GG: Tensor, alpha: float = 1.0) -> Tensor:
     L_GG, failed = torch.linalg.cholesky_ex(K_GG)
     if failed.any():
         raise ValueError(f"similarities of group {torch.nonzero(failed)[0].tolist()} have no log-det: I + alpha S is not positive definite; use cosines")
-    inverse_GG = torch.linalg.solve_triangular(L_GG, torch.eye(K_GG.shape[-1], dtype=K_GG.dtype, device=K_GG.device), upper=False)
-    return (K_GG.diagonal(dim1=-2, dim2=-1) * inverse_GG.square().sum(-2)).log().clamp(min=0)
+    one_GG = torch.eye(K_GG.shape[-1], dtype=K_GG.dtype, device=K_GG.device)
+    inverse_GG = torch.linalg.solve_triangular(L_GG.transpose(-1, -2), one_GG, upper=True, left=False)      # L^-T: half the time of L^-1 on a CPU
+    return (K_GG.diagonal(dim1=-2, dim2=-1) * inverse_GG.square().sum(-1)).log().clamp(min=0)
 
 
 def smi_values(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True, correct: Tensor | None = None) -> Tensor:
