@@ -98,8 +98,9 @@ class Embedder:
 class PolicyEmbedder:
     """The mean of the policy's last hidden states over a completion's own tokens (without its prompt): no second model.
 
-    They are normalised, so no token outweighs the others by its norm. `model` is the sampler's copy: it follows `Sampler.load_weights`. No logits are
-    computed. Means of one decoder's states point much the same way, so cosines are close to 1 (`dra.sharpen` tells them apart).
+    The states are those behind the last norm, so no token outweighs the others by its size. `model` is the sampler's copy and follows
+    `Sampler.load_weights`. No logits are computed. States of a decoder tend to point the same way: look at `similarity` in the metrics before
+    comparing its weights with those of a sentence embedder.
     """
 
     def __init__(self, model: Transformer, tokenizer=None, max_tokens: int = 0, part: str = "completion"):

@@ -1,6 +1,7 @@
-"""embedder.py: what is read of a completion, what is refused, and the policy as an embedder against transformers."""
+"""embedder.py: what is read of a completion, what is refused, the policy as an embedder against transformers, and both in a run."""
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ import torch
 import transformers
 from conftest import ragged_prompts, random_model
 from safetensors.torch import load_file, save_file
+from test_loop import PROBLEMS, run
+from test_run import records
 
 import embedder as embedder_module
 from embedder import Embedder, PolicyEmbedder, reasoning_span
 from model import Transformer
+from reward import cosine_similarity
 from sampler import Sampler, SamplerConfig
 
 CONTEXT = 64
@@ -217,3 +221,37 @@ def test_policy_reads_the_tokens_of_the_reasoning(policy, tokenizer):
     short = PolicyEmbedder(model, tokenizer, max_tokens=len(inside) - 1, part="reasoning")
     assert short.cut([text, text[:10]], [ids, ids[:10]]) == [True, False] and embedder.cut([text], [ids]) == [False]
     torch.testing.assert_close(short.encode([text], [ids]), whole.encode([""], [inside[:-1]]))
+
+
+# ------------------------------------------------------------------------------------------------ in a run
+
+
+@pytest.mark.exact
+def test_a_run_embeds_what_the_sampler_drew_with_the_weights_it_drew_with(tmp_path, monkeypatch):
+    """Both steps: tokens as sampled, the policy of that step's beginning, and in the records the similarity and what was cut."""
+    drawn, embedded, generate, encode = [], [], Sampler.generate, PolicyEmbedder.encode
+    monkeypatch.setattr(Sampler, "generate", lambda self, *arguments: drawn.append(generate(self, *arguments)) or drawn[-1])
+    monkeypatch.setattr(PolicyEmbedder, "encode", lambda self, *arguments: embedded.append((arguments, encode(self, *arguments))) or embedded[-1][1])
+    run(tmp_path / "r", PROBLEMS, "dra.embedder=policy", "dra.text=reasoning", "dra.max_tokens=20", "run.steps=2", "run.save_every=1", "learner.lr=1e-2")
+    monkeypatch.undo()
+    policies = ["tiny/policy", tmp_path / "r" / "checkpoints" / "step-000001" / "policy"]
+    for step, (groups, ((texts, tokens), vectors), path) in enumerate(zip(drawn, embedded, policies, strict=True), 1):
+        assert tokens == [completion.tokens for group in groups for completion in group]
+        again = PolicyEmbedder(Transformer.from_pretrained(path), transformers.AutoTokenizer.from_pretrained("tiny/policy"), 20, "reasoning")
+        torch.testing.assert_close(vectors, again.encode(texts, tokens), rtol=0, atol=1e-4)
+        found = [record for record in records(tmp_path / "r" / "samples.jsonl") if record["step"] == step]
+        assert [completion["cut"] for record in found for completion in record["completions"]] == again.cut(texts, tokens)
+        apart = ~torch.eye(3, dtype=torch.bool)
+        for record, group in zip(found, cosine_similarity(vectors.view(3, 3, -1)), strict=True):
+            assert record["similarity"] == pytest.approx(group[apart].mean().item(), abs=1e-6)
+    figures = [record for record in records(tmp_path / "r" / "metrics.jsonl") if record["kind"] == "train"]
+    assert sum(record["embed_cut"] for record in figures) == sum(sum(again.cut(*arguments)) for arguments, _ in embedded) > 0
+    assert (embedded[0][1] - PolicyEmbedder(Transformer.from_pretrained(policies[1]), again.tokenizer, 20, "reasoning").encode(*embedded[0][0])).abs().max() > 1e-2
+
+
+def test_a_run_refuses_an_embedder_that_reads_less_than_its_completions(modernbert, tmp_path):
+    handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(ValueError, match="reads 64 tokens, fewer than sampler.max_new_tokens = 65"):
+        run(tmp_path / "r", PROBLEMS, f"dra.embedder={modernbert[1]}", "sampler.max_new_tokens=65")
+    for s, handler in handlers:
+        signal.signal(s, handler)
