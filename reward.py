@@ -5,7 +5,7 @@ in the group C of completions of the same prompt,
 
     R~_i = R_i / (1 + SMI({o_i}, C \\ {o_i})),        SMI_i = sum_{j != i} cos(e_i, e_j)      (graph cut)
 
-with e the sentence embeddings of the completions. This file ends where the gradient begins: everything here is arithmetic on
+with e the embeddings of the completions (embedder.py). This file ends where the gradient begins: everything here is arithmetic on
 (P, G) tensors without autograd. All functions take leading batch axes, so one group is (G,) and many are (P, G); groups never
 see each other. At least float32 inside, float64 stays float64, inputs are not modified.
 
