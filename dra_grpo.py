@@ -43,7 +43,7 @@ from eval import (DataConfig, EvalConfig, eval_sampler, format_record, load_prob
 from model import DTYPES, Geometry, ModelConfig, Transformer
 from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
 from report import before_and_after, group_figures, step_line
-from reward import DraConfig, Embedder, Grader, RewardConfig, Rewarder, Scores, reward_function, smi_values
+from reward import DraConfig, Embedder, Grader, PolicyEmbedder, RewardConfig, Rewarder, Scores, reward_function, smi_values
 from sampler import Completion, Sampler, SamplerConfig, stop_ids
 
 # P prompts, G completions each, N = P*G rows, T tokens of a row (prompt and completion, right-padded)
@@ -144,6 +144,8 @@ def check(config: Config, world: int) -> None:
         raise ValueError("reward.functions is empty; name at least one, such as {accuracy = 1.0}")
     for name in config.reward.functions:
         reward_function(name)
+    if config.dra.enabled and config.dra.embedder.startswith((".", "/")) and not Path(config.dra.embedder).is_dir():
+        raise ValueError(f'dra.embedder = {config.dra.embedder!r} does not exist; name a sentence-transformers folder, a hub name, or "policy"')
     if config.dra.enabled:                              # the refusals of reward.py, with the keys they name
         smi_values(torch.eye(2), config.dra.smi, config.dra.sharpen, config.dra.clamp, torch.ones(2) if config.dra.scope == "correct" else None)
     for key, spec in (("dra.weights", config.dra.weights), ("eval.label", config.eval.label)):
@@ -434,11 +436,12 @@ def sample_records(step: int, pairs: list[tuple[int, int]], rows: list[dict], co
     G = scores.raw.shape[1]
     return [
         {"step": step, "position": position, "row": row, "id": problem["id"], "problem": problem["problem"], "answer": problem["answer"],
+         "similarity": scores.similarity[p],
          "completions": [
             {"text": texts[p * G + g], "correct": scores.grades[p * G + g].correct, "reason": scores.grades[p * G + g].reason,
              "answer": scores.grades[p * G + g].answer, "length": len(completions[p][g].tokens), "finish": completions[p][g].finish,
              "rewards": {name: part[p, g].item() for name, part in scores.parts.items()}, "reward": scores.raw[p, g].item(),
-             "smi": scores.smi[p, g].item(), "weight": scores.weight[p, g].item(), "adjusted": scores.adjusted[p, g].item(),
+             "cut": scores.cut[p * G + g], "smi": scores.smi[p, g].item(), "weight": scores.weight[p, g].item(), "adjusted": scores.adjusted[p, g].item(),
              "advantage": scores.advantage[p, g].item()} | ({"label": labels[p * G + g]} if labels else {})
             for g in range(G)]}
         for p, ((position, row), problem) in enumerate(zip(pairs, rows))
@@ -480,7 +483,9 @@ def train_until(config: Config, stop: Stop) -> int:
         checkpoint.write(run_dir / "config.toml", dump(config))
         print(f"{len(kept)} training problems" + (f" ({len(data) - len(kept)} left out: prompt too long)" if len(kept) < len(data) else ""))
 
-    embedder = Embedder(config.dra.embedder, config.dra.max_tokens, config.dra.trust_remote_code, device) if config.dra.enabled else None
+    dra, embedder = config.dra, None
+    if dra.enabled and dra.embedder != "policy":        # before the policy, which may take minutes to load
+        embedder = Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, device, dra.text, config.sampler.max_new_tokens)
     # policy, reference, optimizer, and the sampler's own copy; from the newest checkpoint if there is one
     intact = checkpoint.newest_intact(run_dir) if first else None
     resume_step = int(max_over_ranks(checkpoint.step_of(intact) if intact else -1))     # the first rank looks, so that all agree
@@ -492,6 +497,8 @@ def train_until(config: Config, stop: Stop) -> int:
     actor = Transformer.from_pretrained(folder, dtype, device)
     actor.n_tokens = learner.policy.n_tokens = min(n_tokens, actor.g.vocab)
     sampler = Sampler(actor, config.sampler, stop_ids(actor.generation_config, tokenizer.eos_token_id))
+    if dra.enabled and dra.embedder == "policy":
+        embedder = PolicyEmbedder(actor, tokenizer, dra.max_tokens, dra.text)
     metrics_path, samples_path = run_dir / "metrics.jsonl", run_dir / "samples.jsonl"
     done, sizes = 0, {"metrics": 0, "samples": 0}
     if resume_from:
@@ -573,7 +580,8 @@ def train_until(config: Config, stop: Stop) -> int:
                 clock.lap("sample_s")
                 completions = [completion for group in groups for completion in group]
                 texts = tokenizer.batch_decode([completion.tokens for completion in completions], skip_special_tokens=True)
-                scores = rewarder(texts, rows, [len(completion.tokens) for completion in completions], config.sampler.group_size)
+                scores = rewarder(texts, rows, [len(completion.tokens) for completion in completions], config.sampler.group_size,
+                                  [completion.tokens for completion in completions])
                 labels = [label(text, rows[i // config.sampler.group_size]) for i, text in enumerate(texts)] if label else []
                 clock.lap("reward_s")
             if stop.any_rank():

@@ -17,10 +17,17 @@ def group_figures(records: list[dict]) -> dict:
     def mean(key: str) -> float:
         return sum(completion[key] for completion in flat) / len(flat)
 
+    weights = [[c["weight"] for c in group] for group in groups]
+    pushed = [sum(abs(c["advantage"]) for c in group) for group in groups]
+    equal = [len({c["reward"] for c in group}) == 1 for group in groups]
+    similarities = [record["similarity"] for record in records if record["similarity"] is not None]
     right = [[str(c["label"]) for c in group if c["correct"]] for group in groups if "label" in group[0]]
     modes = [effective_labels(labels) for labels in right if labels]
     return {
         "reward": mean("reward"), "accuracy": mean("correct"), "smi": mean("smi"), "weight": mean("weight"), "adjusted": mean("adjusted"),
+        "density": 1 + mean("smi"), "weight_min": sum(map(min, weights)) / len(groups), "weight_max": sum(map(max, weights)) / len(groups),
+        "similarity": sum(similarities) / len(similarities) if similarities else None, "embed_cut": sum(c["cut"] for c in flat),
+        "equal_group_share": sum(push for push, same in zip(pushed, equal) if same) / (sum(pushed) or 1.0),
         "rewards": {name: sum(c["rewards"][name] for c in flat) / len(flat) for name in flat[0]["rewards"]},
         "zero_advantage": sum(all(abs(c["advantage"]) < 1e-6 for c in group) for group in groups) / len(groups),
         "modes": sum(modes) / len(modes) if modes else None,

@@ -5,7 +5,7 @@ in the group C of completions of the same prompt,
 
     R~_i = R_i / (1 + SMI({o_i}, C \\ {o_i})),        SMI_i = sum_{j != i} cos(e_i, e_j)      (graph cut)
 
-with e the sentence embeddings of the completions. This file ends where the gradient begins: everything here is arithmetic on
+with e the embeddings of the completions (embedder.py). This file ends where the gradient begins: everything here is arithmetic on
 (P, G) tensors without autograd. All functions take leading batch axes, so one group is (G,) and many are (P, G); groups never
 see each other. At least float32 inside, float64 stays float64, inputs are not modified.
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from config import import_function
+from embedder import Embedder, PolicyEmbedder
 from grader import Grade, Grader, grade  # noqa: F401  (grade is part of this module's interface)
 
 # P prompts, G completions of each, D embedding size
@@ -61,13 +62,15 @@ class DraConfig:
     negative: Literal["keep", "divide"] = "keep"
     """what happens to rewards <= 0; divide is the paper"""
     embedder: str = "ibm-granite/granite-embedding-small-english-r2"
-    """sentence-transformers folder or hub name; its context should cover the completions"""
+    """sentence-transformers folder or hub name, or "policy" for the mean of the policy's own hidden states (no second model)"""
+    text: Literal["completion", "reasoning"] = "completion"
+    """what is embedded: the whole completion, or what stands before </think>, else before its last box"""
     max_tokens: Annotated[int, ">= 0"] = 0
-    """tokens of a completion that are embedded, 0 for as many as the embedder reads"""
+    """tokens of a text that are embedded; 0 for all of them, and an embedder that reads fewer than sampler.max_new_tokens is refused"""
     trust_remote_code: bool = False
     """run Python code that comes with the embedder's files"""
     weights: str = ""
-    """research hook "path.py:function" called with (similarity (P, G, G), rewards (P, G), rows); its (P, G) replaces the weights"""
+    """research hook "path.py:function" called with (similarity (P, G, G), rewards (P, G), rows); the (P, G) tensor of floats it returns replaces the weights"""
 
 
 # ------------------------------------------------------------------------------------------------ the arithmetic of DRA
@@ -90,11 +93,12 @@ def cosine_similarity(embeddings_GD: Tensor) -> Tensor:
     with `at_least_float32` and `require_finite`.
     """
     x_GD = at_least_float32(embeddings_GD)
-    require_finite(x_GD, "embeddings", group_axes=2)
-    x_GD = x_GD / x_GD.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(x_GD.dtype).tiny)     # squares must not underflow
-    norm_G1 = x_GD.norm(dim=-1, keepdim=True)
-    x_GD = x_GD / torch.where(norm_G1 > 0, norm_G1, 1)
-    similarity_GG = (x_GD @ x_GD.transpose(-1, -2)).clamp(-1, 1)
+    largest_G1 = torch.maximum(x_GD.amax(-1, keepdim=True), -x_GD.amin(-1, keepdim=True))
+    require_finite(largest_G1, "embeddings", group_axes=2)
+    x_GD = x_GD / largest_G1.clamp(min=torch.finfo(x_GD.dtype).tiny)                            # squares must not underflow
+    products_GG = x_GD @ x_GD.transpose(-1, -2)
+    scale_G = products_GG.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(x_GD.dtype).tiny).rsqrt()     # a zero row has products 0
+    similarity_GG = (products_GG * scale_G[..., :, None] * scale_G[..., None, :]).clamp(-1, 1)
     similarity_GG.diagonal(dim1=-2, dim2=-1).fill_(1)                                          # (3)
     return similarity_GG
 
@@ -111,13 +115,18 @@ def graph_cut_smi(similarity_GG: Tensor) -> Tensor:
 def log_det_smi(similarity_GG: Tensor, alpha: float = 1.0) -> Tensor:
     """I({i}; C \\ {i}) for f(A) = log det(I + alpha S_A): log K_ii + log (K^-1)_ii with K = I + alpha S.
 
-    (..., G, G) -> (..., G), >= 0 for a positive semi-definite S. One factorisation per group instead of one determinant per row:
-    det of K without row and column i is det(K) (K^-1)_ii.
+    (..., G, G) -> (..., G), >= 0. One factorisation per group instead of one determinant per row: det of K without row and column i
+    is det(K) (K^-1)_ii, and with K = L L^T that is a sum of squares, sum_k (L^-T)_ik ^ 2. Raises ValueError naming the group where
+    K is not positive definite: cosines are positive semi-definite, and rounding them to half precision does not come near.
     """
-    similarity_GG = at_least_float32(similarity_GG)
-    K_GG = torch.eye(similarity_GG.shape[-1], dtype=similarity_GG.dtype, device=similarity_GG.device) + alpha * similarity_GG
-    inverse_GG = torch.cholesky_inverse(torch.linalg.cholesky(K_GG))
-    return K_GG.diagonal(dim1=-2, dim2=-1).log() + inverse_GG.diagonal(dim1=-2, dim2=-1).log()
+    K_GG = alpha * at_least_float32(similarity_GG)
+    K_GG.diagonal(dim1=-2, dim2=-1).add_(1)
+    L_GG, failed = torch.linalg.cholesky_ex(K_GG)
+    if failed.any():
+        raise ValueError(f"similarities of group {torch.nonzero(failed)[0].tolist()} have no log-det: I + alpha S is not positive definite; use cosines")
+    one_GG = torch.eye(K_GG.shape[-1], dtype=K_GG.dtype, device=K_GG.device)
+    inverse_GG = torch.linalg.solve_triangular(L_GG.transpose(-1, -2), one_GG, upper=True, left=False)      # L^-T: half the time of L^-1 on a CPU
+    return (K_GG.diagonal(dim1=-2, dim2=-1) * inverse_GG.square().sum(-1)).log().clamp(min=0)
 
 
 def smi_values(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True, correct: Tensor | None = None) -> Tensor:
@@ -157,9 +166,14 @@ def diversity_weights(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: fl
     Raises ValueError for options that exclude each other, shapes that do not fit, G < 2, and, naming the group, for non-finite
     values and for |1 + SMI| < 1e-6, which unclamped cosines can produce.
     """
+    return weights_of_smi(smi_values(similarity_GG, smi, sharpen, clamp, correct), normalize)
+
+
+def weights_of_smi(smi_G: Tensor, normalize: str = "none") -> Tensor:
+    """1 / (1 + SMI), or the same scaled to mean 1 in each group; (..., G) -> (..., G). Errors as `diversity_weights`."""
     if normalize not in ("none", "mean"):
         raise ValueError(f"normalize must be none or mean; got {normalize!r}")
-    density_G = 1 + smi_values(similarity_GG, smi, sharpen, clamp, correct)
+    density_G = 1 + smi_G
     if (density_G.abs() < 1e-6).any():
         group = torch.nonzero(density_G.abs() < 1e-6)[0].tolist()[:-1]
         raise ValueError(f"1 + SMI is 0 in group {group}: negative cosines cancel the self-similarity; use clamp = true")
@@ -249,28 +263,6 @@ def reward_function(name: str) -> Callable[..., Sequence[float]]:
 # ------------------------------------------------------------------------------------------------ stateful pieces
 
 
-class Embedder:
-    """Texts to sentence embeddings through sentence-transformers."""
-
-    def __init__(self, name_or_path: str, max_tokens: int = 0, trust_remote_code: bool = False, device: str | torch.device = "cpu"):
-        """Raises ValueError if the embedder cannot be loaded, or reads fewer than `max_tokens` tokens (0: whatever it reads)."""
-        from sentence_transformers import SentenceTransformer       # takes seconds, and runs without DRA do not need it
-
-        try:
-            self.model = SentenceTransformer(name_or_path, device=str(device), trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, ImportError) as error:
-            raise ValueError(f"dra.embedder = {name_or_path!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-        context = self.model.max_seq_length or math.inf
-        if max_tokens > context:
-            raise ValueError(f"dra.max_tokens = {max_tokens} exceeds the {context} tokens that dra.embedder = {name_or_path!r} reads")
-        if max_tokens:
-            self.model.max_seq_length = max_tokens
-
-    def encode(self, texts: list[str]) -> Tensor:
-        """(N, D) in float32 on the CPU, not normalised."""
-        return self.model.encode(texts, convert_to_tensor=True, show_progress_bar=False).float().cpu()
-
-
 @dataclass(frozen=True)
 class Scores:
     """What `Rewarder` computed for P groups of G completions; tensors are (P, G)."""
@@ -278,6 +270,8 @@ class Scores:
     correct: Tensor                                     # bool
     parts: dict[str, Tensor]                            # each reward function's value before its weight
     raw: Tensor                                         # weighted sum of the parts
+    similarity: list[float | None]                      # of each group: mean cosine of two different completions; None without DRA
+    cut: list[bool]                                     # P * G: the embedder read only the beginning
     smi: Tensor                                         # 0 without DRA
     weight: Tensor                                      # 1 without DRA
     adjusted: Tensor
@@ -288,13 +282,27 @@ class Scores:
 class Rewarder:
     """Texts of whole groups in, advantages out, by the `[reward]` and `[dra]` sections."""
 
-    def __init__(self, config: RewardConfig, dra: DraConfig, scale: str, max_new_tokens: int, grader: Grader, embedder: Embedder | None):
+    def __init__(self, config: RewardConfig, dra: DraConfig, scale: str, max_new_tokens: int, grader: Grader,
+                 embedder: Embedder | PolicyEmbedder | None):
         self.dra, self.scale, self.max_new_tokens, self.grader, self.embedder = dra, scale, max_new_tokens, grader, embedder
         self.functions = {name: (reward_function(name), weight) for name, weight in config.functions.items()}
         self.hook = import_function("dra.weights", dra.weights) if dra.weights else None
 
-    def __call__(self, texts: list[str], rows: list[dict], lengths: list[int], group_size: int) -> Scores:
-        """`texts`, `lengths` (tokens) of P*G completions, group by group, and the P problems they answer (with an "answer" column)."""
+    def weights_by_hook(self, similarity_PGG: Tensor, raw_PG: Tensor, rows: list[dict]) -> Tensor:
+        """What the function of `dra.weights` returns, or ValueError; it gets copies."""
+        weight_PG = self.hook(similarity_PGG.clone(), raw_PG.clone(), rows)
+        if not isinstance(weight_PG, Tensor) or not weight_PG.is_floating_point():
+            raise ValueError(f"dra.weights returned {getattr(weight_PG, 'dtype', type(weight_PG).__name__)}; expected a tensor of floats")
+        if weight_PG.shape != raw_PG.shape:
+            raise ValueError(f"dra.weights returned shape {tuple(weight_PG.shape)}; expected {tuple(raw_PG.shape)}")
+        require_finite(weight_PG, "dra.weights: the weights")
+        return weight_PG.detach().to(raw_PG)
+
+    def __call__(self, texts: list[str], rows: list[dict], lengths: list[int], group_size: int, tokens: list[list[int]] | None = None) -> Scores:
+        """`texts`, `lengths` (tokens) of P*G completions, group by group, and the P problems they answer (with an "answer" column).
+
+        `tokens` are the completions as sampled, which `dra.embedder = "policy"` reads.
+        """
         clock = [time.perf_counter()]
         rows_N = [row for row in rows for _ in range(group_size)]
         golds = [row["answer"] for row in rows_N]
@@ -310,24 +318,23 @@ class Rewarder:
         require_finite(raw_PG, "rewards")
         smi_PG, weight_PG, adjusted_PG = torch.zeros_like(raw_PG), torch.ones_like(raw_PG), raw_PG
         clock.append(time.perf_counter())
-        embeddings_PGD = self.embedder.encode(texts).view(*raw_PG.shape, -1) if self.dra.enabled else None
+        similarity_P, cut = [None] * len(rows), [False] * len(texts)
+        if self.dra.enabled:
+            embeddings_PGD = self.embedder.encode(texts, tokens).view(*raw_PG.shape, -1)
+            cut = self.embedder.cut(texts, tokens)
         clock.append(time.perf_counter())
         if self.dra.enabled:
             dra = self.dra
             similarity_PGG = cosine_similarity(embeddings_PGD)
+            similarity_P = (graph_cut_smi(similarity_PGG).mean(-1) / (group_size - 1)).tolist()
             neighbours = correct_PG if dra.scope == "correct" else None
             smi_PG = smi_values(similarity_PGG, dra.smi, dra.sharpen, dra.clamp, neighbours)
-            if self.hook:
-                weight_PG = self.hook(similarity_PGG, raw_PG, rows)
-                if weight_PG.shape != raw_PG.shape:
-                    raise ValueError(f"dra.weights returned shape {tuple(weight_PG.shape)}; expected {tuple(raw_PG.shape)}")
-            else:
-                weight_PG = diversity_weights(similarity_PGG, dra.smi, dra.sharpen, dra.clamp, neighbours, dra.normalize)
+            weight_PG = self.weights_by_hook(similarity_PGG, raw_PG, rows) if self.hook else weights_of_smi(smi_PG, dra.normalize)
             adjusted_PG = apply_weights(raw_PG, weight_PG, dra.negative)
         advantage_PG = group_advantages(adjusted_PG, self.scale)
         clock.append(time.perf_counter())
         seconds = dict(zip(("grade_s", "embed_s", "dra_s"), (b - a for a, b in zip(clock, clock[1:]))))
-        return Scores(grades, correct_PG, parts, raw_PG, smi_PG, weight_PG, adjusted_PG, advantage_PG, seconds)
+        return Scores(grades, correct_PG, parts, raw_PG, similarity_P, cut, smi_PG, weight_PG, adjusted_PG, advantage_PG, seconds)
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 """reward.py: exact vectors, every option and refusal, and that groups never see each other."""
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +43,43 @@ def test_log_det_equals_brute_force_determinants():
             rest = [j for j in range(6) if j != i]
             brute = K[:, i, i].log() + torch.logdet(K[:, rest][:, :, rest]) - torch.logdet(K)
             torch.testing.assert_close(log_det_smi(similarity, alpha)[:, i], brute, rtol=1e-12, atol=1e-12)
+
+
+def log_det_by_determinants(similarity, rows):
+    """For these rows, a determinant each in float64, of whatever matrices come in; numpy's, since torch.logdet of 255 x 255 on a CPU is wrong on some numbers of threads."""
+    K = torch.eye(similarity.shape[-1], dtype=torch.float64) + similarity.double()
+    rest = [[j for j in range(K.shape[-1]) if j != i] for i in rows]
+    whole, minors = (torch.from_numpy(np.asarray(np.linalg.slogdet(part.numpy())[1])) for part in (K, torch.stack([K[:, keep][:, :, keep] for keep in rest], 1)))
+    return K.diagonal(dim1=-2, dim2=-1)[:, rows].log() + minors - whole[:, None]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.mark.parametrize("G", [2, 16, 256])
+@pytest.mark.parametrize("kind", ["clones", "half of them clones", "cos 0.999 up to 1e-4", "fewer dimensions than completions", "from bfloat16", "bfloat16 itself"])
+def test_log_det_is_exact_where_it_is_hard(kind, G, device):
+    """float32 within 2e-5 of determinants in float64 for singular and nearly singular S, and for S that rounding has made indefinite."""
+    generator = torch.Generator().manual_seed(G)
+    x = torch.randn(1 if G == 256 else 2, G, 3 if kind.startswith("fewer") else 64, generator=generator)
+    if kind == "clones":
+        x = x[:, :1].expand(-1, G, -1)
+    if kind == "half of them clones":
+        x = torch.cat((x[:, :1].expand(-1, G // 2, -1), x[:, G // 2 :]), 1)
+    if kind.startswith("cos"):
+        x = 0.03 * x / 8 + torch.nn.functional.normalize(x[:, :1], dim=-1)
+    similarity = cosine_similarity(x.to(device, torch.bfloat16) if "bfloat16" in kind else x.to(device))
+    similarity = similarity.bfloat16() if kind == "bfloat16 itself" else similarity
+    if kind == "bfloat16 itself" and G == 256:
+        assert torch.linalg.eigvalsh(similarity.float()).min() < -1e-3
+    got = log_det_smi(similarity)
+    assert got.dtype == torch.float32 and got.min() >= 0
+    rows = list(range(0, G, max(1, G // 16)))
+    torch.testing.assert_close(got.cpu()[:, rows], log_det_by_determinants(similarity.cpu(), rows).float(), rtol=2e-5, atol=2e-5)
+
+
+def test_log_det_of_256_clones_by_hand():
+    """S of ones: K = I + 1 1^T, K_ii = 2, (K^-1)_ii = 1 - 1 / (G + 1)."""
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-13)):
+        torch.testing.assert_close(log_det_smi(torch.ones(3, 256, 256, dtype=dtype)), torch.full((3, 256), math.log(2 * (1 - 1 / 257)), dtype=dtype), rtol=0, atol=tolerance)
 
 
 def test_graph_cut_equals_a_loop_over_pairs():
@@ -133,6 +172,7 @@ NAN = torch.full((3,), float("nan"))
     (lambda: smi_values(torch.stack((EYE, EYE * float("nan")))), ["group [1]", "finite"]),
     (lambda: adjust_rewards(torch.stack((torch.ones(3), NAN)), EYE.expand(2, 3, 3)), ["rewards of group [1]", "finite"]),
     (lambda: group_advantages(torch.stack((torch.ones(3), NAN))), ["group [1]", "finite"]),
+    (lambda: log_det_smi(torch.stack((EYE, EYE - 3))), ["group [1]", "positive definite"]),
     (lambda: smi_values(torch.ones(1, 1)), ["G >= 2"]),
     (lambda: group_advantages(torch.ones(4, 1)), ["G >= 2"]),
     (lambda: smi_values(torch.ones(2, 3)), ["(2, 3)"]),
@@ -181,6 +221,8 @@ def test_rewarder_is_the_functions_in_order(dra):
         assert not torch.equal(expected, raw)
     assert torch.equal(scores.adjusted, expected)
     assert torch.equal(scores.advantage, group_advantages(expected))
+    pairs = ~torch.eye(4, dtype=torch.bool)
+    assert scores.similarity == ([pytest.approx(group[pairs].mean().item()) for group in similarity] if dra.enabled else [None, None])
 
 
 def test_user_reward_functions_get_what_the_readme_says(tmp_path):
@@ -199,17 +241,35 @@ def test_user_reward_functions_get_what_the_readme_says(tmp_path):
             rewarder({f"{tmp_path}/my.py:short": 1.0})(["a", "b"], [{"answer": "1", "bonus": 3}], [1, 1], 2)
 
 
+HOOKS = """import torch
+def f(similarity, rewards, rows):
+    assert similarity.shape == (2, 2, 2) and len(rows) == 2
+    similarity.zero_(), rewards.zero_()
+    return torch.full((2, 2), 0.25, dtype=torch.float64, requires_grad=True)
+def shape(similarity, rewards, rows): return rewards[0]
+def numbers(similarity, rewards, rows): return [[1.0, 1.0], [1.0, 1.0]]
+def nothing(similarity, rewards, rows): pass
+def integers(similarity, rewards, rows): return torch.ones(2, 2, dtype=torch.long)
+def nan(similarity, rewards, rows): return torch.tensor([[1.0, 1.0], [float("nan"), 1.0]])
+def fails(similarity, rewards, rows): return similarity @ torch.ones(7)
+"""
+
+
 def test_weights_hook_replaces_the_weights(tmp_path):
-    (tmp_path / "hook.py").write_text("def f(similarity, rewards, rows):\n    assert similarity.shape == (2, 2, 2) and len(rows) == 2\n    return rewards * 0 + 0.25\n"
-                                      "def bad(similarity, rewards, rows):\n    return rewards[0]\n")
+    """Whatever precision it answers in, and even if it writes into what it was given; anything but (P, G) finite floats is an error that says so."""
+    (tmp_path / "hook.py").write_text(HOOKS)
     texts, rows = ["\\boxed{1}", "\\boxed{1}", "\\boxed{2}", "x \\boxed{1}"], [{"answer": "1"}, {"answer": "1"}]
     with Grader(1) as grader:
         def scores(name):
-            dra = DraConfig(embedder="tiny/embedder", weights=f"{tmp_path}/hook.py:{name}")
+            dra = DraConfig(embedder="tiny/embedder", weights=f"{tmp_path}/hook.py:{name}" if name else "")
             return Rewarder(RewardConfig(), dra, "none", 64, grader, Embedder("tiny/embedder"))(texts, rows, [5] * 4, 2)
-        assert scores("f").adjusted.tolist() == [[0.25, 0.25], [0.0, 0.25]]
-        with pytest.raises(ValueError, match="dra.weights returned shape"):
-            scores("bad")
+        hooked, plain = scores("f"), scores("")
+        assert hooked.adjusted.tolist() == [[0.25, 0.25], [0.0, 0.25]] and hooked.adjusted.dtype == torch.float32 and not hooked.advantage.requires_grad
+        assert torch.equal(hooked.smi, plain.smi) and torch.equal(hooked.raw, plain.raw) and hooked.similarity == plain.similarity
+        for name, words in (("shape", r"shape \(2,\)"), ("numbers", "list"), ("nothing", "NoneType"), ("integers", "int64"), ("nan", r"group \[1\] are not finite"),
+                            ("fails", "raised RuntimeError.*hook.py, line")):
+            with pytest.raises(ValueError, match=f"dra.weights.*{words}"):
+                scores(name)
 
 
 def test_tiny_embedder_reads_text_only_and_strategies_are_close():

@@ -25,6 +25,7 @@ AREAS = {                                               # of mutants.toml: the f
     "model": ("model.py", ["tests/test_model.py", "tests/test_sampler.py"]),
     "sampler": ("sampler.py", ["tests/test_sampler.py"]),
     "reward": ("reward.py", ["tests/test_reward.py"]),
+    "embedder": ("embedder.py", ["tests/test_embedder.py"]),
     "grader": ("grader.py", ["tests/test_grader.py"]),
     "learner": ("dra_grpo.py", ["tests/test_learner.py"]),
     "ranks": ("ranks.py", ["tests/test_learner.py"]),
