@@ -22,7 +22,8 @@ from reward import DraConfig, Embedder, adjust_rewards, cosine_similarity, group
 DRA = DraConfig(embedder="tiny/embedder", sharpen=2.0)
 # twelve completions of four strategies; within a group of consecutive ones no two cosines are alike
 TEXTS = ["ones 7+8=15, tens 5, so \\boxed{85}", "round 40+40=80, less 3, so \\boxed{77}", "so \\boxed{85}", "ones 7+8=15, tens 6, so \\boxed{85}",
-         "tens 10, 20, 30", "round 9+1=10, tens 4", "ones 1", "tens 10, 20, 30, 40", "less 2, so \\boxed{2}", "so \\boxed{3}", "round 3", "less 3, so \\boxed{2}"]
+         "tens 10, 20, 30", "round 9+1=10, tens 4", "ones 1", "tens 10, 20, 30, 40", "less 2, so \\boxed{2}", "so \\boxed{3}", "round 3",
+         "less 3, so \\boxed{2}"]
 REWARDS = [1.0, 0.5, 1.0, 1.0, 2.0, -1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 3.0]
 
 
@@ -129,7 +130,8 @@ def test_trl_evaluation_has_its_own_group_size():
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"num_generations": 8}, "12 completions on a rank.*num_generations = 8.*per_device_train_batch_size = 4 a multiple of 8 or steps_per_generation = 3 a multiple of 2"),
+    ({"num_generations": 8}, "12 completions on a rank.*num_generations = 8.*per_device_train_batch_size = 4 a multiple of 8 or "
+                             "steps_per_generation = 3 a multiple of 2"),
     ({"eval_strategy": "steps"}, "8 completions on a rank.*num_generations_eval = 6.*per_device_eval_batch_size = 8 a multiple of 6"),
     ({"multi_objective_aggregation": "normalize_then_sum"}, "normalize_then_sum.*sum_then_normalize"),
     ({"reward_weights": [1.0, 2.0]}, "2 entries for 1 reward"),

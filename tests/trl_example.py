@@ -2,7 +2,6 @@
 
 OUT/RANK.json then holds the batches TRL scored on that rank: mode, prompts, answers, texts, token counts and the advantages it ended up with.
 """
-import functools
 import json
 import os
 import sys
