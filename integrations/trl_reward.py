@@ -6,7 +6,8 @@ Read from trl 1.16.0, trainer/grpo_trainer.py: `_calculate_rewards` calls a rewa
 behind each other, and weighs its values afterwards. So what DRA adjusts must be added up inside one function, with
 `config.reward_weights`, which TRL then sees as [1.0]. Neither the group size nor whether it is training or evaluation is
 passed, and the two may have different group sizes: the sizes come from the config, the mode from the model of the trainer
-whose method `log_metric` is, where TRL itself looks. Base functions are plain ones, not async and not reward models.
+whose method `log_metric` is, where TRL itself looks. Base functions are plain ones, not async and not reward models;
+an environment that changes the prompt of each completion is refused, as its groups cannot be told from split ones.
 """
 import inspect
 import math
@@ -53,6 +54,7 @@ class DraReward:
         config.reward_weights = [1.0]
 
     def __call__(self, prompts: list, completions: list, log_metric: Callable, **columns) -> list[float | None]:
+        """As TRL calls it; None for a completion without a reward. ValueError where rows of one group answer different prompts."""
         G = self.G[log_metric.__self__.model.training]
         for start in range(0, len(prompts), G):
             if len(prompts) - start < G or any(prompt != prompts[start] for prompt in prompts[start : start + G]):

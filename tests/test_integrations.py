@@ -20,9 +20,9 @@ from integrations.trl_reward import DraReward
 from reward import DraConfig, Embedder, adjust_rewards, cosine_similarity, group_advantages
 
 DRA = DraConfig(embedder="tiny/embedder", sharpen=2.0)
-# twelve completions of four strategies; within a group of consecutive ones no two cosines are alike
+# cosines between 0 and 0.97
 TEXTS = ["ones 7+8=15, tens 5, so \\boxed{85}", "round 40+40=80, less 3, so \\boxed{77}", "so \\boxed{85}", "ones 7+8=15, tens 6, so \\boxed{85}",
-         "tens 10, 20, 30", "round 9+1=10, tens 4", "ones 1", "tens 10, 20, 30, 40", "less 2, so \\boxed{2}", "so \\boxed{3}", "round 3",
+         "tens 10, 20, 30", "round 9+1=10, tens 4", "ones 1", "tens 10, 20, 30, 40", "less 2, so \\boxed{2}", "so \\boxed{3}", "round 3, so \\boxed{3}",
          "less 3, so \\boxed{2}"]
 REWARDS = [1.0, 0.5, 1.0, 1.0, 2.0, -1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 3.0]
 
@@ -202,9 +202,9 @@ def verl_batch(tokenizer, order: list[int], uids: list[str]) -> SimpleNamespace:
 
 
 def test_verl_groups_by_uid_wherever_rows_stand():
-    """Groups of four, three, four and one, in any order of rows; the score stands at the end-of-sequence token and nowhere else."""
+    """Groups of four, five, two and one, in any order of rows; the score stands at the end-of-sequence token and nowhere else."""
     tokenizer = AutoTokenizer.from_pretrained("tiny/policy")
-    uids = [*"aaaabbbccccd"]
+    uids = [*"aaaabbbbbccd"]
     manager = verl_reward.with_dra(NaiveRewardManager, DRA)(tokenizer=tokenizer, num_examine=0, compute_score=lambda ground_truth, **_: ground_truth,
                                                             reward_fn_key="data_source")
     expected = adjusted(TEXTS, REWARDS, uids, sharpen=2.0)
