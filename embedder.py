@@ -28,7 +28,7 @@ def reasoning_span(text: str) -> tuple[int, int]:
 
     It ends before the last </think>, else before the last \\boxed or \\fbox, else with the text; it begins behind the first <think> before
     its end, else with the text. A completion with nothing but white space there counts whole: bare answers are clones of each other,
-    and a zero embedding would make each of them unique. Copy-pasteable: needs only the standard library.
+    and a zero embedding would make each of them unique. Copy-pasteable: needs only builtins.
     """
     end = text.rfind("</think>")
     end = end if end >= 0 else max(text.rfind("\\boxed"), text.rfind("\\fbox"))

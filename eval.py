@@ -156,7 +156,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def effective_labels(labels: Sequence[str]) -> float:
-    """exp of the entropy of the labels' frequencies: k equally frequent labels give k. In [1, number of distinct labels]."""
+    """exp of the entropy of the labels' frequencies: k equally frequent labels give k. In [1, number of distinct labels].
+
+    Copy-pasteable: needs only math, Counter and Sequence.
+    """
     if not labels:
         raise ValueError("effective_labels needs at least one label")
     shares = [count / len(labels) for count in Counter(labels).values()]

@@ -89,8 +89,8 @@ def require_finite(x: Tensor, what: str, group_axes: int = 1) -> None:
 def cosine_similarity(embeddings_GD: Tensor) -> Tensor:
     """Cosines of the embeddings of each group with each other: (..., G, D) -> (..., G, G), in [-1, 1], diagonal exactly 1.
 
-    A zero row has similarity 0 to the others. Raises ValueError naming the group for non-finite embeddings. Copy-pasteable
-    with `at_least_float32` and `require_finite`.
+    A zero row has similarity 0 to the others. Raises ValueError naming the group for non-finite embeddings.
+    Copy-pasteable with `at_least_float32` and `require_finite`: needs only torch.
     """
     x_GD = at_least_float32(embeddings_GD)
     largest_G1 = torch.maximum(x_GD.amax(-1, keepdim=True), -x_GD.amin(-1, keepdim=True))
@@ -107,6 +107,7 @@ def graph_cut_smi(similarity_GG: Tensor) -> Tensor:
     """Redundancy of each completion in its group: SMI_i = sum_{j != i} s_ij   (graph cut with lambda = 1/2, arXiv:2505.09655).
 
     (..., G, G) -> (..., G), in [0, G - 1] for similarities in [0, 1]. The diagonal is left out, so 1 + SMI is the paper's row sum.
+    Copy-pasteable with `at_least_float32`: needs only torch.
     """
     similarity_GG = at_least_float32(similarity_GG)
     return similarity_GG.sum(-1) - similarity_GG.diagonal(dim1=-2, dim2=-1)
@@ -118,6 +119,7 @@ def log_det_smi(similarity_GG: Tensor, alpha: float = 1.0) -> Tensor:
     (..., G, G) -> (..., G), >= 0. One factorisation per group instead of one determinant per row: det of K without row and column i
     is det(K) (K^-1)_ii, and with K = L L^T that is a sum of squares, sum_k (L^-T)_ik ^ 2. Raises ValueError naming the group where
     K is not positive definite: cosines are positive semi-definite, and rounding them to half precision does not come near.
+    Copy-pasteable with `at_least_float32`: needs only torch.
     """
     K_GG = alpha * at_least_float32(similarity_GG)
     K_GG.diagonal(dim1=-2, dim2=-1).add_(1)
@@ -130,7 +132,10 @@ def log_det_smi(similarity_GG: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def smi_values(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True, correct: Tensor | None = None) -> Tensor:
-    """SMI of each completion with the rest of its group under DRA's options; see `diversity_weights` for them and the errors."""
+    """SMI of each completion with the rest of its group under DRA's options; see `diversity_weights` for them and the errors.
+
+    Copy-pasteable with `at_least_float32`, `require_finite`, `graph_cut_smi` and `log_det_smi`: needs only torch.
+    """
     if similarity_GG.ndim < 2 or similarity_GG.shape[-1] != similarity_GG.shape[-2]:
         raise ValueError(f"similarity must be (..., G, G); got shape {tuple(similarity_GG.shape)}")
     if similarity_GG.shape[-1] < 2:
@@ -164,7 +169,8 @@ def diversity_weights(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: fl
     `clamp`: negative cosines count as 0. `sharpen`: exponent on the cosines. `correct`: boolean (..., G), only these completions
     count as neighbours. `normalize="mean"`: weights of a group are scaled to mean 1.
     Raises ValueError for options that exclude each other, shapes that do not fit, G < 2, and, naming the group, for non-finite
-    values and for |1 + SMI| < 1e-6, which unclamped cosines can produce.
+    values and for |1 + SMI| < 1e-6, which unclamped cosines can produce. Copy-pasteable with `smi_values`
+    and `weights_of_smi`: needs only torch.
     """
     return weights_of_smi(smi_values(similarity_GG, smi, sharpen, clamp, correct), normalize)
 
@@ -182,7 +188,10 @@ def weights_of_smi(smi_G: Tensor, normalize: str = "none") -> Tensor:
 
 
 def apply_weights(rewards_G: Tensor, weights_G: Tensor, negative: str = "keep") -> Tensor:
-    """R~ = R w; with `negative="keep"` a reward <= 0 stays as it is, with "divide" it is weighted like the others (the paper)."""
+    """R~ = R w; with `negative="keep"` a reward <= 0 stays as it is, with "divide" it is weighted like the others (the paper).
+
+    Copy-pasteable: needs only torch.
+    """
     if negative not in ("keep", "divide"):
         raise ValueError(f"negative must be keep or divide; got {negative!r}")
     weighted_G = rewards_G * weights_G
@@ -196,6 +205,7 @@ def adjust_rewards(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_c
     `scope="correct"` counts only the right completions as neighbours: `correct`, a boolean mask, or reward > 0 when it is None.
     The other options are those of `diversity_weights` and `apply_weights`; `clamp=False, negative="divide"` is the published
     arithmetic. Raises ValueError as `diversity_weights` does, and for non-finite rewards.
+    Copy-pasteable with `at_least_float32`, `require_finite`, `diversity_weights` and `apply_weights`: needs only torch.
     """
     if scope not in ("all", "correct"):
         raise ValueError(f"scope must be all or correct; got {scope!r}")
@@ -214,6 +224,7 @@ def group_advantages(rewards_G: Tensor, scale: str = "std", eps: float = 1e-4) -
 
     "std": (r - mean) / (std + eps), std with ddof 1 (GRPO, arXiv:2402.03300). "none": r - mean (Dr. GRPO, arXiv:2503.20783).
     Raises ValueError for G < 2, non-finite rewards (naming the group) and unknown scales.
+    Copy-pasteable with `at_least_float32` and `require_finite`: needs only torch.
     """
     if rewards_G.ndim < 1 or rewards_G.shape[-1] < 2:
         raise ValueError(f"rewards must be (..., G) with G >= 2; got shape {tuple(rewards_G.shape)}")

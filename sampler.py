@@ -344,7 +344,7 @@ def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float, top_
 
     `uniform_N` in [0, 1), float64. Temperature 0 takes the largest logit and reports log-probs at temperature 1. `top_p` < 1 draws
     from the smallest set of most likely tokens whose mass reaches top_p (the crossing token stays); log-probs do not change.
-    Returns ids (N,) and log-probs (N,), at least float32. Copy-pasteable: needs only torch.
+    Returns ids (N,) and log-probs (N,), at least float32. Copy-pasteable with `top_p_logits`: needs only torch.
     """
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     if temperature not in (0, 1):

@@ -1,6 +1,5 @@
 """Seconds and memory of one full training step (sample, grade, embed, update) of ours beside TRL's GRPOTrainer.
 
-    pip install -r benchmarks/requirements.txt
     OMP_WAIT_POLICY=PASSIVE python benchmarks/learner.py [--workloads tiny-fp32 small-fp32 ...] [--rounds 3] [--threads 2]
 
 Each contestant is a process of its own that runs its own training loop, ours `dra_grpo.train` and TRL's `GRPOTrainer.train`, held
