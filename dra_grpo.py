@@ -38,7 +38,7 @@ from tqdm import tqdm
 import checkpoint
 import memory
 from config import dump, import_function, load
-from eval import (DataConfig, EvalConfig, eval_sampler, format_record, load_problems, load_tokenizer, model_folder, parse_args,
+from eval import (DataConfig, EvalConfig, eval_sampler, format_record, load_problems, load_tokenizer, model_folder, opening, parse_args,
                   prompt_tokens, sample_problems, summarize)
 from model import DTYPES, Geometry, ModelConfig, Transformer
 from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
@@ -143,7 +143,7 @@ def check(config: Config, world: int) -> None:
     if not config.reward.functions:
         raise ValueError("reward.functions is empty; name at least one, such as {accuracy = 1.0}")
     for name in config.reward.functions:
-        reward_function(name)
+        reward_function(name, config.reward)
     if config.dra.enabled and config.dra.embedder.startswith((".", "/")) and not Path(config.dra.embedder).is_dir():
         raise ValueError(f'dra.embedder = {config.dra.embedder!r} does not exist; name a sentence-transformers folder, a hub name, or "policy"')
     if config.dra.enabled:                              # the refusals of reward.py, with the keys they name
@@ -468,8 +468,9 @@ def train(config: Config) -> int:
 
 
 def train_until(config: Config, stop: Stop) -> int:
-    data = load_problems(config.data.train, config.data)
-    benchmarks = {Path(path).stem: load_problems(path, config.data) for path in config.eval.benchmarks}
+    skipped: list[str] = []
+    data = load_problems(config.data.train, config.data, skipped)
+    benchmarks = {Path(path).stem: load_problems(path, config.data, skipped) for path in config.eval.benchmarks}
     folder = model_folder(config.model)
     tokenizer = load_tokenizer(folder)
     prompts = [prompt_tokens(tokenizer, row["problem"], config.data) for row in data]
@@ -482,6 +483,8 @@ def train_until(config: Config, stop: Stop) -> int:
     if first:
         checkpoint.write(run_dir / "config.toml", dump(config))
         print(f"{len(kept)} training problems" + (f" ({len(data) - len(kept)} left out: prompt too long)" if len(kept) < len(data) else ""))
+        if skipped:
+            print(f"{len(skipped)} rows left out as unusable ({skipped[0]})")
 
     dra, embedder = config.dra, None
     if dra.enabled and dra.embedder != "policy":        # before the policy, which may take minutes to load
@@ -566,7 +569,7 @@ def train_until(config: Config, stop: Stop) -> int:
     saved = done
     with Grader(config.reward.workers, config.reward.timeout_s) as grader, \
             tqdm(total=config.run.steps, initial=done, desc="train", unit="step", disable=not first) as bar:
-        rewarder = Rewarder(config.reward, config.dra, scale, config.sampler.max_new_tokens, grader, embedder)
+        rewarder = Rewarder(config.reward, config.dra, scale, config.sampler.max_new_tokens, grader, embedder, opening(tokenizer))
         running = evaluated or run_eval(done, grader)
         for step in range(done, config.run.steps):
             if not running:

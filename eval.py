@@ -19,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from config import describe, dump, import_function, load
+from grader import Grader, gold_of, last_box
 from model import DTYPES, ModelConfig, Transformer
 from ranks import run_main
-from reward import Grader
 from sampler import Sampler, SamplerConfig, stop_ids
 
 STRATEGY_SAMPLES = 16                                   # right answers per problem behind "effective strategies": the estimate depends on it
@@ -33,7 +33,9 @@ class DataConfig:
     problem: str = "problem"
     """column with the problem's text"""
     answer: str = "answer"
-    """column with the gold answer"""
+    """column with the gold answer, or with a solution whose last \\boxed{} holds it; if there is no such column, "solution" is read"""
+    skip_bad_rows: bool = False
+    """leave out and count rows without a usable problem or answer; false stops at the first"""
     system: str = ""
     """system prompt; empty for none"""
     template: str = "{problem}"
@@ -68,6 +70,8 @@ class OutputConfig:
     """grader processes"""
     timeout_s: Annotated[float, "> 0"] = 5.0
     """an answer that takes longer to verify is wrong"""
+    require_box: bool = True
+    """an answer outside \\boxed{} is wrong; false lets math-verify look for one, as the published evaluation does"""
 
 
 @dataclass(frozen=True)
@@ -81,30 +85,47 @@ class Config:
 # ------------------------------------------------------------------------------------------------ data
 
 
-def load_problems(path: str, data: DataConfig) -> list[dict]:
+def load_problems(path: str, data: DataConfig, skipped: list[str] | None = None) -> list[dict]:
     """Rows of a JSONL file with "problem" and "answer" as strings beside their other columns.
 
-    Raises ValueError naming file, line and column for anything missing or malformed.
+    Raises ValueError naming file, line and column for anything missing or malformed and for answers that nothing can equal; with
+    `data.skip_bad_rows` such rows are left out, and what was wrong with them goes to `skipped`.
     """
     if not Path(path).is_file():
         raise ValueError(f"data file {path!r} does not exist")
-    rows = []
+    rows, complaints = [], []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
-        for key, column in (("data.problem", data.problem), ("data.answer", data.answer)):
-            if not isinstance(row, dict) or column not in row:
-                raise ValueError(f"{path}, line {number}: no column {column!r}; name the right one with {key}")
-            if not isinstance(row[column], str | int | float) or not str(row[column]).strip():
-                raise ValueError(f"{path}, line {number}: column {column!r} must be a non-empty string or number; got {row[column]!r}")
-        rows.append({**row, "id": row.get("id", number - 1), "problem": str(row[data.problem]), "answer": str(row[data.answer])})
+        if line.strip():
+            try:
+                rows.append(problem_of(line, number, data))
+            except ValueError as error:
+                complaints.append(f"{path}, line {number}: {error}")
+                if not data.skip_bad_rows:
+                    raise ValueError(f"{complaints[0]}; mend it, or leave such rows out with data.skip_bad_rows = true") from None
     if not rows:
-        raise ValueError(f"data file {path!r} has no rows")
+        raise ValueError(f"data file {path!r} has no {'usable ' if complaints else ''}rows" + (f" ({complaints[0]})" if complaints else ""))
+    if skipped is not None:
+        skipped += complaints
     return rows
+
+
+def problem_of(line: str, number: int, data: DataConfig) -> dict:
+    """One line as a row; ValueError for what is wrong with it."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"must be an object with columns; got {row!r}")
+    answer = data.answer if data.answer in row or "solution" not in row else "solution"
+    for key, column in (("data.problem", data.problem), ("data.answer", answer)):
+        if column not in row:
+            raise ValueError(f"no column {column!r}; name the right one with {key}")
+        if not isinstance(row[column], str | int | float) or not str(row[column]).strip():
+            raise ValueError(f"column {column!r} must be a non-empty string or number; got {row[column]!r}")
+    if answer == "solution" and last_box(row[answer]) is None:
+        raise ValueError("column 'solution' has no answer in \\boxed{}; name the column with the answer with data.answer")
+    return {**row, "id": row.get("id", number - 1), "problem": str(row[data.problem]), "answer": gold_of(str(row[answer]))}
 
 
 def prompt_tokens(tokenizer, problem: str, data: DataConfig) -> list[int]:
@@ -113,6 +134,14 @@ def prompt_tokens(tokenizer, problem: str, data: DataConfig) -> list[int]:
     messages = [*system, {"role": "user", "content": data.template.replace("{problem}", problem)}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def opening(tokenizer) -> str:
+    """What the chat template writes of the assistant's turn from a <think> on, "" if it writes none: completions go on from there."""
+    messages = [{"role": "user", "content": "x"}]
+    asked, turn = (tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False) for prompt in (False, True))
+    _, think, rest = turn.removeprefix(asked).partition("<think>")
+    return think + rest
 
 
 def model_folder(config: ModelConfig, patterns: Sequence[str] = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")) -> str:
@@ -221,7 +250,7 @@ def sample_problems(sampler: Sampler, tokenizer, rows: Sequence[dict], data: Dat
     """Samples and grades every problem of `rows` config.samples times; `positions` are the rows' places in the whole benchmark."""
     positions = range(len(rows)) if positions is None else positions
     label: Callable | None = import_function("eval.label", config.label) if config.label else None
-    step = max(1, ROWS_PER_CALL // config.samples)
+    step, begun = max(1, ROWS_PER_CALL // config.samples), opening(tokenizer)
     samples = []
     with tqdm(total=len(rows), desc=desc, unit="problem", disable=not progress, leave=False) as bar:
         for start in range(0, len(rows), step):
@@ -230,7 +259,7 @@ def sample_problems(sampler: Sampler, tokenizer, rows: Sequence[dict], data: Dat
             groups = sampler.generate(prompts, config.samples, (config.seed,), places)
             flat = [(row, place, i, completion) for row, place, group in zip(part, places, groups) for i, completion in enumerate(group)]
             texts = tokenizer.batch_decode([completion.tokens for *_, completion in flat], skip_special_tokens=True)
-            grades = grader.grade_batch(texts, [row["answer"] for row, *_ in flat])
+            grades = grader.grade_batch([begun + text for text in texts], [row["answer"] for row, *_ in flat])
             for (row, place, i, completion), text, item in zip(flat, texts, grades):
                 sample = {"problem": place, "id": row["id"], "sample": i, "seed": config.seed, "text": text, "gold": row["answer"], "answer": item.answer,
                           "correct": item.correct, "reason": item.reason, "length": len(completion.tokens), "finish": completion.finish}
@@ -275,7 +304,10 @@ def main(argv: list[str]) -> int:
         if not config.eval.benchmarks:
             raise ValueError("eval.benchmarks is empty: name at least one JSONL file")
         for benchmark in config.eval.benchmarks:
-            load_problems(benchmark, config.data)
+            skipped: list[str] = []
+            load_problems(benchmark, config.data, skipped)
+            if skipped:
+                print(f"{benchmark}: {len(skipped)} rows left out ({skipped[0]})")
         out = Path(config.output.dir) / config.model.path.strip("/.").replace("/", "-")
         settings = out / "config.toml"
         if settings.exists() and settings.read_text(encoding="utf-8") != dump(config):
@@ -288,7 +320,7 @@ def main(argv: list[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
         settings.write_text(dump(config), encoding="utf-8")
         records = []
-        with Grader(config.output.workers, config.output.timeout_s) as grader:
+        with Grader(config.output.workers, config.output.timeout_s, config.output.require_box) as grader:
             for benchmark in config.eval.benchmarks:
                 record, samples = evaluate(model, tokenizer, benchmark, config.data, config.eval, grader)
                 write_jsonl(out / f"{record['benchmark']}.samples.jsonl", samples)

@@ -319,6 +319,15 @@ def grade_exact(text: str, gold: str, require_box: bool = True) -> Grade | Quest
     return Question(plain, gold, answer) if equal is None else Grade(equal, "equal" if equal else "different", answer)
 
 
+def gold_of(value: str) -> str:
+    """The gold in a column that holds it, or holds a solution with the answer in its last box. ValueError if no boxed answer could equal it."""
+    gold = value if (boxed := last_box(value)) is None else boxed
+    item = grade_exact(f"\\boxed{{{gold}}}", gold)
+    if isinstance(item, Question) or not item.correct:
+        raise ValueError(f"no boxed answer can equal {gold!r}: is something missing in it, such as a brace?")
+    return gold
+
+
 def grade(text: str, gold: str, require_box: bool = True) -> Grade:
     """Whether `text` ends in an answer equal to `gold`; `require_box=False` lets math-verify look for one where there is no box.
 

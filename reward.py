@@ -18,9 +18,11 @@ Departures from the paper, each an option whose published value is `clamp=False,
     python reward.py         prints a small example with and without DRA
 """
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -37,6 +39,10 @@ from grader import Grade, Grader, grade  # noqa: F401  (grade is part of this mo
 class RewardConfig:
     functions: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0})
     """reward functions and their weights: accuracy, format, cosine, or "path.py:function"; their weighted sum is the raw reward"""
+    format: str = r"(<think>)?((?!</?think>).)*\n</think>\n((?!</?think>).)*"
+    """regular expression that the assistant's whole turn must match for the format reward; a <think> that the chat template writes is part of it"""
+    cosine: Literal["tokens", "published"] = "tokens"
+    """length behind the cosine reward: tokens / max_new_tokens, at most 1; or the published characters / 1000, which oscillates in long answers"""
     advantage: Literal["auto", "std", "none"] = "auto"
     """divide advantages by the group's standard deviation (std) or not (none); auto: none for the dr_grpo loss, else std"""
     workers: Annotated[int, ">= 1"] = 2
@@ -240,34 +246,42 @@ def group_advantages(rewards_G: Tensor, scale: str = "std", eps: float = 1e-4) -
 
 
 # ------------------------------------------------------------------------------------------------ reward functions
-# Called with keyword arguments: texts, golds, rows (the problems' columns), grades, lengths (tokens), max_new_tokens; each is a
-# list with one entry per completion (but the last) and so is the result.
+# Called with keyword arguments: texts (the assistant's turns), golds, rows (the problems' columns), grades, lengths (tokens),
+# max_new_tokens; each is a list with one entry per completion (but the last) and so is the result.
 
 
 def accuracy_reward(grades: Sequence[Grade], **_) -> list[float]:
     return [float(item.correct) for item in grades]
 
 
-def format_reward(texts: Sequence[str], **_) -> list[float]:
-    """1 where the reasoning is closed exactly once, on a line of its own (the opening tag may come from the chat template)."""
-    return [float(text.count("</think>") == 1 and "\n</think>\n" in text) for text in texts]
+def format_reward(pattern: re.Pattern, texts: Sequence[str], **_) -> list[float]:
+    """1 where the whole text matches."""
+    return [float(pattern.fullmatch(text) is not None) for text in texts]
 
 
-def cosine_reward(grades: Sequence[Grade], lengths: Sequence[int], max_new_tokens: int, **_) -> list[float]:
-    """Right: 1 down to 0.5 with length; wrong: 0 down to -0.5. Progress is tokens / max_new_tokens, at most 1."""
-    half_waves = [0.25 * (1 + math.cos(math.pi * min(length / max_new_tokens, 1.0))) for length in lengths]
-    return [item.correct - 0.5 + wave for item, wave in zip(grades, half_waves, strict=True)]
+def cosine_reward(progress: str, texts: Sequence[str], grades: Sequence[Grade], lengths: Sequence[int], max_new_tokens: int, **_) -> list[float]:
+    """Right: 1 down to 0.5 with length; wrong: 0 down to -0.5 (arXiv:2502.03373, with the numbers of the official recipes).
+
+    Progress 0..1 is "tokens" / max_new_tokens, at most 1; "published" is characters / 1000 without an end, so 2,000 characters are as good as none.
+    """
+    shares = [len(text) / 1000 for text in texts] if progress == "published" else [min(length / max_new_tokens, 1.0) for length in lengths]
+    return [item.correct - 0.5 + 0.25 * (1 + math.cos(math.pi * share)) for item, share in zip(grades, shares, strict=True)]
 
 
-REWARDS = {"accuracy": accuracy_reward, "format": format_reward, "cosine": cosine_reward}
-
-
-def reward_function(name: str) -> Callable[..., Sequence[float]]:
-    """The function a key of `reward.functions` names; ValueError with the known names otherwise."""
-    if name in REWARDS:
-        return REWARDS[name]
+def reward_function(name: str, config: RewardConfig) -> Callable[..., Sequence[float]]:
+    """The function a key of `reward.functions` names, with its settings; ValueError with the known names otherwise."""
+    match name:
+        case "accuracy":
+            return accuracy_reward
+        case "format":
+            try:
+                return partial(format_reward, re.compile(config.format, re.DOTALL))
+            except re.error as error:
+                raise ValueError(f"reward.format = {config.format!r} is not a regular expression: {error}") from None
+        case "cosine":
+            return partial(cosine_reward, config.cosine)
     if ":" not in name:
-        raise ValueError(f'reward.functions: {name!r} is not known; use {", ".join(REWARDS)} or "path.py:function"')
+        raise ValueError(f'reward.functions: {name!r} is not known; use accuracy, format, cosine or "path.py:function"')
     return import_function("reward.functions", name)
 
 
@@ -294,9 +308,11 @@ class Rewarder:
     """Texts of whole groups in, advantages out, by the `[reward]` and `[dra]` sections."""
 
     def __init__(self, config: RewardConfig, dra: DraConfig, scale: str, max_new_tokens: int, grader: Grader,
-                 embedder: Embedder | PolicyEmbedder | None):
+                 embedder: Embedder | PolicyEmbedder | None, opening: str = ""):
+        """`opening`: what the chat template has written of the assistant's turn, before the completion."""
+        self.opening = opening
         self.dra, self.scale, self.max_new_tokens, self.grader, self.embedder = dra, scale, max_new_tokens, grader, embedder
-        self.functions = {name: (reward_function(name), weight) for name, weight in config.functions.items()}
+        self.functions = {name: (reward_function(name, config), weight) for name, weight in config.functions.items()}
         self.hook = import_function("dra.weights", dra.weights) if dra.weights else None
 
     def weights_by_hook(self, similarity_PGG: Tensor, raw_PG: Tensor, rows: list[dict]) -> Tensor:
@@ -317,11 +333,12 @@ class Rewarder:
         clock = [time.perf_counter()]
         rows_N = [row for row in rows for _ in range(group_size)]
         golds = [row["answer"] for row in rows_N]
-        grades = self.grader.grade_batch(texts, golds)
+        turns = [self.opening + text for text in texts]
+        grades = self.grader.grade_batch(turns, golds)
         correct_PG = torch.tensor([item.correct for item in grades]).view(-1, group_size)
         parts = {}
         for name, (function, _) in self.functions.items():
-            values = function(texts=texts, golds=golds, rows=rows_N, grades=grades, lengths=lengths, max_new_tokens=self.max_new_tokens)
+            values = function(texts=turns, golds=golds, rows=rows_N, grades=grades, lengths=lengths, max_new_tokens=self.max_new_tokens)
             if len(values) != len(texts):
                 raise ValueError(f"reward function {name!r} returned {len(values)} values for {len(texts)} completions")
             parts[name] = torch.tensor(values, dtype=torch.float32).view(-1, group_size)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from grader import Grade, Grader
-from reward import (DraConfig, Embedder, RewardConfig, Rewarder, adjust_rewards, apply_weights, cosine_reward, cosine_similarity, diversity_weights,
-                    format_reward, graph_cut_smi, group_advantages, log_det_smi, smi_values)
+from reward import (DraConfig, Embedder, RewardConfig, Rewarder, adjust_rewards, apply_weights, cosine_similarity, diversity_weights,
+                    graph_cut_smi, group_advantages, log_det_smi, reward_function, smi_values)
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "dra_golden.json").read_text())
 
@@ -200,8 +200,31 @@ def test_advantages_by_hand():
 
 def test_reward_functions_by_hand():
     grades = [Grade(correct, "", None) for correct in (True, True, False, False, False)]
-    assert cosine_reward(grades=grades, lengths=[0, 100, 0, 100, 200], max_new_tokens=100) == [1.0, 0.5, 0.0, -0.5, -0.5]
-    assert format_reward(texts=["a\n</think>\nb", "a</think>b", "<think>\na\n</think>\nb\n</think>\n"]) == [1.0, 0.0, 0.0]
+    lengths = {"lengths": [0, 100, 0, 100, 200], "texts": ["", "x" * 1000, "x" * 2000, "x" * 1000, ""], "max_new_tokens": 100}
+    assert reward_function("cosine", RewardConfig())(grades=grades, **lengths) == [1.0, 0.5, 0.0, -0.5, -0.5]
+    assert reward_function("cosine", RewardConfig(cosine="published"))(grades=grades, **lengths) == [1.0, 0.5, 0.0, -0.5, 0.0]
+    assert reward_function("accuracy", RewardConfig())(grades=grades) == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("text", "right"), [
+    ("a\n</think>\nb", 1), ("<think>\na\nb\n</think>\nc\nd", 1), ("<think>a\n</think>\n", 1), ("a</think>b", 0), ("a\n</think>\nb\n</think>\n", 0),
+    ("<think><think>a\n</think>\nb", 0), ("a\n</think>\n<think>", 0), ("a", 0), ("", 0), ("x" * 10**6 + "\n</think>\n" + "y" * 10**6, 1),
+])
+def test_format_is_one_closed_reasoning(text, right):
+    assert reward_function("format", RewardConfig())(texts=[text]) == [right]
+    assert reward_function("format", RewardConfig(format=".*<answer>[^<]*</answer>"))(texts=[text, f"{text[:9]}\n<answer>1</answer>"]) == [0, 1]
+
+
+def test_the_turn_begins_where_the_template_leaves_off(tmp_path):
+    """A template that writes <think>: grades and formats see the whole turn, so reasoning that never ends has no answer."""
+    seen = tmp_path / "seen.py"
+    seen.write_text("def seen(texts, **_):\n    return [float(text.startswith('<think>')) for text in texts]\n")
+    texts = ["1+1\n</think>\n\\boxed{2}", "maybe \\boxed{2} or"]
+    with Grader(1) as grader:
+        config = RewardConfig({"accuracy": 1.0, "format": 1.0, f"{seen}:seen": 1.0})
+        for begun, accuracy in (("<think>\n", [1.0, 0.0]), ("", [1.0, 1.0])):
+            scores = Rewarder(config, DraConfig(enabled=False), "none", 64, grader, None, begun)(texts, [{"answer": "2"}], [9, 9], 2)
+            assert [part.tolist() for part in scores.parts.values()] == [[accuracy], [[1.0, 0.0]], [[1.0, 1.0] if begun else [0.0, 0.0]]]
 
 
 @pytest.mark.parametrize("dra", [DraConfig(embedder="tiny/embedder"), DraConfig(embedder="tiny/embedder", scope="correct", sharpen=4.0), DraConfig(enabled=False)])
@@ -237,6 +260,9 @@ def test_user_reward_functions_get_what_the_readme_says(tmp_path):
         scores = rewarder({"accuracy": 2.0, name: 0.5})(["\\boxed{1}", "\\boxed{2}"], [{"answer": "1", "bonus": 3}], [20, 100], 2)
         torch.testing.assert_close(scores.raw, torch.tensor([[2.4, 0.0]]))
         torch.testing.assert_close(scores.parts[name], torch.tensor([[0.8, 0.0]]))
+        parts = rewarder({f"{tmp_path}/my.py:graded": 1.0, f"{tmp_path}/my.py:soft_overlong": 1.0})(
+            ["\\boxed{1}", "\\boxed{0}", "\\boxed{7}", "no"], [{"answer": "1", "nearly": ["0"]}], [80, 90, 100, 10], 4).parts
+        torch.testing.assert_close(torch.cat(list(parts.values())), torch.tensor([[1.0, 0.5, 0.1, 0.0], [0.0, -0.5, -1.0, 0.0]]))
         with pytest.raises(ValueError, match="short.*1 values for 2"):
             rewarder({f"{tmp_path}/my.py:short": 1.0})(["a", "b"], [{"answer": "1", "bonus": 3}], [1, 1], 2)
 
