@@ -2,6 +2,7 @@
 import os
 import signal
 from fractions import Fraction
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -35,7 +36,13 @@ def test_last_balanced_box_behind_the_reasoning(text, answer):
     ("\\boxed{1}. Then \\boxed{2}", "2"),
     ("\\boxed{1}\n\n\\boxed{2}", "2"),
     ("\\boxed{1}, \\boxed{2}. No: \\boxed{3}", "3"),
-    ("\\boxed{\\boxed{42}}", "42"),
+    ("\\boxed{\\boxed{42}}", "{42}"),
+    ("\\boxed{-\\boxed{42}}", "-{42}"),
+    ("\\boxed{41} (or \\boxed{42})", "41, 42"),
+    ("**\\boxed{41}** or **\\boxed{42}**", "41, 42"),
+    ("\\boxed{41} or, perhaps, \\boxed{42}", "41, 42"),
+    ("$m+n=\\boxed{41}$ or $m+n=\\boxed{42}$", "41, 42"),
+    ("\\boxed{41}. So the answer is \\boxed{42}", "42"),
     ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
     ("\\boxed{\\left\\{ 1 \\right.}", "\\left\\{ 1 \\right."),
     ("\\boxed{a} <think> \\boxed{b} and so", "a"),
@@ -151,6 +158,40 @@ def test_the_cache_forgets_the_oldest(monkeypatch):
         answers = [f"\\boxed{{\\sqrt{{{n}}}}}" for n in (4, 9, 16)]
         assert all(item.correct for item in grader.grade_batch(answers, ["2", "3", "4"]))
         assert [question.gold for question in grader.cache] == ["3", "4"]
+
+
+def test_a_process_killed_between_two_questions_costs_no_verdict():
+    """As the out-of-memory killer does: neither its report nor a late reply may be taken for the reply to the next question."""
+    answers = [f"\\boxed{{\\sqrt{{{n * n}}}}}" for n in range(2, 26)]
+    with Grader(1) as grader:
+        grader.grade_batch(["\\boxed{\\sqrt{16}}"], ["4"])
+        for start in range(0, 24, 3):
+            parent = grader.idle[0].process.pid
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+            os.kill(int(children[0]), signal.SIGKILL)
+            golds = [str(n + 2 if n % 2 else n + 3) for n in range(start, start + 3)]
+            grades = grader.grade_batch(answers[start : start + 3], golds)
+            assert [item.correct for item in grades if item.reason != "crash"] == [n % 2 == 1 for n, item in zip(range(start, start + 3), grades) if item.reason != "crash"]
+            assert sum(item.reason == "crash" for item in grades) <= 1
+
+
+@pytest.mark.parametrize("reply", ["no json", "[1]", "\\udcff", "half a line without an end"])
+def test_a_worker_that_talks_nonsense_is_replaced(tmp_path, monkeypatch, reply):
+    (tmp_path / "nonsense.py").write_text(f"import sys\nprint('ready', flush=True)\nsys.stdin.readline()\nprint({reply!r}, end={'' if 'half' in reply else chr(10)!r}, flush=True)\n"
+                                          "sys.stdin.readline()\n")
+    monkeypatch.setattr("grader.__file__", str(tmp_path / "nonsense.py"))
+    monkeypatch.setattr("grader.GRACE_S", 0.1)
+    with Grader(1, timeout_s=0.2) as grader:
+        assert grader.grade_batch(["\\boxed{x}"], ["y"])[0].reason in ("crash", "timeout")
+        assert grader.idle[0].process is None
+
+
+def test_a_worker_that_cannot_start_is_an_error(tmp_path, monkeypatch):
+    """Not a run in which every answer that needs algebra is wrong."""
+    (tmp_path / "broken.py").write_text("raise SystemExit('no sympy here')\n")
+    monkeypatch.setattr("grader.__file__", str(tmp_path / "broken.py"))
+    with Grader(1) as grader, pytest.raises(ValueError, match="did not start"):
+        grader.grade_batch(["\\boxed{x}"], ["y"])
 
 
 def test_a_dead_worker_is_replaced():
