@@ -117,6 +117,7 @@ CANONICAL = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?<=\d)(?: | ?\\cdot ?)i(?![A-Za-z])", "i"), (rf"^ ?{TEXT}\{{([^{{}}]*)\}}[ .]*$", r"\1"), (rf"{FONT}\{{([^{{}}]*)\}}", r"\1"), (r"^\{([^{}]*)\}$", r"\1"))]
 
 
+@functools.lru_cache(4096)
 def normalize(answer: str) -> str:
     """One form for what prints alike: NFKC, digits of any script, no invisible characters, spacing, delimiters, fonts, units or punctuation at the end."""
     if not answer.isascii():
