@@ -18,8 +18,9 @@ from typing import Annotated
 import torch
 from tqdm import tqdm
 
+from answers import gold_of, last_box
 from config import describe, dump, import_function, load
-from grader import Grader, gold_of, last_box
+from grader import Grader
 from model import DTYPES, ModelConfig, Transformer
 from ranks import run_main
 from sampler import Sampler, SamplerConfig, stop_ids

@@ -28,9 +28,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from answers import Grade, grade  # noqa: F401  (grade is part of this module's interface)
 from config import import_function
 from embedder import Embedder, PolicyEmbedder
-from grader import Grade, Grader, grade  # noqa: F401  (grade is part of this module's interface)
+from grader import Grader
 
 # P prompts, G completions of each, D embedding size
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from grader import Grade, Grader, grade_exact, last_box  # noqa: E402
+from answers import Grade, grade_exact, last_box  # noqa: E402
+from grader import Grader  # noqa: E402
 
 ANSWERS = Path(__file__).parent.parent / "tests" / "fixtures" / "answers.tsv"
 

@@ -1,5 +1,6 @@
-"""grader.py: what the answer is, what equals what, and that no answer can stall or kill the batch."""
+"""answers.py and grader.py: what the answer is, what equals what, and that no answer can stall or kill the batch."""
 import os
+import shutil
 import signal
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 
 from benchmarks.grader import ANSWERS, HOSTILE
 from conftest import ROOT
-from grader import Grade, Grader, as_fraction, as_interval, differ_in_value, grade, is_too_large, last_box, parse_math
+from answers import Grade, as_fraction, as_interval, differ_in_value, grade, is_too_large, last_box, parse_math
+from grader import Grader
 
 
 @pytest.mark.parametrize(("text", "answer"), [
@@ -140,12 +142,13 @@ def test_hostile_answers_are_wrong_and_the_next_ones_are_graded():
 
 @pytest.mark.parametrize(("line", "reason"), [("time.sleep(60)", "timeout"), ("os.kill(os.getpid(), 9)", "crash"), ("bytes(10**10)", "crash"), ("sys.exit(3)", "crash"), ("1 / 0", "unparsed")])
 def test_a_process_that_stalls_or_dies_is_replaced(tmp_path, line, reason):
-    """The worker runs this file with one line put in where the answer is x; the next answers are graded by the fork that follows."""
-    source = (ROOT / "grader.py").read_text(encoding="utf-8")
-    stalling = source.replace("    from math_verify import verify\n", f"    import time\n    if answer == 'x':\n        {line}\n    from math_verify import verify\n", 1)
+    """The worker runs the files with one line put in where the answer is x; the next answers are graded by the fork that follows."""
+    shutil.copy(ROOT / "grader.py", tmp_path)
+    source = (ROOT / "answers.py").read_text(encoding="utf-8")
+    stalling = source.replace("    from math_verify import verify\n", f"    import os, sys, time\n    if answer == 'x':\n        {line}\n    from math_verify import verify\n", 1)
     assert stalling != source
-    (tmp_path / "worker.py").write_text(stalling, encoding="utf-8")
-    with patch("grader.__file__", str(tmp_path / "worker.py")), Grader(1, timeout_s=1.0) as grader:
+    (tmp_path / "answers.py").write_text(stalling, encoding="utf-8")
+    with patch("grader.__file__", str(tmp_path / "grader.py")), Grader(1, timeout_s=1.0) as grader:
         grades = grader.grade_batch(["\\boxed{x}", "\\boxed{\\sqrt{4}}", "\\boxed{x}", "\\boxed{\\sqrt{9}}"], ["y", "2", "z", "3"])
         first = grader.idle[0].process.pid
         assert grader.grade_batch(["\\boxed{x}"], ["w"])[0].reason == reason and grader.idle[0].process.pid == first, "without importing again"

@@ -14,7 +14,7 @@ from conftest import ROOT
 from test_learner import torchrun
 from transformers import AutoTokenizer
 
-from grader import grade
+from answers import grade
 from integrations import openrlhf_reward, verl_reward
 from integrations.trl_reward import DraReward
 from reward import DraConfig, Embedder, adjust_rewards, cosine_similarity, group_advantages

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from grader import Grade, Grader
+from answers import Grade
+from grader import Grader
 from reward import (DraConfig, Embedder, RewardConfig, Rewarder, adjust_rewards, apply_weights, cosine_similarity, diversity_weights,
                     graph_cut_smi, group_advantages, log_det_smi, reward_function, smi_values)
 
