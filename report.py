@@ -1,12 +1,30 @@
-"""Figures and tables from the records of a run: reads what the trainer writes, needs no model.
+"""What the files of runs and evaluations show: reads metrics.jsonl, samples.jsonl and results.jsonl, needs no policy.
 
-Records are those of samples.jsonl (one per group) and metrics.jsonl (one per step or evaluation).
+    python report.py compare EVAL EVAL ...      paired bootstrap over problems, and what may be concluded; checkpoints of one run as a curve
+    python report.py page RUN_OR_EVAL ...       curves and completion groups in one HTML page, and its PNGs
+    python report.py consistency SAMPLES        do rewards differ where texts do? (Figure 2 of arXiv:2505.09655)
+    python report.py kernel SAMPLES             is this embedder fit for DRA on these texts?
+    python report.py regrade RUN_OR_EVAL        grades all kept completions again
+
+RUN is a run's folder or a metrics.jsonl, EVAL a folder that eval.py wrote, SAMPLES the samples.jsonl of either or its folder. The trainer
+imports the figures of a step and the trackers from here, so whatever takes long to import is imported where it is used.
 """
+import argparse
 import json
+import re
+import tomllib
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from eval import effective_labels
+import numpy as np
+
+from config import build, import_function, parse_value
+from eval import STRATEGY_SAMPLES, effective_labels, opening, pass_at_k, standard_error, summarize, write_jsonl
+from ranks import run_main
+
+# ------------------------------------------------------------------------------------------------ a step of the trainer
 
 
 def group_figures(records: list[dict]) -> dict:
@@ -57,3 +75,283 @@ def before_and_after(run_dir: Path) -> str:
     lines.append(f"\npolicy       {run_dir}/final\nmetrics      {run_dir}/metrics.jsonl\nsamples      {run_dir}/samples.jsonl\n"
                  f"checkpoints  {run_dir}/checkpoints\nconfig       {run_dir}/config.toml")
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+NUMBER = (int, float)
+TRAIN = {"step": int, "reward": NUMBER, "accuracy": NUMBER}
+EVAL = {"step": int, "benchmark": str, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
+GROUP = {"step": int, "position": int, "completions": list}
+COMPLETION = {"text": str, "correct": bool, "reward": NUMBER, "smi": NUMBER, "weight": NUMBER, "adjusted": NUMBER, "advantage": NUMBER}
+SAMPLE = {"problem": int, "sample": int, "text": str, "gold": str, "correct": bool}
+RESULT = {"model": str, "benchmark": str, "samples": int, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
+
+
+def require(record: object, schema: dict, where: str, what: str) -> None:
+    """ValueError unless `record` has the keys of `schema` with values of their types."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: {json.dumps(record)[:60]} is not {what}")
+    for key, kind in schema.items():
+        if not isinstance(record.get(key), kind) or isinstance(record[key], bool) != (kind is bool):
+            found = f"is {json.dumps(record[key])[:60]}" if key in record else "is missing"
+            raise ValueError(f"{where}: {key!r} {found}, so this is not {what}")
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
+    """("file, line n", value) of every line; ValueError for a missing or empty file and a line that is not JSON.
+
+    A last line without its newline that cannot be read is being written this moment, and is left out.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    number = 0
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                if line.endswith("\n"):
+                    raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
+    if not number:
+        raise ValueError(f"{path} is empty")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a metrics.jsonl holds, and where the groups are."""
+    path: Path
+    label: str                                          # config file and overrides but for [run]: the same for all seeds of a recipe
+    recipe: str                                         # resolved settings but for [run]
+    config: dict
+    train: list[dict]
+    evals: list[dict]
+    samples: Path | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A folder of eval.py: its records, and of each benchmark the samples of every problem in order, without their texts."""
+    path: Path
+    model: str
+    results: dict[str, dict]
+    problems: dict[str, dict[int, list[dict]]]
+
+
+def read_run(path: Path) -> Run:
+    file = path / "metrics.jsonl" if path.is_dir() else path
+    config, argv, records = None, [], {"train": [], "eval": []}
+    for where, record in read_jsonl(file):
+        require(record, {"kind": str}, where, "a record of a metrics.jsonl")
+        if record["kind"] == "run":
+            require(record, {"config": dict, "argv": list}, where, "a run record")
+            config, argv = record["config"], record["argv"]
+        elif record["kind"] in records:
+            require(record, TRAIN if record["kind"] == "train" else EVAL, where, f"a record of kind {record['kind']}")
+            records[record["kind"]].append(record)
+    if config is None:
+        raise ValueError(f"{file}: no record of kind \"run\", so this is not a metrics.jsonl of the trainer")
+    names = [Path(word).stem if word.endswith(".toml") else word for word in argv[1:] if not word.startswith(("-", "run."))]
+    settings = {section: values for section, values in config.items() if section != "run"}
+    samples = file.with_name("samples.jsonl")
+    return Run(path, " ".join(names) or path.name, json.dumps(settings, sort_keys=True), config, records["train"], records["eval"],
+               samples if file.name == "metrics.jsonl" and samples.is_file() else None)
+
+
+def read_evaluation(folder: Path, texts: bool = False) -> Evaluation:
+    """`texts` keeps everything of the samples."""
+    results, problems = {}, {}
+    for where, record in read_jsonl(folder / "results.jsonl"):
+        require(record, RESULT, where, "a record of an evaluation")
+        results[record["benchmark"]], found = record, {}
+        for line, sample in read_jsonl(folder / f"{record['benchmark']}.samples.jsonl"):
+            require(sample, SAMPLE, line, "a sample of an evaluation")
+            found.setdefault(sample["problem"], []).append(sample if texts else {key: sample[key] for key in ("id", "sample", "gold", "correct", "label") if key in sample})
+        problems[record["benchmark"]] = {problem: sorted(found[problem], key=lambda sample: sample["sample"]) for problem in sorted(found)}
+    return Evaluation(folder, record["model"], results, problems)
+
+
+def read_groups(path: Path) -> Iterator[dict]:
+    """Groups of completions: the records of a run's samples.jsonl, or the samples of an evaluation by problem, right ones with reward 1."""
+    by_problem: dict[int, list[dict]] = {}
+    for where, record in read_jsonl(path):
+        if isinstance(record, dict) and "completions" in record:
+            require(record, GROUP, where, "a group of a samples.jsonl")
+            for i, completion in enumerate(record["completions"], 1):
+                require(completion, COMPLETION, f"{where}, completion {i}", "a group of a samples.jsonl")
+            yield record
+        else:
+            require(record, SAMPLE, where, "a sample of a run or an evaluation")
+            by_problem.setdefault(record["problem"], []).append(record | {"reward": float(record["correct"])})
+    for samples in by_problem.values():
+        yield {"id": samples[0].get("id"), "answer": samples[0]["gold"], "completions": samples}
+
+
+# ------------------------------------------------------------------------------------------------ compare
+
+RESAMPLES = 10_000
+
+
+def paired_bootstrap(differences: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """(mean, low, high): mean over benchmarks of the mean difference over problems, and its 95 % percentile interval over problems.
+
+    One sequence per benchmark with the difference of the two models on each problem. Problems are drawn within each benchmark, so the interval
+    holds for problems like these, with the completions sampled anew; it knows nothing of how another training run would have ended.
+    """
+    from scipy.stats import bootstrap
+
+    samples = [np.asarray(difference, float) for difference in differences]
+    centre = float(np.mean([sample.mean() for sample in samples]))
+    if any(len(sample) < 2 for sample in samples):
+        return centre, -np.inf, np.inf
+    interval = bootstrap(samples, lambda *parts, axis: np.mean([part.mean(axis) for part in parts], 0), vectorized=True, n_resamples=RESAMPLES,
+                         batch=max(1, 10**7 // sum(map(len, samples))), method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return centre, float(interval.low), float(interval.high)
+
+
+def conclusion(centre: float, low: float, high: float, n: str, unit: str = "points") -> str:
+    """What a difference A - B with its interval allows to say."""
+    spread = max(high - centre, centre - low)
+    if not np.isfinite(spread):
+        return f"A - B = {centre:+.1f} {unit}: one problem says nothing"
+    verdict = f"{'A' if low > 0 else 'B'} is ahead" if low > 0 or high < 0 else "not distinguishable"
+    return f"A - B = {centre:+.1f} ± {spread:.1f} {unit}: {verdict} at n = {n}"
+
+
+def measures(a: dict[int, list[dict]], b: dict[int, list[dict]]) -> dict[str, list[tuple[float, float]]]:
+    """Values (of a, of b) on each problem of one benchmark: accuracy and pass@k in points, effective strategies where both have enough right answers."""
+    pairs = [(a[problem], b[problem]) for problem in a]
+    k = 2 ** (min(len(samples) for pair in pairs for samples in pair).bit_length() - 1)
+
+    def right(samples: list[dict]) -> int:
+        return sum(sample["correct"] for sample in samples)
+
+    found = {"accuracy": [tuple(100 * right(samples) / len(samples) for samples in pair) for pair in pairs]}
+    if k > 1:
+        found[f"pass@{k}"] = [tuple(100 * pass_at_k(len(samples), right(samples), k) for samples in pair) for pair in pairs]
+    labels = [tuple([str(sample["label"]) for sample in samples if sample["correct"]][:STRATEGY_SAMPLES] for samples in pair)
+              for pair in pairs if all("label" in sample for samples in pair for sample in samples)]
+    enough = [pair for pair in labels if min(map(len, pair)) == STRATEGY_SAMPLES]
+    if enough:
+        found["strategies"] = [tuple(map(effective_labels, pair)) for pair in enough]
+    return found
+
+
+def require_same_problems(a: Evaluation, b: Evaluation) -> list[str]:
+    """The benchmarks of both; ValueError where there is none or one of them holds other problems."""
+    common = [name for name in a.problems if name in b.problems]
+    if not common:
+        raise ValueError(f"{a.path} and {b.path} have no benchmark in common ({', '.join(a.problems)} and {', '.join(b.problems)})")
+    for name in common:
+        keys = [{problem: (samples[0].get("id"), samples[0]["gold"]) for problem, samples in side.problems[name].items()} for side in (a, b)]
+        if keys[0] != keys[1]:
+            place = min(problem for problem in keys[0].keys() | keys[1].keys() if keys[0].get(problem) != keys[1].get(problem))
+            raise ValueError(f"{a.path} and {b.path} did not see the same problems of {name}: problem {place} is {keys[0].get(place)} and {keys[1].get(place)}")
+    return common
+
+
+def compare_two(a: Evaluation, b: Evaluation) -> list[str]:
+    """Table and sentences for one pair."""
+    common = require_same_problems(a, b)
+    lines = [f"A  {a.model}  ({a.path})", f"B  {b.model}  ({b.path})"]
+    settings = [{key: value for key, value in side.results[common[0]].get("settings", {}).items() if key not in ("benchmarks", "slots", "label", "seed")} for side in (a, b)]
+    lines += [f"   note: {key} differs, {settings[0].get(key)!r} and {settings[1].get(key)!r}" for key in settings[0].keys() | settings[1].keys()
+              if settings[0].get(key) != settings[1].get(key)]
+    left_out = [name for name in [*a.problems, *b.problems] if name not in common]
+    lines += [f"   note: only one of them has {', '.join(left_out)}"] if left_out else []
+    lines.append(f"\n{'':<34}{'A':>8}{'B':>8}{'A - B':>8}   95 % interval{'problems':>12}")
+    by_measure: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {}
+    for name in common:
+        for measure, pairs in measures(a.problems[name], b.problems[name]).items():
+            by_measure.setdefault(measure, []).append((name, pairs))
+    sentences = []
+    for measure, parts in by_measure.items():
+        for name, chosen in [*((name, [pairs]) for name, pairs in parts), *([("average", [pairs for _, pairs in parts])] if len(parts) > 1 else [])]:
+            means = [float(np.mean([np.mean([pair[side] for pair in pairs]) for pairs in chosen])) for side in (0, 1)]
+            figures = paired_bootstrap([[x - y for x, y in pairs] for pairs in chosen])
+            digits, n = 2 if measure == "strategies" else 1, sum(map(len, chosen))
+            lines.append(f"{name + ' ' + measure:<34}{means[0]:>8.{digits}f}{means[1]:>8.{digits}f}{figures[0]:>+8.{digits}f}   [{figures[1]:+.{digits}f}, {figures[2]:+.{digits}f}]{n:>12}")
+        sentences.append(f"{name}, {measure}: " + conclusion(*figures, str(n), *(["strategies"] if measure == "strategies" else [])))
+    return [*lines, "", *sentences]
+
+
+def expected_maximum(k: int) -> float:
+    """Mean of the largest of k independent standard normal numbers: k times the integral of x phi(x) Phi(x)^(k-1)."""
+    from scipy.integrate import quad
+    from scipy.stats import norm
+
+    return quad(lambda x: k * x * norm.pdf(x) * norm.cdf(x) ** (k - 1), -9, 9)[0]
+
+
+def gain_of_choosing(scores_KN: np.ndarray) -> float:
+    """What the best of K equally good checkpoints gains by chance on N problems: the bootstrap mean of max_k (resampled mean - mean of k).
+
+    How hard the drawn problems are is common to all K and adds 0 on average; what remains is the noise by which checkpoints differ.
+    """
+    rng, N = np.random.default_rng(0), scores_KN.shape[1]
+    counts_RN = rng.multinomial(N, np.full(N, 1 / N), size=2000)
+    return float((counts_RN @ (scores_KN - scores_KN.mean(1, keepdims=True)).T / N).max(1).mean())
+
+
+def curve(title: str, rows: list[tuple[str, float, float, float | None]], gain: float, bound: str) -> list[str]:
+    """Checkpoints of one run, rows of (step, accuracy, standard error, effective strategies) in 0..1, as lines for people."""
+    best = max(rows, key=lambda row: row[1])
+    lines = [f"\n{title}", f"{'step':>8}{'accuracy':>18}{'strategies':>12}"]
+    for step, accuracy, error, strategies in rows:
+        lines.append(f"{step:>8}{100 * accuracy:>10.1f} ± {100 * error:<5.1f}{'-' if strategies is None else format(strategies, '.2f'):>12}   " + "#" * round(50 * accuracy))
+    return [*lines, f"warning: the best is step {best[0]} with {100 * best[1]:.1f}, but the best of {len(rows)} equally good checkpoints gains {bound}{100 * gain:.1f} points by chance "
+                    "alone; report the last one, or choose on other problems than you report"]
+
+
+CHECKPOINT = re.compile(r"(.*?)/(?:checkpoints/step-(\d+)/policy|(final))/?")
+
+
+def compare(paths: Sequence[Path]) -> str:
+    """Evaluations against the first of them, and checkpoints of one run as a curve."""
+    runs = [read_run(path) for path in paths if not (path / "results.jsonl").exists() and (path.is_file() or (path / "metrics.jsonl").exists())]
+    evaluations = [read_evaluation(path) for path in paths if path not in [run.path for run in runs]]
+    if len(evaluations) == 1 and not runs:
+        raise ValueError(f"{paths[0]} alone: name another evaluation to compare it with")
+    lines = []
+    for other in evaluations[1:]:
+        lines += [*compare_two(evaluations[0], other), ""]
+    if len(evaluations) > 2:
+        lines.append(f"note: {len(evaluations) - 1} comparisons, each with its own 95 %; of 20 comparisons of equal models one is expected to exclude 0")
+    if len(evaluations) > 1:
+        lines.append("note: intervals are over problems and samples of these very models; whether one recipe beats another takes several training seeds of each")
+    by_run: dict[str, list[tuple[float, str, Evaluation]]] = {}
+    for evaluation in evaluations:
+        if match := CHECKPOINT.fullmatch(evaluation.model):
+            by_run.setdefault(match[1], []).append((float(match[2] or "inf"), match[3] or str(int(match[2])), evaluation))
+    for run, found in by_run.items():
+        found.sort(key=lambda item: item[0])
+        for name in found[0][2].problems if len(found) > 1 else ():
+            mine = [(step, evaluation) for _, step, evaluation in found if name in evaluation.problems]
+            for _, evaluation in mine[1:]:
+                require_same_problems(mine[0][1], evaluation)
+            scores_KN = np.array([[np.mean([sample["correct"] for sample in samples]) for samples in evaluation.problems[name].values()] for _, evaluation in mine])
+            rows = [(step, row.mean(), standard_error(row.tolist()), evaluation.results[name].get("effective_strategies")) for (step, evaluation), row in zip(mine, scores_KN)]
+            lines += curve(f"checkpoints of {run} on {name}", rows, gain_of_choosing(scores_KN), "")
+    for run in runs:
+        if not run.evals:
+            raise ValueError(f"{run.path} has no evaluations; compare needs some")
+        for name in dict.fromkeys(record["benchmark"] for record in run.evals):
+            rows = [(str(record["step"]), record["accuracy"], record["accuracy_se"], record.get("effective_strategies")) for record in run.evals if record["benchmark"] == name]
+            lines += curve(f"{run.path} on {name}", rows, expected_maximum(len(rows)) * max(row[2] for row in rows), "up to ")
+    return "\n".join(lines).strip("\n")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("compare", help="evaluations on the same problems against the first; checkpoints of one run as a curve")
+    command.add_argument("paths", nargs="+", type=Path, metavar="EVAL_OR_RUN")
+    args = parser.parse_args(argv)
+    match args.command:
+        case "compare":
+            print(compare(args.paths))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
