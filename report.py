@@ -12,17 +12,17 @@ imports the figures of a step and the trackers from here, so whatever takes long
 import argparse
 import json
 import re
-import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from config import build, import_function, parse_value
-from eval import STRATEGY_SAMPLES, effective_labels, opening, pass_at_k, standard_error, summarize, write_jsonl
+from eval import STRATEGY_SAMPLES, effective_labels, load_tokenizer, opening, pass_at_k, standard_error, summarize, write_jsonl
+from grader import Grader
 from ranks import run_main
+from records import GROUP, SAMPLE, Evaluation, beside, read_evaluation, read_jsonl, read_run, require
 
 # ------------------------------------------------------------------------------------------------ a step of the trainer
 
@@ -77,117 +77,8 @@ def before_and_after(run_dir: Path) -> str:
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------ reading
-
-NUMBER = (int, float)
-TRAIN = {"step": int, "reward": NUMBER, "accuracy": NUMBER}
-EVAL = {"step": int, "benchmark": str, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
-GROUP = {"step": int, "position": int, "completions": list}
-COMPLETION = {"text": str, "correct": bool, "reward": NUMBER, "smi": NUMBER, "weight": NUMBER, "adjusted": NUMBER, "advantage": NUMBER}
-SAMPLE = {"problem": int, "sample": int, "text": str, "gold": str, "correct": bool}
-RESULT = {"model": str, "benchmark": str, "samples": int, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
-
-
-def require(record: object, schema: dict, where: str, what: str) -> None:
-    """ValueError unless `record` has the keys of `schema` with values of their types."""
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: {json.dumps(record)[:60]} is not {what}")
-    for key, kind in schema.items():
-        if not isinstance(record.get(key), kind) or isinstance(record[key], bool) != (kind is bool):
-            found = f"is {json.dumps(record[key])[:60]}" if key in record else "is missing"
-            raise ValueError(f"{where}: {key!r} {found}, so this is not {what}")
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
-    """("file, line n", value) of every line; ValueError for a missing or empty file and a line that is not JSON.
-
-    A last line without its newline that cannot be read is being written this moment, and is left out.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    number = 0
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                if line.endswith("\n"):
-                    raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
-    if not number:
-        raise ValueError(f"{path} is empty")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a metrics.jsonl holds, and where the groups are."""
-    path: Path
-    label: str                                          # config file and overrides but for [run]: the same for all seeds of a recipe
-    recipe: str                                         # resolved settings but for [run]
-    config: dict
-    train: list[dict]
-    evals: list[dict]
-    samples: Path | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A folder of eval.py: its records, and of each benchmark the samples of every problem in order, without their texts."""
-    path: Path
-    model: str
-    results: dict[str, dict]
-    problems: dict[str, dict[int, list[dict]]]
-
-
-def read_run(path: Path) -> Run:
-    file = path / "metrics.jsonl" if path.is_dir() else path
-    config, argv, records = None, [], {"train": [], "eval": []}
-    for where, record in read_jsonl(file):
-        require(record, {"kind": str}, where, "a record of a metrics.jsonl")
-        if record["kind"] == "run":
-            require(record, {"config": dict, "argv": list}, where, "a run record")
-            config, argv = record["config"], record["argv"]
-        elif record["kind"] in records:
-            require(record, TRAIN if record["kind"] == "train" else EVAL, where, f"a record of kind {record['kind']}")
-            records[record["kind"]].append(record)
-    if config is None:
-        raise ValueError(f"{file}: no record of kind \"run\", so this is not a metrics.jsonl of the trainer")
-    names = [Path(word).stem if word.endswith(".toml") else word for word in argv[1:] if not word.startswith(("-", "run."))]
-    settings = {section: values for section, values in config.items() if section != "run"}
-    samples = file.with_name("samples.jsonl")
-    return Run(path, " ".join(names) or path.name, json.dumps(settings, sort_keys=True), config, records["train"], records["eval"],
-               samples if file.name == "metrics.jsonl" and samples.is_file() else None)
-
-
-def read_evaluation(folder: Path, texts: bool = False) -> Evaluation:
-    """`texts` keeps everything of the samples."""
-    results, problems = {}, {}
-    for where, record in read_jsonl(folder / "results.jsonl"):
-        require(record, RESULT, where, "a record of an evaluation")
-        results[record["benchmark"]], found = record, {}
-        for line, sample in read_jsonl(folder / f"{record['benchmark']}.samples.jsonl"):
-            require(sample, SAMPLE, line, "a sample of an evaluation")
-            found.setdefault(sample["problem"], []).append(sample if texts else {key: sample[key] for key in ("id", "sample", "gold", "correct", "label") if key in sample})
-        problems[record["benchmark"]] = {problem: sorted(found[problem], key=lambda sample: sample["sample"]) for problem in sorted(found)}
-    return Evaluation(folder, record["model"], results, problems)
-
-
-def read_groups(path: Path) -> Iterator[dict]:
-    """Groups of completions: the records of a run's samples.jsonl, or the samples of an evaluation by problem, right ones with reward 1."""
-    by_problem: dict[int, list[dict]] = {}
-    for where, record in read_jsonl(path):
-        if isinstance(record, dict) and "completions" in record:
-            require(record, GROUP, where, "a group of a samples.jsonl")
-            for i, completion in enumerate(record["completions"], 1):
-                require(completion, COMPLETION, f"{where}, completion {i}", "a group of a samples.jsonl")
-            yield record
-        else:
-            require(record, SAMPLE, where, "a sample of a run or an evaluation")
-            by_problem.setdefault(record["problem"], []).append(record | {"reward": float(record["correct"])})
-    for samples in by_problem.values():
-        yield {"id": samples[0].get("id"), "answer": samples[0]["gold"], "completions": samples}
-
-
 # ------------------------------------------------------------------------------------------------ compare
+
 
 RESAMPLES = 10_000
 
@@ -341,15 +232,95 @@ def compare(paths: Sequence[Path]) -> str:
     return "\n".join(lines).strip("\n")
 
 
+# ------------------------------------------------------------------------------------------------ regrade
+
+
+REGRADED = 256                                          # records graded at a time
+
+
+def regrade(path: Path, begun: str | None, out: Path | None) -> str:
+    """Verdicts of all kept completions of a run or an evaluation by the grader as it is now, against those that were written.
+
+    `begun` is what the chat template writes of the assistant's turn, None to ask the tokenizer at the config's model.path. With `out`, samples
+    with the new verdicts and results made of them go there; a run's rewards and advantages stay what the policy was trained with.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*samples.jsonl"))
+    if not files:
+        raise ValueError(f"{path} has no samples.jsonl and no *.samples.jsonl")
+    if out is not None and out.resolve() == files[0].parent.resolve():
+        raise ValueError(f"--out {out} would overwrite the samples; name another folder")
+    config = beside(path)
+    if begun is None:
+        folder = config.get("model", {}).get("path", "")
+        if not Path(folder).is_dir():
+            raise ValueError(f'model.path = {folder!r} is no folder here, so what its chat template writes of a turn is not known; give it as --opening, "" for nothing')
+        begun = opening(load_tokenizer(folder))
+    settings = {**config.get("reward", {}), **config.get("output", {})}
+    lines, results = [], []
+    with Grader(settings.get("workers", 2), settings.get("timeout_s", 5.0), settings.get("require_box", True)) as grader:
+        for file in files:
+            reader, kept, examples, changes, before, after = read_jsonl(file), [], [], Counter(), [], []
+            while chunk := list(islice(reader, REGRADED)):
+                pairs = []
+                for where, record in chunk:
+                    of_run = isinstance(record, dict) and "completions" in record
+                    require(record, GROUP | {"answer": str} if of_run else SAMPLE, where, "a sample of a run or an evaluation")
+                    for completion in record["completions"] if of_run else [record]:
+                        require(completion, {"text": str, "correct": bool}, where, "a sample of a run or an evaluation")
+                        pairs.append((where, completion, record["answer" if of_run else "gold"]))
+                grades = grader.grade_batch([begun + completion["text"] for _, completion, _ in pairs], [gold for *_, gold in pairs])
+                for (where, completion, gold), item in zip(pairs, grades):
+                    before.append(completion["correct"])
+                    after.append(item.correct)
+                    if completion["correct"] != item.correct:
+                        changes[f"{completion.get('reason')} -> {item.reason}"] += 1
+                        examples.append(f"    {where}: {item.answer!r} for {gold!r}")
+                    completion |= {"correct": item.correct, "reason": item.reason, "answer": item.answer}
+                kept += [record for _, record in chunk] if out is not None else []
+            lines.append(f"{file}: {len(after)} completions, accuracy {np.mean(before):.4f} -> {np.mean(after):.4f}, {len(examples)} verdicts changed")
+            lines += [f"{count:>8}  {change}" for change, count in changes.most_common()] + examples[:10]
+            if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                write_jsonl(out / file.name, kept)
+                if "completions" not in kept[0]:
+                    results.append(summarize(file.name.removesuffix(".samples.jsonl"), kept))
+    if results:
+        written = path / "results.jsonl"
+        old = {record["benchmark"]: record for _, record in read_jsonl(written)} if written.exists() else {}
+        write_jsonl(out / "results.jsonl", [{"model": str(path), **old.get(record["benchmark"], {}), **record} for record in results])
+    return "\n".join(lines)
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("compare", help="evaluations on the same problems against the first; checkpoints of one run as a curve")
     command.add_argument("paths", nargs="+", type=Path, metavar="EVAL_OR_RUN")
+    for name, text in (("consistency", "do rewards differ where texts do?"), ("kernel", "is this embedder fit for DRA on these texts?")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("path", type=Path, metavar="SAMPLES")
+        command.add_argument("overrides", nargs="*", metavar="dra.key=value", help="settings instead of those in the config.toml beside the samples, such as dra.embedder")
+        command.add_argument("--groups", type=int, default=1000, help="groups that are looked at, evenly spaced over the file (default 1000)")
+        if name == "kernel":
+            command.add_argument("--label", default="", help='"path.py:function" called with (text, record), instead of the labels in the file')
+    command = commands.add_parser("regrade", help="grades all kept completions again")
+    command.add_argument("path", type=Path, metavar="RUN_OR_EVAL")
+    command.add_argument("--opening", help="what the chat template writes of the assistant's turn; by default that of the tokenizer at model.path")
+    command.add_argument("--out", type=Path, help="folder for samples and results with the new verdicts")
     args = parser.parse_args(argv)
     match args.command:
         case "compare":
             print(compare(args.paths))
+        case "consistency":
+            from kernel import consistency
+
+            print(consistency(args.path, args.overrides, args.groups))
+        case "kernel":
+            from kernel import kernel
+
+            print(kernel(args.path, args.overrides, args.groups, args.label))
+        case "regrade":
+            print(regrade(args.path, args.opening, args.out))
     return 0
 
 
