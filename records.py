@@ -1,7 +1,7 @@
 """Reads metrics.jsonl, samples.jsonl and results.jsonl; a file that is missing, empty or of another kind is a ValueError with file and line."""
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,15 @@ def read_evaluation(folder: Path, texts: bool = False) -> Evaluation:
             found.setdefault(sample["problem"], []).append(sample if texts else {key: sample[key] for key in ("id", "sample", "gold", "correct", "label") if key in sample})
         problems[record["benchmark"]] = {problem: sorted(found[problem], key=lambda sample: sample["sample"]) for problem in sorted(found)}
     return Evaluation(folder, record["model"], results, problems)
+
+
+def read_any(paths: Sequence[Path]) -> tuple[list[Run], list[Evaluation]]:
+    """A folder with results.jsonl is an evaluation; one with metrics.jsonl, or a file, is a run."""
+    is_run = {path: path.is_file() or not (path / "results.jsonl").exists() and (path / "metrics.jsonl").exists() for path in paths}
+    for path, run in is_run.items():
+        if not run and not (path / "results.jsonl").exists():
+            raise ValueError(f"{path} " + ("has neither metrics.jsonl nor results.jsonl" if path.is_dir() else "does not exist"))
+    return [read_run(path) for path, run in is_run.items() if run], [read_evaluation(path) for path, run in is_run.items() if not run]
 
 
 def read_groups(path: Path) -> Iterator[dict]:

@@ -22,7 +22,7 @@ import numpy as np
 from eval import STRATEGY_SAMPLES, effective_labels, load_tokenizer, opening, pass_at_k, standard_error, summarize, write_jsonl
 from grader import Grader
 from ranks import run_main
-from records import GROUP, SAMPLE, Evaluation, beside, read_evaluation, read_jsonl, read_run, require
+from records import GROUP, SAMPLE, Evaluation, beside, read_any, read_jsonl, require
 
 # ------------------------------------------------------------------------------------------------ a step of the trainer
 
@@ -199,8 +199,7 @@ CHECKPOINT = re.compile(r"(.*?)/(?:checkpoints/step-(\d+)/policy|(final))/?")
 
 def compare(paths: Sequence[Path]) -> str:
     """Evaluations against the first of them, and checkpoints of one run as a curve."""
-    runs = [read_run(path) for path in paths if not (path / "results.jsonl").exists() and (path.is_file() or (path / "metrics.jsonl").exists())]
-    evaluations = [read_evaluation(path) for path in paths if path not in [run.path for run in runs]]
+    runs, evaluations = read_any(paths)
     if len(evaluations) == 1 and not runs:
         raise ValueError(f"{paths[0]} alone: name another evaluation to compare it with")
     lines = []
@@ -252,7 +251,7 @@ def regrade(path: Path, begun: str | None, out: Path | None) -> str:
     config = beside(path)
     if begun is None:
         folder = config.get("model", {}).get("path", "")
-        if not Path(folder).is_dir():
+        if not (folder and Path(folder).is_dir()):
             raise ValueError(f'model.path = {folder!r} is no folder here, so what its chat template writes of a turn is not known; give it as --opening, "" for nothing')
         begun = opening(load_tokenizer(folder))
     settings = {**config.get("reward", {}), **config.get("output", {})}
@@ -296,6 +295,10 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("compare", help="evaluations on the same problems against the first; checkpoints of one run as a curve")
     command.add_argument("paths", nargs="+", type=Path, metavar="EVAL_OR_RUN")
+    command = commands.add_parser("page", help="curves and completion groups in one HTML page")
+    command.add_argument("paths", nargs="+", type=Path, metavar="RUN_OR_EVAL")
+    command.add_argument("--out", type=Path, default=Path("runs/page"), help="folder for index.html and its PNGs (default runs/page)")
+    command.add_argument("--groups", type=int, default=4, help="prompts whose completions are shown, 0 for none (default 4)")
     for name, text in (("consistency", "do rewards differ where texts do?"), ("kernel", "is this embedder fit for DRA on these texts?")):
         command = commands.add_parser(name, help=text)
         command.add_argument("path", type=Path, metavar="SAMPLES")
@@ -311,6 +314,11 @@ def main(argv: list[str]) -> int:
     match args.command:
         case "compare":
             print(compare(args.paths))
+        case "page":
+            from page import write_page
+
+            runs, evaluations = read_any(args.paths)
+            print("\n".join(f"written {path}" for path in write_page(runs, evaluations, args.out, args.groups)))
         case "consistency":
             from kernel import consistency
 
