@@ -21,7 +21,7 @@ from reward import group_advantages
 
 STYLES = [("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"), ("#CC79A7", ":", "D"), ("#000000", (0, (5, 1, 1, 1, 1, 1)), "v"),
           ("#E69F00", (0, (8, 3)), "P"), ("#56B4E9", (0, (3, 1, 1, 1)), "X"), ("#7F7F7F", (0, (1, 3)), "*")]      # Okabe and Ito's colours
-TEXT = {"text.parse_math": False, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
+TEXT = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
 LEARNING = {"reward": "raw reward", "accuracy": "accuracy", "modes": "effective strategies in a group", "entropy": "entropy, nats per token"}
 HEALTH = {"length": "tokens of a completion", "truncated": "share cut at the limit", "kl": "KL to the reference, nats per token", "gap": "log-prob gap of sampler and learner",
           "zero_advantage": "share of groups without advantage", "similarity": "mean cosine in a group"}
@@ -37,7 +37,7 @@ def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         found.setdefault(run.recipe, []).append(run)
     labels = [seeds[0].label for seeds in found.values()]
-    return {(f"{label} ({seeds[0].path.name})" if labels.count(label) > 1 else label): seeds for label, seeds in zip(labels, found.values())}
+    return {(f"{label} ({seeds[0].path.name or seeds[0].path})" if labels.count(label) > 1 else label): seeds for label, seeds in zip(labels, found.values())}
 
 
 def values_of(seeds: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -57,6 +57,12 @@ def smooth(values_SK: np.ndarray, window: int) -> np.ndarray:
     return np.where(counts > 0.5, sums / np.maximum(counts, 1), np.nan)
 
 
+def plain(label: str) -> str:
+    """A label as matplotlib shall print it: of bearable length, no formula, and not left out of the legend because of an underscore in front."""
+    label = label if len(label) <= 56 else f"{label[:20]} … {label[-32:]}"
+    return (f" {label}" if label.startswith("_") else label).replace("$", "\\$")
+
+
 def lines(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], title: str) -> None:
     """(x, values (S, K)) of each recipe: mean of the seeds and the band they span."""
     for i, (x_K, values_SK) in enumerate(curves):
@@ -67,7 +73,7 @@ def lines(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], title: str)
         ax.plot(x_K, values_SK.mean(0), color=color, linestyle=style, marker=marker, markersize=4, markevery=(i * every // max(len(curves), 1), every), linewidth=1.4)
         if len(values_SK) > 1:
             ax.fill_between(x_K, values_SK.min(0), values_SK.max(0), color=color, alpha=0.2, linewidth=0)
-    ax.set_title(title, fontsize=9)
+    ax.set_title(plain(title), fontsize=9)
 
 
 def grid(titles: Sequence[str], labels: Sequence[str], draw: Callable[[Axes, int], None], xlabel: str) -> Figure:
@@ -86,24 +92,23 @@ def grid(titles: Sequence[str], labels: Sequence[str], draw: Callable[[Axes, int
             ax.set_axis_off()
     handles = [figure.axes[0].plot([], [], color=color, linestyle=style, marker=marker, markersize=4, linewidth=1.4)[0] for color, style, marker in
                (STYLES[i % len(STYLES)] for i in range(len(labels)))]
-    if labels:                                          # matplotlib drops labels that begin with an underscore
-        figure.legend(handles, [f" {label}" if label.startswith("_") else label for label in labels], loc="upper center", ncols=columns, fontsize=8, frameon=False, handlelength=4.5)
+    if labels:
+        figure.legend(handles, [plain(label) for label in labels], loc="upper center", ncols=columns, fontsize=8, frameon=False, handlelength=4.5)
     return figure
 
 
-def training_figure(recipes: dict[str, list[Run]], panels: dict[str, str], window: int) -> Figure | None:
-    """Keys of the train records over steps; panels nobody has a value for are left out, and so is a KL that is 0 everywhere."""
+def training_figure(recipes: dict[str, list[Run]], panels: dict[str, str], window: int) -> tuple[Figure | None, str]:
+    """(figure, titles of what is 0 in all runs and not drawn): keys of the train records over steps; nobody's keys are left out."""
     curves = {key: [values_of(seeds, key) for seeds in recipes.values()] for key in panels}
-    shown = [key for key in panels if any(np.isfinite(values).any() and (key != "kl" or np.nanmax(np.abs(values)) > 0) for _, values in curves[key])]
+    known = [key for key in panels if any(np.isfinite(values).any() for _, values in curves[key])]
+    shown = [key for key in known if any(np.nan_to_num(values).any() for _, values in curves[key])]
     if not shown:
-        return None
+        return None, ""
 
     def draw(ax: Axes, i: int) -> None:
         lines(ax, [(steps, smooth(values, window)) for steps, values in curves[shown[i]]], panels[shown[i]])
-        if shown[i] == "gap" and any((values > 0).any() for _, values in curves["gap"]):
-            ax.set_yscale("log")
 
-    return grid([panels[key] for key in shown], list(recipes), draw, "step")
+    return grid([panels[key] for key in shown], list(recipes), draw, "step"), ", ".join(panels[key] for key in known if key not in shown)
 
 
 def time_figure(recipes: dict[str, list[Run]], window: int) -> Figure | None:
@@ -117,6 +122,8 @@ def time_figure(recipes: dict[str, list[Run]], window: int) -> Figure | None:
         label, seeds = list(timed.items())[i]
         lines(ax, [(steps, smooth(values.mean(0, keepdims=True), window)) for steps, values in (values_of(seeds, part) for part in parts)], label)
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("")
         ax.set_ylabel("seconds", fontsize=8)
 
     return grid(list(timed), [part.removesuffix("_s") for part in parts], draw, "step")
@@ -167,6 +174,7 @@ def pass_figure(recipes: dict[str, list[Run]], evaluations: Sequence[Evaluation]
             curves.append((np.array(ks, float), np.array([[table[k] for k in ks] for table in tables], float)))
         lines(ax, curves, f"{benchmarks[i]}: pass@k")
         ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
 
     return grid(benchmarks, list(groups), draw, "k")
 
@@ -182,15 +190,19 @@ def plain_advantages(group: dict, config: dict) -> list[float]:
 
 
 def telling_groups(run: Run, most: int) -> list[tuple[int, int]]:
-    """(step, position) of the group of a step in which DRA moved the advantages most, for at most `most` steps evenly spaced over the run."""
-    best: dict[int, tuple[float, int]] = {}
+    """(step, position) of the group of a step in which DRA moved the advantages most, for at most `most` steps evenly spaced over the run.
+
+    In turn of groups with different raw rewards, and of those with equal ones, where the advantages would be 0 without DRA; the other kind if a step has none.
+    """
+    best: dict[int, dict[bool, tuple[float, int]]] = {}
     for group in read_groups(run.samples):
         if "step" in group and len(group["completions"]) > 1:
-            moved = sum(abs(completion["advantage"] - plain) for completion, plain in zip(group["completions"], plain_advantages(group, run.config)))
-            best[group["step"]] = max(best.get(group["step"], (-1.0, 0)), (moved, -group["position"]))
+            moved = sum(abs(completion["advantage"] - value) for completion, value in zip(group["completions"], plain_advantages(group, run.config)))
+            kinds, equal = best.setdefault(group["step"], {}), len({completion["reward"] for completion in group["completions"]}) == 1
+            kinds[equal] = max(kinds.get(equal, (-1.0, 0)), (moved, -group["position"]))
     steps = sorted(best)
     chosen = dict.fromkeys(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int).tolist())
-    return [(steps[i], -best[steps[i]][1]) for i in chosen]
+    return [(steps[i], -best[steps[i]].get(turn % 2 == 1, next(iter(best[steps[i]].values())))[1]) for turn, i in enumerate(chosen)]
 
 
 def bar(value: float, largest: float) -> str:
@@ -202,8 +214,7 @@ def bar(value: float, largest: float) -> str:
 
 def group_table(run: Run, group: dict, label: str) -> str:
     """One group of one run; right answers first, and the ones DRA prefers before the others."""
-    plain = plain_advantages(group, run.config)
-    rows = sorted(zip(group["completions"], plain), key=lambda pair: (-pair[0]["correct"], -pair[0]["weight"]))
+    rows = sorted(zip(group["completions"], plain_advantages(group, run.config)), key=lambda pair: (-pair[0]["correct"], -pair[0]["weight"]))
     largest = max(max(abs(completion["advantage"]), abs(value)) for completion, value in rows)
     body = []
     for completion, value in rows:
@@ -228,18 +239,18 @@ def groups_html(runs: Sequence[Run], most: int) -> str:
         first = found[runs.index(chooser)][key]
         tables = [group_table(run, groups[key], f"{run.label} ({run.path.name})") for run, groups in zip(runs, found) if key in groups and groups[key].get("id") == first.get("id")]
         parts.append(f'<h3>Step {key[0]}: {html.escape(str(first.get("problem", first.get("id"))))[:500]}</h3><div class="side">{"".join(tables)}</div>')
-    return ("<h2>Completion groups</h2><p>Of steps spread over the run, the prompt where DRA moved the advantages most. Weight multiplies a positive raw reward; the two last columns show "
+    return ("<h2>Completion groups</h2><p>Of steps spread over the run, the prompt where DRA moved the advantages most, in turn among those with different and with equal raw rewards. Weight multiplies a positive raw reward; the two last columns show "
             "the advantage without and with it (solid to the right: made more likely; striped to the left: less).</p>" + "".join(parts))
 
 
 # ------------------------------------------------------------------------------------------------ the page
 
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1500px;padding:0 1em;color:#111;background:#fff}
+STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1700px;padding:0 1em;color:#111;background:#fff}
 img{max-width:100%;height:auto}figure{margin:1.5em 0}figcaption{max-width:60em;color:#333}table{border-collapse:collapse}
-th,td{text-align:left;vertical-align:top;padding:.3em .6em;border-bottom:1px solid #ccc}th{font-size:.85em}td{font-variant-numeric:tabular-nums}
-.side{display:flex;flex-wrap:wrap;gap:2em}.group{flex:1 1 44em;min-width:0;overflow-x:auto}.text{min-width:16em}
+th,td{text-align:left;vertical-align:top;padding:.3em .4em;border-bottom:1px solid #ccc}th{font-size:.85em}td{font-variant-numeric:tabular-nums}
+.side{display:flex;flex-wrap:wrap;gap:2em}.group{flex:1 1 42em;min-width:0;overflow-x:auto;font-size:.9em}.text{min-width:13em}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;max-height:12em;overflow:auto;font-size:.85em;unicode-bidi:isolate}
-.bar div{position:relative;width:7em;height:.7em;background:linear-gradient(#777,#777) 50%/1px 100% no-repeat #eee}.bar i{position:absolute;top:0;bottom:0}
+.bar div{position:relative;width:6em;height:.7em;background:linear-gradient(#777,#777) 50%/1px 100% no-repeat #eee}.bar i{position:absolute;top:0;bottom:0}
 .up{background:#0072B2}.down{background:repeating-linear-gradient(45deg,#D55E00 0 3px,#fff 3px 5px)}"""
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -251,17 +262,20 @@ def write_page(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: Path
     about = f"Running mean over {window} steps. " if window > 1 else ""
     about += "Line: mean of the seeds; band: lowest to highest." if any(len(seeds) > 1 for seeds in recipes.values()) else "One seed each."
     with rc_context(TEXT):
-        figures = {"learning": (training_figure(recipes, LEARNING, window), f"During training. {about}"), "health": (training_figure(recipes, HEALTH, window), f"During training. {about}"),
-                   "time": (time_figure(recipes, window), f"Seconds of a step by part. Running mean over {window} steps; mean of the seeds."),
-                   "evaluation": (evaluation_figure(recipes), "Evaluations of the runs. Line: mean of the seeds; band: lowest to highest."),
-                   "pass_at_k": (pass_figure(recipes, evaluations), "Unbiased pass@k, mean over problems.")}
+        figures = {}
+        for name, panels in (("learning", LEARNING), ("health", HEALTH)):
+            figure, zeros = training_figure(recipes, panels, window)
+            figures[name] = figure, f"During training. {about}" + (f" 0 in all runs and not drawn: {zeros}." if zeros else "")
+        figures |= {"time": (time_figure(recipes, window), "Seconds of a step by part, mean of the seeds." + (f" Running mean over {window} steps." if window > 1 else "")),
+                    "evaluation": (evaluation_figure(recipes), "Evaluations of the runs. Line: mean of the seeds; band: lowest to highest."),
+                    "pass_at_k": (pass_figure(recipes, evaluations), "Unbiased pass@k, mean over problems.")}
         out.mkdir(parents=True, exist_ok=True)
         written = []
         for name, (figure, _) in figures.items():
             if figure is not None:
                 figure.savefig(out / f"{name}.png", dpi=110)
                 written.append(out / f"{name}.png")
-    rows = [(label, ", ".join(str(run.path) for run in seeds), f"{len(seeds)} seeds, {max((record['step'] for run in seeds for record in run.train), default=0)} steps") for label, seeds in recipes.items()]
+    rows = [(label, ", ".join(str(run.path) for run in seeds), f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {max((record['step'] for run in seeds for record in run.train), default=0)} steps") for label, seeds in recipes.items()]
     rows += [(evaluation.model, str(evaluation.path), "; ".join(f"{name} {100 * record['accuracy']:.1f} ± {100 * record['accuracy_se']:.1f} (avg@{record['samples']})"
                                                               for name, record in evaluation.results.items())) for evaluation in evaluations]
     table = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)

@@ -14,6 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -75,6 +76,64 @@ def before_and_after(run_dir: Path) -> str:
     lines.append(f"\npolicy       {run_dir}/final\nmetrics      {run_dir}/metrics.jsonl\nsamples      {run_dir}/samples.jsonl\n"
                  f"checkpoints  {run_dir}/checkpoints\nconfig       {run_dir}/config.toml")
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ trackers
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """ValueError unless each of `run.trackers` is known and installed; imports none of them."""
+    for name in names:
+        if name not in ("tensorboard", "wandb"):
+            raise ValueError(f'run.trackers: {name!r} is not known; use "tensorboard" or "wandb"')
+        if find_spec(name) is None:
+            raise ValueError(f"run.trackers: {name!r} is not installed; pip install {name}, or take it out of run.trackers")
+
+
+def scalars(record: dict) -> dict[str, float]:
+    """Numbers of a train or eval record under "train/reward", "train/rewards/format", "eval/test/pass_at_k/4"; without the step."""
+    def flat(prefix: str, value: object) -> dict[str, float]:
+        if isinstance(value, dict):
+            return {name: number for key, part in value.items() for name, number in flat(f"{prefix}/{key}", part).items()}
+        return {prefix: value} if isinstance(value, int | float) else {}
+
+    prefix = "/".join(["train"] if record["kind"] == "train" else ["eval", record["benchmark"]])
+    return flat(prefix, {key: value for key, value in record.items() if key not in ("kind", "step", "benchmark")})
+
+
+class Trackers:
+    """TensorBoard event files in RUN/tensorboard, or a Weights & Biases run in the group named after the run folder; metrics.jsonl has it all."""
+
+    def __init__(self, names: Sequence[str], run_dir: Path, config: dict, step: int):
+        """`step`: how many are done; TensorBoard hides what an interrupted run wrote behind them. A run that goes on is another one of its W&B group."""
+        self.writer = self.wandb = None
+        if "tensorboard" in names:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + (step > 0))
+        if "wandb" in names:
+            import wandb
+
+            try:
+                self.wandb = wandb.init(project="dra-grpo", group=run_dir.name, name=f"{run_dir.name} from {step}", dir=str(run_dir), config=config)
+            except Exception as error:                  # not logged in, offline: errors of many classes
+                raise ValueError(f"run.trackers: wandb does not start: {(str(error).splitlines() or [repr(error)])[0]}; WANDB_MODE=offline keeps its files here") from None
+
+    def log(self, records: Sequence[dict]) -> None:
+        for record in records:
+            if record["kind"] in ("train", "eval"):
+                values = scalars(record)
+                if self.writer:
+                    for name, value in values.items():
+                        self.writer.add_scalar(name, value, record["step"])
+                if self.wandb:
+                    self.wandb.log(values, step=record["step"])
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()
+        if self.wandb:
+            self.wandb.finish()
 
 
 # ------------------------------------------------------------------------------------------------ compare
