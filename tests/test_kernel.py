@@ -87,11 +87,13 @@ def test_the_kernel_that_knows_all_estimates_the_share(tmp_path, monkeypatch):
 
 
 def test_a_kernel_of_something_else_is_told_apart_from_a_good_one(tmp_path, monkeypatch):
-    """Similar by what the label does not know: the verdict says so; sharpening makes half of the half similarity a quarter."""
-    write_groups(tmp_path / "samples.jsonl", [[(text, label, 1.0) for text, label in ("xa", "xb", "ya", "yb")]] * 3)
+    """Three x and one y with similarity 1 and 0.5, by hand at sharpen 1 and 3: 1 + SMI is 3.5 and 2.5, then 3.125 and 1.375; the labels are others."""
+    write_groups(tmp_path / "samples.jsonl", [[(text, text[1], 1.0) for text in ("xa", "xa", "xb", "ya")]] * 3)
     monkeypatch.setattr(kernel, "similarities", lambda groups, dra: [np.where(np.equal.outer(*[[c["text"][0] for c in group["completions"]]] * 2), 1.0, 0.5) for group in groups])
     text = kernel.kernel(tmp_path, ["dra.sharpen=3"], 10, "")
-    assert "hardly tells" in text and "(AUC 0.25)" in text and "   3" in text and "<- dra.sharpen" in text.splitlines()[[line.split()[:1] for line in text.splitlines()].index(["3"])]
+    found = {sharpen: (row[0], row[3]) for sharpen, row in table(text).items()}
+    assert found["1"] == (1.4, pytest.approx(13 / 16, abs=6e-4)) and found["3"] == (2.273, pytest.approx((3 * 3.125 + 1.375) / 16, abs=6e-4))
+    assert "hardly tells" in text and "(AUC 0.33)" in text and "0.625 <- dra.sharpen" in text
 
 
 def test_labels_come_from_a_function_or_not_at_all(tmp_path, monkeypatch):
