@@ -119,8 +119,6 @@ def kernel(path: Path, overrides: Sequence[str], most: int, label: str) -> str:
     """Whether similarities by this embedder, and the weights made of them, know what the labels know."""
     file = samples_file(path)
     dra, groups = dra_config(file, overrides), some_groups(file, most)
-    if not groups:
-        raise ValueError(f"{file} has no group of at least 2 completions")
     function = import_function("--label", label) if label else None
     labels = [[function(c["text"], group) if function else c.get("label") for c in group["completions"]] for group in groups]
     kernels = similarities(groups, dra)

@@ -25,7 +25,8 @@ TEXT = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top":
 LEARNING = {"reward": "raw reward", "accuracy": "accuracy", "modes": "effective strategies in a group", "entropy": "entropy, nats per token"}
 HEALTH = {"length": "tokens of a completion", "truncated": "share cut at the limit", "kl": "KL to the reference, nats per token", "gap": "log-prob gap of sampler and learner",
           "zero_advantage": "share of groups without advantage", "similarity": "mean cosine in a group"}
-PARTS = [["sample_s", "grade_s", "embed_s", "dra_s", "logprob_s", "forward_s", "backward_s", "optimizer_s"], ["sample_s", "reward_s", "update_s"]]
+FINE_PARTS = ["sample_s", "grade_s", "embed_s", "dra_s", "logprob_s", "forward_s", "backward_s", "optimizer_s"]
+PARTS = ["sample_s", "reward_s", "update_s"]            # all that older records have
 
 
 # ------------------------------------------------------------------------------------------------ curves
@@ -52,6 +53,8 @@ def values_of(seeds: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 def smooth(values_SK: np.ndarray, window: int) -> np.ndarray:
     """Centred running mean over `window` steps, fewer at the ends; nan counts nowhere, and remains where there is nothing else."""
+    if not values_SK.size:
+        return values_SK
     known, ones = ~np.isnan(values_SK), np.ones(window)
     sums, counts = (np.array([np.convolve(row, ones)[(window - 1) // 2 :][: len(row)] for row in rows]) for rows in (np.where(known, values_SK, 0.0), known.astype(float)))
     return np.where(counts > 0.5, sums / np.maximum(counts, 1), np.nan)
@@ -116,7 +119,7 @@ def time_figure(recipes: dict[str, list[Run]], window: int) -> Figure | None:
     timed = {label: seeds for label, seeds in recipes.items() if any("sample_s" in record for record in seeds[0].train)}
     if not timed:
         return None
-    parts = [part for part in next((parts for parts in PARTS if all(np.isfinite(values_of(seeds, part)[1]).any() for seeds in timed.values() for part in parts)), PARTS[1])]
+    parts = FINE_PARTS if all(np.isfinite(values_of(seeds, part)[1]).any() for seeds in timed.values() for part in FINE_PARTS) else PARTS
 
     def draw(ax: Axes, i: int) -> None:
         label, seeds = list(timed.items())[i]

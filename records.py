@@ -146,7 +146,10 @@ def samples_file(path: Path) -> Path:
 
 
 def some_groups(path: Path, most: int) -> list[dict]:
-    """At most `most` groups of at least 2 completions, evenly spaced over the file."""
+    """At most `most` groups of at least 2 completions, evenly spaced over the file; ValueError if there is none."""
     total = sum(1 for _ in read_groups(path))
-    wanted = set(np.linspace(0, total - 1, min(most, total)).round().astype(int).tolist())
-    return [group for i, group in enumerate(read_groups(path)) if i in wanted and len(group["completions"]) > 1]
+    wanted = set(np.linspace(0, total - 1, max(0, min(most, total))).round().astype(int).tolist())
+    groups = [group for i, group in enumerate(read_groups(path)) if i in wanted and len(group["completions"]) > 1]
+    if not groups:
+        raise ValueError(f"{path} has no group of at least 2 completions" if most > 0 else f"--groups must be >= 1; got {most}")
+    return groups

@@ -146,7 +146,8 @@ def paired_bootstrap(differences: Sequence[Sequence[float]]) -> tuple[float, flo
     """(mean, low, high): mean over benchmarks of the mean difference over problems, and its 95 % percentile interval over problems.
 
     One sequence per benchmark with the difference of the two models on each problem. Problems are drawn within each benchmark, so the interval
-    holds for problems like these, with the completions sampled anew; it knows nothing of how another training run would have ended.
+    holds for problems like these, with the completions sampled anew; it knows nothing of how another training run would have ended. Of intervals for
+    two equal models 93 % hold the truth at 30 problems, 95 % at 200. One problem has no interval: -inf, inf.
     """
     from scipy.stats import bootstrap
 

@@ -132,6 +132,11 @@ def test_what_cannot_be_embedded_is_refused(tmp_path):
     for overrides, words in ((["dra.embedder=policy"], "hidden states, which are not kept"), (["dra.sharpn=2"], "did you mean 'dra.sharpen'"), (["sharpen=2"], "not of the form dra.key=value")):
         with pytest.raises(ValueError, match=words):
             consistency(tmp_path, overrides, 10)
+    with pytest.raises(ValueError, match="--groups must be >= 1"):
+        consistency(tmp_path, [], 0)
+    write_groups(tmp_path / "samples.jsonl", [[("a", None, 1.0)]])
+    with pytest.raises(ValueError, match="no group of at least 2"):
+        consistency(tmp_path, [], 5)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"0 files"):
         consistency(tmp_path / "empty", [], 10)

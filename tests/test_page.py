@@ -49,6 +49,12 @@ def test_seeds_of_a_recipe_are_one_curve_with_a_band(tmp_path):
     assert {(2.0, 0.2), (2.0, 0.4), (3.0, 0.3), (3.0, 0.5)} <= {tuple(point) for point in band.round(9).tolist()}
 
 
+def test_a_run_that_has_just_started_is_no_obstacle(tmp_path):
+    """No step, or no step in common with the others of its recipe."""
+    runs = [read_run(a_run(tmp_path / name, seed, steps, loss=loss)) for name, seed, steps, loss in (("a", 0, (1, 2), "grpo"), ("b", 1, (), "grpo"), ("c", 0, (1, 2, 3), "dapo"))]
+    assert len(write_page(runs, [], tmp_path / "out", 2)) == 4 and len(write_page(runs[1:2], [], tmp_path / "one", 2)) == 1
+
+
 def test_smooth_is_the_mean_of_what_is_known():
     values = np.array([[1.0, 2.0, np.nan, 4.0, 9.0, np.nan, np.nan, np.nan, 3.0], [2.0] * 9])
     for window in (1, 2, 3, 4, 7):
