@@ -88,10 +88,12 @@ def consistency(path: Path, overrides: Sequence[str], most: int) -> str:
         return lines[0]
     rho, p, p_permuted, alarms = map(np.array, zip(*tested))
     counts, edges = np.histogram(p, 20, (0, 1))
-    lines += [f"Spearman's rho of |reward difference| and 1 - cosine: mean {rho.mean():+.3f}, median {np.median(rho):+.3f}, from {rho.min():+.3f} to {rho.max():+.3f}", "",
+    lines += [f"Spearman's rho of |reward difference| and 1 - cosine: mean {rho.mean():+.3f}, median {np.median(rho):+.3f}, from {rho.min():+.3f} to {rho.max():+.3f}",
+              "",
               "p-values (t approximation, as in the paper's figure)"]
     lines += [f"{low:>6.2f} - {high:.2f}{count:>7}  " + "#" * round(50 * count / counts.max()) for low, high, count in zip(edges, edges[1:], counts)]
-    lines += ["", f"p < 0.05 in {(p < 0.05).mean():.1%} of the groups; with the same groups' rewards shuffled, in {alarms.mean():.1%} (pairs are not independent, so not 5 %)",
+    lines += ["", f"p < 0.05 in {(p < 0.05).mean():.1%} of the groups; with the same groups' rewards shuffled, in {alarms.mean():.1%} "
+              "(pairs are not independent, so not 5 %)",
               f"p < 0.05 by permutation in {(p_permuted < 0.05).mean():.1%}; without any relation it would be at most 5 %"]
     for G in sorted({len(group["completions"]) for group in groups}):
         pairs = G * (G - 1) // 2
@@ -147,9 +149,11 @@ def kernel(path: Path, overrides: Sequence[str], most: int, label: str) -> str:
         if ranks and len(set(shares)) > 1:
             line += f"{np.mean(ranks):>+13.3f}{pearsonr(densities, shares).statistic:>+17.3f}{np.mean(densities):>14.3f}{np.mean(shares):>12.3f}"
         lines.append(line + (" <- dra.sharpen" if sharpen == dra.sharpen else ""))
-    lines += ["", "weight ratio: largest over smallest weight of a group, mean over groups; SMI ~ count: Spearman of SMI and the number of completions with the same label, mean over groups;",
-              "density ~ share: Pearson of (1 + SMI) / G and the label's share of its group, over all completions; the two means are equal where (1 + SMI) / G estimates the share"]
+    lines += ["", "weight ratio: largest over smallest weight of a group, mean over groups",
+              "SMI ~ count: Spearman of SMI and the number of completions with the same label in the group, mean over groups",
+              "density ~ share: Pearson of (1 + SMI) / G and the label's share of its group, over all completions; where the one estimates the other, their means are equal"]
     if auc is None:
         return "\n".join([*lines, "without labels nothing more can be said: label completions with --label path.py:function"])
-    verdict = "tells the labels apart" if auc >= 0.9 else "tells the labels apart in part" if auc >= 0.7 else "hardly tells the labels apart: DRA would reweight by something else"
+    verdict = ("tells the labels apart" if auc >= 0.9 else "tells the labels apart in part" if auc >= 0.7 else
+               "hardly tells the labels apart: DRA would reweight by something else")
     return "\n".join([*lines, f"this embedder {verdict} (AUC {auc:.2f})"])

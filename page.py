@@ -23,8 +23,8 @@ STYLES = [("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"),
           ("#E69F00", (0, (8, 3)), "P"), ("#56B4E9", (0, (3, 1, 1, 1)), "X"), ("#7F7F7F", (0, (1, 3)), "*")]      # Okabe and Ito's colours
 TEXT = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
 LEARNING = {"reward": "raw reward", "accuracy": "accuracy", "modes": "effective strategies in a group", "entropy": "entropy, nats per token"}
-HEALTH = {"length": "tokens of a completion", "truncated": "share cut at the limit", "kl": "KL to the reference, nats per token", "gap": "log-prob gap of sampler and learner",
-          "zero_advantage": "share of groups without advantage", "similarity": "mean cosine in a group"}
+HEALTH = {"length": "tokens of a completion", "truncated": "share cut at the limit", "kl": "KL to the reference, nats per token",
+          "gap": "log-prob gap of sampler and learner", "zero_advantage": "share of groups without advantage", "similarity": "mean cosine in a group"}
 FINE_PARTS = ["sample_s", "grade_s", "embed_s", "dra_s", "logprob_s", "forward_s", "backward_s", "optimizer_s"]
 PARTS = ["sample_s", "reward_s", "update_s"]            # all that older records have
 
@@ -56,7 +56,8 @@ def smooth(values_SK: np.ndarray, window: int) -> np.ndarray:
     if not values_SK.size:
         return values_SK
     known, ones = ~np.isnan(values_SK), np.ones(window)
-    sums, counts = (np.array([np.convolve(row, ones)[(window - 1) // 2 :][: len(row)] for row in rows]) for rows in (np.where(known, values_SK, 0.0), known.astype(float)))
+    sums, counts = (np.array([np.convolve(row, ones)[(window - 1) // 2 :][: len(row)] for row in rows])
+                    for rows in (np.where(known, values_SK, 0.0), known.astype(float)))
     return np.where(counts > 0.5, sums / np.maximum(counts, 1), np.nan)
 
 
@@ -73,7 +74,8 @@ def lines(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], title: str)
         known_K = ~np.isnan(values_SK).any(0) if values_SK.size else np.zeros(0, bool)
         x_K, values_SK = x_K[known_K], values_SK[:, known_K]
         every = max(1, len(x_K) // 8)
-        ax.plot(x_K, values_SK.mean(0), color=color, linestyle=style, marker=marker, markersize=4, markevery=(i * every // max(len(curves), 1), every), linewidth=1.4)
+        ax.plot(x_K, values_SK.mean(0), color=color, linestyle=style, marker=marker, markersize=4, linewidth=1.4,
+                markevery=(i * every // max(len(curves), 1), every))
         if len(values_SK) > 1:
             ax.fill_between(x_K, values_SK.min(0), values_SK.max(0), color=color, alpha=0.2, linewidth=0)
     ax.set_title(plain(title), fontsize=9)
@@ -91,6 +93,8 @@ def grid(titles: Sequence[str], labels: Sequence[str], draw: Callable[[Axes, int
         if i < len(titles):
             draw(ax, i)
             ax.set_xlabel(xlabel, fontsize=8)
+            if xlabel == "step":
+                ax.xaxis.get_major_locator().set_params(integer=True)
         else:
             ax.set_axis_off()
     handles = [figure.axes[0].plot([], [], color=color, linestyle=style, marker=marker, markersize=4, linewidth=1.4)[0] for color, style, marker in
@@ -240,9 +244,11 @@ def groups_html(runs: Sequence[Run], most: int) -> str:
     parts = []
     for key in keys:
         first = found[runs.index(chooser)][key]
-        tables = [group_table(run, groups[key], f"{run.label} ({run.path.name})") for run, groups in zip(runs, found) if key in groups and groups[key].get("id") == first.get("id")]
-        parts.append(f'<h3>Step {key[0]}: {html.escape(str(first.get("problem", first.get("id"))))[:500]}</h3><div class="side">{"".join(tables)}</div>')
-    return ("<h2>Completion groups</h2><p>Of steps spread over the run, the prompt where DRA moved the advantages most, in turn among those with different and with equal raw rewards. Weight multiplies a positive raw reward; the two last columns show "
+        tables = [group_table(run, groups[key], f"{run.label} ({run.path.name})") for run, groups in zip(runs, found)
+                  if key in groups and groups[key].get("id") == first.get("id")]
+        parts.append(f'<h3>Step {key[0]}: {html.escape(str(first.get("problem", first.get("id")))[:500])}</h3><div class="side">{"".join(tables)}</div>')
+    return ("<h2>Completion groups</h2><p>Of steps spread over the run, the prompt where DRA moved the advantages most, in turn among those with different and "
+            "with equal raw rewards. Weight multiplies a positive raw reward; the two last columns show "
             "the advantage without and with it (solid to the right: made more likely; striped to the left: less).</p>" + "".join(parts))
 
 
@@ -278,13 +284,18 @@ def write_page(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: Path
             if figure is not None:
                 figure.savefig(out / f"{name}.png", dpi=110)
                 written.append(out / f"{name}.png")
-    rows = [(label, ", ".join(str(run.path) for run in seeds), f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {max((record['step'] for run in seeds for record in run.train), default=0)} steps") for label, seeds in recipes.items()]
-    rows += [(evaluation.model, str(evaluation.path), "; ".join(f"{name} {100 * record['accuracy']:.1f} ± {100 * record['accuracy_se']:.1f} (avg@{record['samples']})"
-                                                              for name, record in evaluation.results.items())) for evaluation in evaluations]
+    rows = []
+    for label, seeds in recipes.items():
+        steps = max((record["step"] for run in seeds for record in run.train), default=0)
+        rows.append((label, ", ".join(str(run.path) for run in seeds), f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {steps} steps"))
+    for evaluation in evaluations:
+        figures_of = [f"{name} {100 * record['accuracy']:.1f} ± {100 * record['accuracy_se']:.1f} (avg@{record['samples']})" for name, record in evaluation.results.items()]
+        rows.append((evaluation.model, str(evaluation.path), "; ".join(figures_of)))
     table = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    images = "".join(f'<figure><img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{figures[path.stem][1]}</figcaption></figure>'
-                     for path in written)
-    page = (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>Report</title><style>{STYLE}</style></head>'
+    images = "".join(f'<figure><img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+                     f"<figcaption>{figures[path.stem][1]}</figcaption></figure>" for path in written)
+    page = (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+            f"<title>Report</title><style>{STYLE}</style></head>"
             f"<body><h1>Report</h1><table>{table}</table>{images}{groups_html(runs, groups)}</body></html>\n")
     (out / "index.html").write_text(page, encoding="utf-8", errors="replace")
     return [out / "index.html", *written]

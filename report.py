@@ -117,7 +117,8 @@ class Trackers:
             try:
                 self.wandb = wandb.init(project="dra-grpo", group=run_dir.name, name=f"{run_dir.name} from {step}", dir=str(run_dir), config=config)
             except Exception as error:                  # not logged in, offline: errors of many classes
-                raise ValueError(f"run.trackers: wandb does not start: {(str(error).splitlines() or [repr(error)])[0]}; WANDB_MODE=offline keeps its files here") from None
+                what = (str(error).splitlines() or [repr(error)])[0]
+                raise ValueError(f"run.trackers: wandb does not start: {what}; WANDB_MODE=offline keeps its files here") from None
 
     def log(self, records: Sequence[dict]) -> None:
         for record in records:
@@ -205,7 +206,8 @@ def compare_two(a: Evaluation, b: Evaluation) -> list[str]:
     """Table and sentences for one pair."""
     common = require_same_problems(a, b)
     lines = [f"A  {a.model}  ({a.path})", f"B  {b.model}  ({b.path})"]
-    settings = [{key: value for key, value in side.results[common[0]].get("settings", {}).items() if key not in ("benchmarks", "slots", "label", "seed")} for side in (a, b)]
+    unimportant = ("benchmarks", "slots", "label", "seed")
+    settings = [{key: value for key, value in side.results[common[0]].get("settings", {}).items() if key not in unimportant} for side in (a, b)]
     lines += [f"   note: {key} differs, {settings[0].get(key)!r} and {settings[1].get(key)!r}" for key in settings[0].keys() | settings[1].keys()
               if settings[0].get(key) != settings[1].get(key)]
     left_out = [name for name in [*a.problems, *b.problems] if name not in common]
@@ -221,7 +223,8 @@ def compare_two(a: Evaluation, b: Evaluation) -> list[str]:
             means = [float(np.mean([np.mean([pair[side] for pair in pairs]) for pairs in chosen])) for side in (0, 1)]
             figures = paired_bootstrap([[x - y for x, y in pairs] for pairs in chosen])
             digits, n = 2 if measure == "strategies" else 1, sum(map(len, chosen))
-            lines.append(f"{name + ' ' + measure:<34}{means[0]:>8.{digits}f}{means[1]:>8.{digits}f}{figures[0]:>+8.{digits}f}   [{figures[1]:+.{digits}f}, {figures[2]:+.{digits}f}]{n:>12}")
+            interval = f"[{figures[1]:+.{digits}f}, {figures[2]:+.{digits}f}]"
+            lines.append(f"{name + ' ' + measure:<34}{means[0]:>8.{digits}f}{means[1]:>8.{digits}f}{figures[0]:>+8.{digits}f}   {interval:<16}{n:>9}")
         sentences.append(f"{name}, {measure}: " + conclusion(*figures, str(n), *(["strategies"] if measure == "strategies" else [])))
     return [*lines, "", *sentences]
 
@@ -249,9 +252,10 @@ def curve(title: str, rows: list[tuple[str, float, float, float | None]], gain: 
     best = max(rows, key=lambda row: row[1])
     lines = [f"\n{title}", f"{'step':>8}{'accuracy':>18}{'strategies':>12}"]
     for step, accuracy, error, strategies in rows:
-        lines.append(f"{step:>8}{100 * accuracy:>10.1f} ± {100 * error:<5.1f}{'-' if strategies is None else format(strategies, '.2f'):>12}   " + "#" * round(50 * accuracy))
-    return [*lines, f"warning: the best is step {best[0]} with {100 * best[1]:.1f}, but the best of {len(rows)} equally good checkpoints gains {bound}{100 * gain:.1f} points by chance "
-                    "alone; report the last one, or choose on other problems than you report"]
+        shown = "-" if strategies is None else f"{strategies:.2f}"
+        lines.append(f"{step:>8}{100 * accuracy:>10.1f} ± {100 * error:<5.1f}{shown:>12}   " + "#" * round(50 * accuracy))
+    return [*lines, f"warning: the best is step {best[0]} with {100 * best[1]:.1f}, but the best of {len(rows)} equally good checkpoints gains {bound}{100 * gain:.1f} points "
+                    "by chance alone; report the last one, or choose on other problems than you report"]
 
 
 CHECKPOINT = re.compile(r"(.*?)/(?:checkpoints/step-(\d+)/policy|(final))/?")
@@ -280,13 +284,15 @@ def compare(paths: Sequence[Path]) -> str:
             for _, evaluation in mine[1:]:
                 require_same_problems(mine[0][1], evaluation)
             scores_KN = np.array([[np.mean([sample["correct"] for sample in samples]) for samples in evaluation.problems[name].values()] for _, evaluation in mine])
-            rows = [(step, row.mean(), standard_error(row.tolist()), evaluation.results[name].get("effective_strategies")) for (step, evaluation), row in zip(mine, scores_KN)]
+            rows = [(step, row.mean(), standard_error(row.tolist()), evaluation.results[name].get("effective_strategies"))
+                    for (step, evaluation), row in zip(mine, scores_KN)]
             lines += curve(f"checkpoints of {run} on {name}", rows, gain_of_choosing(scores_KN), "")
     for run in runs:
         if not run.evals:
             raise ValueError(f"{run.path} has no evaluations; compare needs some")
         for name in dict.fromkeys(record["benchmark"] for record in run.evals):
-            rows = [(str(record["step"]), record["accuracy"], record["accuracy_se"], record.get("effective_strategies")) for record in run.evals if record["benchmark"] == name]
+            rows = [(str(record["step"]), record["accuracy"], record["accuracy_se"], record.get("effective_strategies"))
+                    for record in run.evals if record["benchmark"] == name]
             lines += curve(f"{run.path} on {name}", rows, expected_maximum(len(rows)) * max(row[2] for row in rows), "up to ")
     return "\n".join(lines).strip("\n")
 
@@ -312,7 +318,7 @@ def regrade(path: Path, begun: str | None, out: Path | None) -> str:
     if begun is None:
         folder = config.get("model", {}).get("path", "")
         if not (folder and Path(folder).is_dir()):
-            raise ValueError(f'model.path = {folder!r} is no folder here, so what its chat template writes of a turn is not known; give it as --opening, "" for nothing')
+            raise ValueError(f'model.path = {folder!r} is no folder here: give what its chat template writes of a turn as --opening, "" for nothing')
         begun = opening(load_tokenizer(folder))
     settings = {**config.get("reward", {}), **config.get("output", {})}
     lines, results = [], []
@@ -362,7 +368,7 @@ def main(argv: list[str]) -> int:
     for name, text in (("consistency", "do rewards differ where texts do?"), ("kernel", "is this embedder fit for DRA on these texts?")):
         command = commands.add_parser(name, help=text)
         command.add_argument("path", type=Path, metavar="SAMPLES")
-        command.add_argument("overrides", nargs="*", metavar="dra.key=value", help="settings instead of those in the config.toml beside the samples, such as dra.embedder")
+        command.add_argument("overrides", nargs="*", metavar="dra.key=value", help="settings instead of those in config.toml beside the samples")
         command.add_argument("--groups", type=int, default=1000, help="groups that are looked at, evenly spaced over the file (default 1000)")
         if name == "kernel":
             command.add_argument("--label", default="", help='"path.py:function" called with (text, record), instead of the labels in the file')
