@@ -14,6 +14,7 @@ from test_loop import run as train_here
 
 import report
 from eval import pass_at_k, summarize, write_jsonl
+from ranks import run_main
 from records import read_any, read_evaluation, read_groups, read_run
 from report import Trackers, check_trackers, compare, conclusion, expected_maximum, gain_of_choosing, main, measures, paired_bootstrap, regrade, scalars
 
@@ -275,10 +276,14 @@ def test_main_prints_a_comparison(tmp_path, capsys):
     assert "b, accuracy: A - B = +50.0" in capsys.readouterr().out
 
 
-@pytest.mark.smoke
+def test_a_foreign_file_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", "compare", "README.md"])
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: README.md, line 1: not valid JSON")
+
+
 def test_a_trainer_does_not_wait_for_plots():
-    """What only reports need is not imported by the trainer; a foreign file is one line and exit code 2."""
+    """What only reports need is not imported by the trainer, and no tracker is."""
     code = "import dra_grpo, sys; assert not {'scipy', 'matplotlib', 'wandb', 'tensorboard', 'page', 'kernel'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    result = subprocess.run([sys.executable, "report.py", "compare", "README.md"], capture_output=True, text=True)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "README.md, line 1: not valid JSON" in result.stderr

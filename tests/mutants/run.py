@@ -35,7 +35,7 @@ AREAS = {                                               # of mutants.toml: the f
     "config": ("config.py", ["tests/test_config.py"]),
     "eval": ("eval.py", ["tests/test_eval.py"]),
     "report": ("report.py", ["tests/test_report.py", "tests/test_compare.py"]),
-    "records": ("records.py", ["tests/test_compare.py"]),
+    "records": ("records.py", ["tests/test_compare.py", "tests/test_kernel.py"]),
     "kernel": ("kernel.py", ["tests/test_kernel.py"]),
     "page": ("page.py", ["tests/test_page.py"]),
 }
