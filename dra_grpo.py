@@ -22,8 +22,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,7 +42,7 @@ from eval import (DataConfig, EvalConfig, eval_sampler, format_record, load_prob
                   prompt_tokens, sample_problems, summarize)
 from model import DTYPES, Geometry, ModelConfig, Transformer
 from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
-from report import before_and_after, group_figures, step_line
+from report import Trackers, before_and_after, check_trackers, group_figures, step_line
 from reward import DraConfig, Embedder, Grader, PolicyEmbedder, RewardConfig, Rewarder, Scores, reward_function, smi_values
 from sampler import Completion, Sampler, SamplerConfig, stop_ids
 
@@ -115,6 +115,8 @@ class RunConfig:
     """newest checkpoints kept"""
     resume: bool = True
     """continue the run in run.dir; false refuses a folder that already holds one"""
+    trackers: list[str] = field(default_factory=list)
+    """where metrics go besides metrics.jsonl: "tensorboard" (files in run.dir), "wandb" """
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def check(config: Config, world: int) -> None:
     for key, spec in (("dra.weights", config.dra.weights), ("eval.label", config.eval.label)):
         if spec:
             import_function(key, spec)
+    check_trackers(config.run.trackers)
     if not config.run.resume and (Path(config.run.dir) / "metrics.jsonl").exists():
         raise ValueError(f"run.dir = {config.run.dir!r} already holds a run and run.resume is false; name another folder")
     if (Path(config.run.dir) / "config.toml").exists():
@@ -165,7 +168,7 @@ def check(config: Config, world: int) -> None:
                              f"{config.sampler.max_new_tokens} exceed the model's context of {context}; lower one of them")
 
 
-MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume", "eval.", "sampler.slots", "reward.workers", "reward.timeout_s",
+MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume", "run.trackers", "eval.", "sampler.slots", "reward.workers", "reward.timeout_s",
               "learner.offload")
 
 
@@ -524,10 +527,14 @@ def train_until(config: Config, stop: Stop) -> int:
         if (run_dir / "final").exists():                # of fewer steps: it must not pass for the end of this run if that is never reached
             checkpoint.remove(run_dir / "final")
 
+    trackers = Trackers(config.run.trackers if first else [], run_dir, asdict(config), done)
+
     def log(path: Path, records: list[dict]) -> None:
         if first:
             with open(path, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            if path == metrics_path:
+                trackers.log(records)
 
     def save(step: int) -> None:
         for path in (metrics_path, samples_path) if first else ():
@@ -567,7 +574,7 @@ def train_until(config: Config, stop: Stop) -> int:
     stop.immediate = False
     stop.know_processes()
     saved = done
-    with Grader(config.reward.workers, config.reward.timeout_s) as grader, \
+    with closing(trackers), Grader(config.reward.workers, config.reward.timeout_s) as grader, \
             tqdm(total=config.run.steps, initial=done, desc="train", unit="step", disable=not first) as bar:
         rewarder = Rewarder(config.reward, config.dra, scale, config.sampler.max_new_tokens, grader, embedder, opening(tokenizer))
         running = evaluated or run_eval(done, grader)

@@ -1,12 +1,31 @@
-"""Figures and tables from the records of a run: reads what the trainer writes, needs no model.
+"""What the files of runs and evaluations show: reads metrics.jsonl, samples.jsonl and results.jsonl, needs no policy.
 
-Records are those of samples.jsonl (one per group) and metrics.jsonl (one per step or evaluation).
+    python report.py compare EVAL EVAL ...      paired bootstrap over problems, and what may be concluded; checkpoints of one run as a curve
+    python report.py page RUN_OR_EVAL ...       curves and completion groups in one HTML page, and its PNGs
+    python report.py consistency SAMPLES        do rewards differ where texts do? (Figure 2 of arXiv:2505.09655)
+    python report.py kernel SAMPLES             is this embedder fit for DRA on these texts?
+    python report.py regrade RUN_OR_EVAL        grades all kept completions again
+
+RUN is a run's folder or a metrics.jsonl, EVAL a folder that eval.py wrote, SAMPLES the samples.jsonl of either or its folder. The trainer
+imports the figures of a step and the trackers from here, so whatever takes long to import is imported where it is used.
 """
+import argparse
 import json
+import re
 from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
-from eval import effective_labels
+import numpy as np
+
+from eval import STRATEGY_SAMPLES, effective_labels, load_tokenizer, opening, pass_at_k, standard_error, summarize, write_jsonl
+from grader import Grader
+from ranks import run_main
+from records import GROUP, SAMPLE, Evaluation, beside, read_any, read_jsonl, require
+
+# ------------------------------------------------------------------------------------------------ a step of the trainer
 
 
 def group_figures(records: list[dict]) -> dict:
@@ -57,3 +76,327 @@ def before_and_after(run_dir: Path) -> str:
     lines.append(f"\npolicy       {run_dir}/final\nmetrics      {run_dir}/metrics.jsonl\nsamples      {run_dir}/samples.jsonl\n"
                  f"checkpoints  {run_dir}/checkpoints\nconfig       {run_dir}/config.toml")
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ trackers
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """ValueError unless each of `run.trackers` is known and installed; imports none of them."""
+    for name in names:
+        if name not in ("tensorboard", "wandb"):
+            raise ValueError(f'run.trackers: {name!r} is not known; use "tensorboard" or "wandb"')
+        if find_spec(name) is None:
+            raise ValueError(f"run.trackers: {name!r} is not installed; pip install {name}, or take it out of run.trackers")
+
+
+def scalars(record: dict) -> dict[str, float]:
+    """Numbers of a train or eval record under "train/reward", "train/rewards/format", "eval/test/pass_at_k/4"; without the step."""
+    def flat(prefix: str, value: object) -> dict[str, float]:
+        if isinstance(value, dict):
+            return {name: number for key, part in value.items() for name, number in flat(f"{prefix}/{key}", part).items()}
+        return {prefix: value} if isinstance(value, int | float) else {}
+
+    prefix = "/".join(["train"] if record["kind"] == "train" else ["eval", record["benchmark"]])
+    return flat(prefix, {key: value for key, value in record.items() if key not in ("kind", "step", "benchmark")})
+
+
+class Trackers:
+    """TensorBoard event files in RUN/tensorboard, or a Weights & Biases run in the group named after the run folder; metrics.jsonl has it all."""
+
+    def __init__(self, names: Sequence[str], run_dir: Path, config: dict, step: int):
+        """`step`: how many are done; TensorBoard hides what an interrupted run wrote behind them. A run that goes on is another one of its W&B group."""
+        self.writer = self.wandb = None
+        if "tensorboard" in names:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + (step > 0))
+        if "wandb" in names:
+            import wandb
+
+            try:
+                self.wandb = wandb.init(project="dra-grpo", group=run_dir.name, name=f"{run_dir.name} from {step}", dir=str(run_dir), config=config)
+            except Exception as error:                  # not logged in, offline: errors of many classes
+                what = (str(error).splitlines() or [repr(error)])[0]
+                raise ValueError(f"run.trackers: wandb does not start: {what}; WANDB_MODE=offline keeps its files here") from None
+
+    def log(self, records: Sequence[dict]) -> None:
+        for record in records:
+            if record["kind"] in ("train", "eval"):
+                values = scalars(record)
+                if self.writer:
+                    for name, value in values.items():
+                        self.writer.add_scalar(name, value, record["step"])
+                if self.wandb:
+                    self.wandb.log(values, step=record["step"])
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+# ------------------------------------------------------------------------------------------------ compare
+
+
+RESAMPLES = 10_000
+
+
+def paired_bootstrap(differences: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """(mean, low, high): mean over benchmarks of the mean difference over problems, and its 95 % percentile interval over problems.
+
+    One sequence per benchmark with the difference of the two models on each problem. Problems are drawn within each benchmark, so the interval
+    holds for problems like these, with the completions sampled anew; it knows nothing of how another training run would have ended. Of intervals for
+    two equal models 93 % hold the truth at 30 problems, 95 % at 200. One problem has no interval: -inf, inf.
+    """
+    from scipy.stats import bootstrap
+
+    samples = [np.asarray(difference, float) for difference in differences]
+    centre = float(np.mean([sample.mean() for sample in samples]))
+    if any(len(sample) < 2 for sample in samples):
+        return centre, -np.inf, np.inf
+    interval = bootstrap(samples, lambda *parts, axis: np.mean([part.mean(axis) for part in parts], 0), vectorized=True, n_resamples=RESAMPLES,
+                         batch=max(1, 10**7 // sum(map(len, samples))), method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return centre, float(interval.low), float(interval.high)
+
+
+def conclusion(centre: float, low: float, high: float, n: str, unit: str = "points") -> str:
+    """What a difference A - B with its interval allows to say."""
+    spread = max(high - centre, centre - low)
+    if not np.isfinite(spread):
+        return f"A - B = {centre:+.1f} {unit}: one problem says nothing"
+    verdict = f"{'A' if low > 0 else 'B'} is ahead" if low > 0 or high < 0 else "not distinguishable"
+    return f"A - B = {centre:+.1f} ± {spread:.1f} {unit}: {verdict} at n = {n}"
+
+
+def measures(a: dict[int, list[dict]], b: dict[int, list[dict]]) -> dict[str, list[tuple[float, float]]]:
+    """Values (of a, of b) on each problem of one benchmark: accuracy and pass@k in points, effective strategies where both have enough right answers."""
+    pairs = [(a[problem], b[problem]) for problem in a]
+    k = 2 ** (min(len(samples) for pair in pairs for samples in pair).bit_length() - 1)
+
+    def right(samples: list[dict]) -> int:
+        return sum(sample["correct"] for sample in samples)
+
+    found = {"accuracy": [tuple(100 * right(samples) / len(samples) for samples in pair) for pair in pairs]}
+    if k > 1:
+        found[f"pass@{k}"] = [tuple(100 * pass_at_k(len(samples), right(samples), k) for samples in pair) for pair in pairs]
+    labels = [tuple([str(sample["label"]) for sample in samples if sample["correct"]][:STRATEGY_SAMPLES] for samples in pair)
+              for pair in pairs if all("label" in sample for samples in pair for sample in samples)]
+    enough = [pair for pair in labels if min(map(len, pair)) == STRATEGY_SAMPLES]
+    if enough:
+        found["strategies"] = [tuple(map(effective_labels, pair)) for pair in enough]
+    return found
+
+
+def require_same_problems(a: Evaluation, b: Evaluation) -> list[str]:
+    """The benchmarks of both; ValueError where there is none or one of them holds other problems."""
+    common = [name for name in a.problems if name in b.problems]
+    if not common:
+        raise ValueError(f"{a.path} and {b.path} have no benchmark in common ({', '.join(a.problems)} and {', '.join(b.problems)})")
+    for name in common:
+        keys = [{problem: (samples[0].get("id"), samples[0]["gold"]) for problem, samples in side.problems[name].items()} for side in (a, b)]
+        if keys[0] != keys[1]:
+            place = min(problem for problem in keys[0].keys() | keys[1].keys() if keys[0].get(problem) != keys[1].get(problem))
+            raise ValueError(f"{a.path} and {b.path} did not see the same problems of {name}: problem {place} is {keys[0].get(place)} and {keys[1].get(place)}")
+    return common
+
+
+def compare_two(a: Evaluation, b: Evaluation) -> list[str]:
+    """Table and sentences for one pair."""
+    common = require_same_problems(a, b)
+    lines = [f"A  {a.model}  ({a.path})", f"B  {b.model}  ({b.path})"]
+    unimportant = ("benchmarks", "slots", "label", "seed")
+    settings = [{key: value for key, value in side.results[common[0]].get("settings", {}).items() if key not in unimportant} for side in (a, b)]
+    lines += [f"   note: {key} differs, {settings[0].get(key)!r} and {settings[1].get(key)!r}" for key in settings[0].keys() | settings[1].keys()
+              if settings[0].get(key) != settings[1].get(key)]
+    left_out = [name for name in [*a.problems, *b.problems] if name not in common]
+    lines += [f"   note: only one of them has {', '.join(left_out)}"] if left_out else []
+    lines.append(f"\n{'':<34}{'A':>8}{'B':>8}{'A - B':>8}   95 % interval{'problems':>12}")
+    by_measure: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {}
+    for name in common:
+        for measure, pairs in measures(a.problems[name], b.problems[name]).items():
+            by_measure.setdefault(measure, []).append((name, pairs))
+    sentences = []
+    for measure, parts in by_measure.items():
+        for name, chosen in [*((name, [pairs]) for name, pairs in parts), *([("average", [pairs for _, pairs in parts])] if len(parts) > 1 else [])]:
+            means = [float(np.mean([np.mean([pair[side] for pair in pairs]) for pairs in chosen])) for side in (0, 1)]
+            figures = paired_bootstrap([[x - y for x, y in pairs] for pairs in chosen])
+            digits, n = 2 if measure == "strategies" else 1, sum(map(len, chosen))
+            interval = f"[{figures[1]:+.{digits}f}, {figures[2]:+.{digits}f}]"
+            lines.append(f"{name + ' ' + measure:<34}{means[0]:>8.{digits}f}{means[1]:>8.{digits}f}{figures[0]:>+8.{digits}f}   {interval:<16}{n:>9}")
+        sentences.append(f"{name}, {measure}: " + conclusion(*figures, str(n), *(["strategies"] if measure == "strategies" else [])))
+    return [*lines, "", *sentences]
+
+
+def expected_maximum(k: int) -> float:
+    """Mean of the largest of k independent standard normal numbers: k times the integral of x phi(x) Phi(x)^(k-1)."""
+    from scipy.integrate import quad
+    from scipy.stats import norm
+
+    return quad(lambda x: k * x * norm.pdf(x) * norm.cdf(x) ** (k - 1), -9, 9)[0]
+
+
+def gain_of_choosing(scores_KN: np.ndarray) -> float:
+    """What the best of K equally good checkpoints gains by chance on N problems: the bootstrap mean of max_k (resampled mean - mean of k).
+
+    How hard the drawn problems are is common to all K and adds 0 on average; what remains is the noise by which checkpoints differ.
+    """
+    rng, N = np.random.default_rng(0), scores_KN.shape[1]
+    counts_RN = rng.multinomial(N, np.full(N, 1 / N), size=2000)
+    return float((counts_RN @ (scores_KN - scores_KN.mean(1, keepdims=True)).T / N).max(1).mean())
+
+
+def curve(title: str, rows: list[tuple[str, float, float, float | None]], gain: float, bound: str) -> list[str]:
+    """Checkpoints of one run, rows of (step, accuracy, standard error, effective strategies) in 0..1, as lines for people."""
+    best = max(rows, key=lambda row: row[1])
+    lines = [f"\n{title}", f"{'step':>8}{'accuracy':>18}{'strategies':>12}"]
+    for step, accuracy, error, strategies in rows:
+        shown = "-" if strategies is None else f"{strategies:.2f}"
+        lines.append(f"{step:>8}{100 * accuracy:>10.1f} ± {100 * error:<5.1f}{shown:>12}   " + "#" * round(50 * accuracy))
+    return [*lines, f"warning: the best is step {best[0]} with {100 * best[1]:.1f}, but the best of {len(rows)} equally good checkpoints gains {bound}{100 * gain:.1f} points "
+                    "by chance alone; report the last one, or choose on other problems than you report"]
+
+
+CHECKPOINT = re.compile(r"(.*?)/(?:checkpoints/step-(\d+)/policy|(final))/?")
+
+
+def compare(paths: Sequence[Path]) -> str:
+    """Evaluations against the first of them, and checkpoints of one run as a curve."""
+    runs, evaluations = read_any(paths)
+    if len(evaluations) == 1 and not runs:
+        raise ValueError(f"{paths[0]} alone: name another evaluation to compare it with")
+    lines = []
+    for other in evaluations[1:]:
+        lines += [*compare_two(evaluations[0], other), ""]
+    if len(evaluations) > 2:
+        lines.append(f"note: {len(evaluations) - 1} comparisons, each with its own 95 %; of 20 comparisons of equal models one is expected to exclude 0")
+    if len(evaluations) > 1:
+        lines.append("note: intervals are over problems and samples of these very models; whether one recipe beats another takes several training seeds of each")
+    by_run: dict[str, list[tuple[float, str, Evaluation]]] = {}
+    for evaluation in evaluations:
+        if match := CHECKPOINT.fullmatch(evaluation.model):
+            by_run.setdefault(match[1], []).append((float(match[2] or "inf"), match[3] or str(int(match[2])), evaluation))
+    for run, found in by_run.items():
+        found.sort(key=lambda item: item[0])
+        for name in found[0][2].problems if len(found) > 1 else ():
+            mine = [(step, evaluation) for _, step, evaluation in found if name in evaluation.problems]
+            for _, evaluation in mine[1:]:
+                require_same_problems(mine[0][1], evaluation)
+            scores_KN = np.array([[np.mean([sample["correct"] for sample in samples]) for samples in evaluation.problems[name].values()] for _, evaluation in mine])
+            rows = [(step, row.mean(), standard_error(row.tolist()), evaluation.results[name].get("effective_strategies"))
+                    for (step, evaluation), row in zip(mine, scores_KN)]
+            lines += curve(f"checkpoints of {run} on {name}", rows, gain_of_choosing(scores_KN), "")
+    for run in runs:
+        if not run.evals:
+            raise ValueError(f"{run.path} has no evaluations; compare needs some")
+        for name in dict.fromkeys(record["benchmark"] for record in run.evals):
+            rows = [(str(record["step"]), record["accuracy"], record["accuracy_se"], record.get("effective_strategies"))
+                    for record in run.evals if record["benchmark"] == name]
+            lines += curve(f"{run.path} on {name}", rows, expected_maximum(len(rows)) * max(row[2] for row in rows), "up to ")
+    return "\n".join(lines).strip("\n")
+
+
+# ------------------------------------------------------------------------------------------------ regrade
+
+
+REGRADED = 256                                          # records graded at a time
+
+
+def regrade(path: Path, begun: str | None, out: Path | None) -> str:
+    """Verdicts of all kept completions of a run or an evaluation by the grader as it is now, against those that were written.
+
+    `begun` is what the chat template writes of the assistant's turn, None to ask the tokenizer at the config's model.path. With `out`, samples
+    with the new verdicts and results made of them go there; a run's rewards and advantages stay what the policy was trained with.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*samples.jsonl"))
+    if not files:
+        raise ValueError(f"{path} has no samples.jsonl and no *.samples.jsonl")
+    if out is not None and out.resolve() == files[0].parent.resolve():
+        raise ValueError(f"--out {out} would overwrite the samples; name another folder")
+    config = beside(path)
+    if begun is None:
+        folder = config.get("model", {}).get("path", "")
+        if not (folder and Path(folder).is_dir()):
+            raise ValueError(f'model.path = {folder!r} is no folder here: give what its chat template writes of a turn as --opening, "" for nothing')
+        begun = opening(load_tokenizer(folder))
+    settings = {**config.get("reward", {}), **config.get("output", {})}
+    lines, results = [], []
+    with Grader(settings.get("workers", 2), settings.get("timeout_s", 5.0), settings.get("require_box", True)) as grader:
+        for file in files:
+            reader, kept, examples, changes, before, after = read_jsonl(file), [], [], Counter(), [], []
+            while chunk := list(islice(reader, REGRADED)):
+                pairs = []
+                for where, record in chunk:
+                    of_run = isinstance(record, dict) and "completions" in record
+                    require(record, GROUP | {"answer": str} if of_run else SAMPLE, where, "a sample of a run or an evaluation")
+                    for completion in record["completions"] if of_run else [record]:
+                        require(completion, {"text": str, "correct": bool}, where, "a sample of a run or an evaluation")
+                        pairs.append((where, completion, record["answer" if of_run else "gold"]))
+                grades = grader.grade_batch([begun + completion["text"] for _, completion, _ in pairs], [gold for *_, gold in pairs])
+                for (where, completion, gold), item in zip(pairs, grades):
+                    before.append(completion["correct"])
+                    after.append(item.correct)
+                    if completion["correct"] != item.correct:
+                        changes[f"{completion.get('reason')} -> {item.reason}"] += 1
+                        examples.append(f"    {where}: {item.answer!r} for {gold!r}")
+                    completion |= {"correct": item.correct, "reason": item.reason, "answer": item.answer}
+                kept += [record for _, record in chunk] if out is not None else []
+            lines.append(f"{file}: {len(after)} completions, accuracy {np.mean(before):.4f} -> {np.mean(after):.4f}, {len(examples)} verdicts changed")
+            lines += [f"{count:>8}  {change}" for change, count in changes.most_common()] + examples[:10]
+            if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                write_jsonl(out / file.name, kept)
+                if "completions" not in kept[0]:
+                    results.append(summarize(file.name.removesuffix(".samples.jsonl"), kept))
+    if results:
+        written = path / "results.jsonl"
+        old = {record["benchmark"]: record for _, record in read_jsonl(written)} if written.exists() else {}
+        write_jsonl(out / "results.jsonl", [{"model": str(path), **old.get(record["benchmark"], {}), **record} for record in results])
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("compare", help="evaluations on the same problems against the first; checkpoints of one run as a curve")
+    command.add_argument("paths", nargs="+", type=Path, metavar="EVAL_OR_RUN")
+    command = commands.add_parser("page", help="curves and completion groups in one HTML page")
+    command.add_argument("paths", nargs="+", type=Path, metavar="RUN_OR_EVAL")
+    command.add_argument("--out", type=Path, default=Path("runs/page"), help="folder for index.html and its PNGs (default runs/page)")
+    command.add_argument("--groups", type=int, default=4, help="prompts whose completions are shown, 0 for none (default 4)")
+    for name, text in (("consistency", "do rewards differ where texts do?"), ("kernel", "is this embedder fit for DRA on these texts?")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("path", type=Path, metavar="SAMPLES")
+        command.add_argument("overrides", nargs="*", metavar="dra.key=value", help="settings instead of those in config.toml beside the samples")
+        command.add_argument("--groups", type=int, default=1000, help="groups that are looked at, evenly spaced over the file (default 1000)")
+        if name == "kernel":
+            command.add_argument("--label", default="", help='"path.py:function" called with (text, record), instead of the labels in the file')
+    command = commands.add_parser("regrade", help="grades all kept completions again")
+    command.add_argument("path", type=Path, metavar="RUN_OR_EVAL")
+    command.add_argument("--opening", help="what the chat template writes of the assistant's turn; by default that of the tokenizer at model.path")
+    command.add_argument("--out", type=Path, help="folder for samples and results with the new verdicts")
+    args = parser.parse_args(argv)
+    match args.command:
+        case "compare":
+            print(compare(args.paths))
+        case "page":
+            from page import write_page
+
+            runs, evaluations = read_any(args.paths)
+            print("\n".join(f"written {path}" for path in write_page(runs, evaluations, args.out, args.groups)))
+        case "consistency":
+            from kernel import consistency
+
+            print(consistency(args.path, args.overrides, args.groups))
+        case "kernel":
+            from kernel import kernel
+
+            print(kernel(args.path, args.overrides, args.groups, args.label))
+        case "regrade":
+            print(regrade(args.path, args.opening, args.out))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

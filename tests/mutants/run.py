@@ -35,7 +35,10 @@ AREAS = {                                               # of mutants.toml: the f
     "memory": ("memory.py", ["tests/test_memory.py"]),
     "config": ("config.py", ["tests/test_config.py"]),
     "eval": ("eval.py", ["tests/test_eval.py"]),
-    "report": ("report.py", ["tests/test_report.py"]),
+    "report": ("report.py", ["tests/test_report.py", "tests/test_compare.py"]),
+    "records": ("records.py", ["tests/test_compare.py", "tests/test_kernel.py"]),
+    "kernel": ("kernel.py", ["tests/test_kernel.py"]),
+    "page": ("page.py", ["tests/test_page.py"]),
 }
 KINDS = {"unit": "not smoke and not exact", "exact": "exact", "smoke": "smoke and not exact"}
 LIMIT_S = 600                                           # of one call of pytest; a test that hangs has not caught anything

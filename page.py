@@ -1,0 +1,301 @@
+"""Curves and completion groups of runs and evaluations as one HTML page without scripts or network, for `python report.py page`.
+
+Runs that differ in [run] alone are seeds of one recipe: a line is their mean, the band around it reaches from the lowest seed to the highest.
+Recipes differ in line style and marker, not only in colour. What a model wrote is escaped, and the page's own policy forbids it to load or run anything.
+"""
+import base64
+import html
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from records import Evaluation, Run, read_groups
+from reward import group_advantages
+
+# S seeds of a recipe, K steps that all of them have
+
+STYLES = [("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"), ("#CC79A7", ":", "D"), ("#000000", (0, (5, 1, 1, 1, 1, 1)), "v"),
+          ("#E69F00", (0, (8, 3)), "P"), ("#56B4E9", (0, (3, 1, 1, 1)), "X"), ("#7F7F7F", (0, (1, 3)), "*")]      # Okabe and Ito's colours
+TEXT = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
+LEARNING = {"reward": "raw reward", "accuracy": "accuracy", "modes": "effective strategies in a group", "entropy": "entropy, nats per token"}
+HEALTH = {"length": "tokens of a completion", "truncated": "share cut at the limit", "kl": "KL to the reference, nats per token",
+          "gap": "log-prob gap of sampler and learner", "zero_advantage": "share of groups without advantage", "similarity": "mean cosine in a group"}
+FINE_PARTS = ["sample_s", "grade_s", "embed_s", "dra_s", "logprob_s", "forward_s", "backward_s", "optimizer_s"]
+PARTS = ["sample_s", "reward_s", "update_s"]            # all that older records have
+
+
+# ------------------------------------------------------------------------------------------------ curves
+
+
+def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """{label: seeds}; recipes with the same label get their folder's name behind it."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.recipe, []).append(run)
+    labels = [seeds[0].label for seeds in found.values()]
+    return {(f"{label} ({seeds[0].path.name or seeds[0].path})" if labels.count(label) > 1 else label): seeds for label, seeds in zip(labels, found.values())}
+
+
+def values_of(seeds: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps (K,), values (S, K)) of a key of the train records at the steps that all seeds have; nan where a record has none."""
+    tables = [{record["step"]: record.get(key) for record in run.train} for run in seeds]
+    steps = sorted(set.intersection(*map(set, tables)))
+    for run, table in zip(seeds, tables):
+        if wrong := [value for value in table.values() if not isinstance(value, int | float | None)]:
+            raise ValueError(f"{run.path}: {key!r} of a train record is {str(wrong[0])[:60]!r}, not a number")
+    return np.array(steps), np.array([[np.nan if table[step] is None else table[step] for step in steps] for table in tables], float)
+
+
+def smooth(values_SK: np.ndarray, window: int) -> np.ndarray:
+    """Centred running mean over `window` steps, fewer at the ends; nan counts nowhere, and remains where there is nothing else."""
+    if not values_SK.size:
+        return values_SK
+    known, ones = ~np.isnan(values_SK), np.ones(window)
+    sums, counts = (np.array([np.convolve(row, ones)[(window - 1) // 2 :][: len(row)] for row in rows])
+                    for rows in (np.where(known, values_SK, 0.0), known.astype(float)))
+    return np.where(counts > 0.5, sums / np.maximum(counts, 1), np.nan)
+
+
+def plain(label: str) -> str:
+    """A label as matplotlib shall print it: of bearable length, no formula, and not left out of the legend because of an underscore in front."""
+    label = label if len(label) <= 56 else f"{label[:20]} … {label[-32:]}"
+    return (f" {label}" if label.startswith("_") else label).replace("$", "\\$")
+
+
+def lines(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], title: str) -> None:
+    """(x, values (S, K)) of each recipe: mean of the seeds and the band they span."""
+    for i, (x_K, values_SK) in enumerate(curves):
+        color, style, marker = STYLES[i % len(STYLES)]
+        known_K = ~np.isnan(values_SK).any(0) if values_SK.size else np.zeros(0, bool)
+        x_K, values_SK = x_K[known_K], values_SK[:, known_K]
+        every = max(1, len(x_K) // 8)
+        ax.plot(x_K, values_SK.mean(0), color=color, linestyle=style, marker=marker, markersize=4, linewidth=1.4,
+                markevery=(i * every // max(len(curves), 1), every))
+        if len(values_SK) > 1:
+            ax.fill_between(x_K, values_SK.min(0), values_SK.max(0), color=color, alpha=0.2, linewidth=0)
+    ax.set_title(plain(title), fontsize=9)
+
+
+def grid(titles: Sequence[str], labels: Sequence[str], draw: Callable[[Axes, int], None], xlabel: str) -> Figure:
+    """A figure with a panel for each title, drawn by `draw(axes, number)`, and a legend of all recipes above."""
+    columns = min(2, len(titles))
+    rows = -(-len(titles) // columns)
+    legend_rows = -(-len(labels) // columns) if labels else 0
+    height = 2.3 * rows + 0.25 * legend_rows + 0.3
+    figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (0.25 * legend_rows + 0.1) / height))
+    for i, ax in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        if i < len(titles):
+            draw(ax, i)
+            ax.set_xlabel(xlabel, fontsize=8)
+            if xlabel == "step":
+                ax.xaxis.get_major_locator().set_params(integer=True)
+        else:
+            ax.set_axis_off()
+    handles = [figure.axes[0].plot([], [], color=color, linestyle=style, marker=marker, markersize=4, linewidth=1.4)[0] for color, style, marker in
+               (STYLES[i % len(STYLES)] for i in range(len(labels)))]
+    if labels:
+        figure.legend(handles, [plain(label) for label in labels], loc="upper center", ncols=columns, fontsize=8, frameon=False, handlelength=4.5)
+    return figure
+
+
+def training_figure(recipes: dict[str, list[Run]], panels: dict[str, str], window: int) -> tuple[Figure | None, str]:
+    """(figure, titles of what is 0 in all runs and not drawn): keys of the train records over steps; nobody's keys are left out."""
+    curves = {key: [values_of(seeds, key) for seeds in recipes.values()] for key in panels}
+    known = [key for key in panels if any(np.isfinite(values).any() for _, values in curves[key])]
+    shown = [key for key in known if any(np.nan_to_num(values).any() for _, values in curves[key])]
+    if not shown:
+        return None, ""
+
+    def draw(ax: Axes, i: int) -> None:
+        lines(ax, [(steps, smooth(values, window)) for steps, values in curves[shown[i]]], panels[shown[i]])
+
+    return grid([panels[key] for key in shown], list(recipes), draw, "step"), ", ".join(panels[key] for key in known if key not in shown)
+
+
+def time_figure(recipes: dict[str, list[Run]], window: int) -> Figure | None:
+    """Seconds of a step by part, a panel for each recipe: mean over seeds."""
+    timed = {label: seeds for label, seeds in recipes.items() if any("sample_s" in record for record in seeds[0].train)}
+    if not timed:
+        return None
+    parts = FINE_PARTS if all(np.isfinite(values_of(seeds, part)[1]).any() for seeds in timed.values() for part in FINE_PARTS) else PARTS
+
+    def draw(ax: Axes, i: int) -> None:
+        label, seeds = list(timed.items())[i]
+        lines(ax, [(steps, smooth(values.mean(0, keepdims=True), window)) for steps, values in (values_of(seeds, part) for part in parts)], label)
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("")
+        ax.set_ylabel("seconds", fontsize=8)
+
+    return grid(list(timed), [part.removesuffix("_s") for part in parts], draw, "step")
+
+
+def eval_curves(recipes: dict[str, list[Run]], benchmark: str, key: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(steps (K,), values (S, K)) of the recipes' evaluations on one benchmark."""
+    found = []
+    for seeds in recipes.values():
+        tables = [{record["step"]: record.get(key) for record in run.evals if record["benchmark"] == benchmark} for run in seeds]
+        steps = sorted(set.intersection(*map(set, tables)))
+        found.append((np.array(steps), np.array([[np.nan if table[step] is None else table[step] for step in steps] for table in tables], float)))
+    return found
+
+
+def evaluation_figure(recipes: dict[str, list[Run]]) -> Figure | None:
+    """Accuracy and effective strategies of the evaluations during training."""
+    benchmarks = list(dict.fromkeys(record["benchmark"] for seeds in recipes.values() for run in seeds for record in run.evals))
+    panels = [(benchmark, key, title) for benchmark in benchmarks for key, title in (("accuracy", "accuracy"), ("effective_strategies", "effective strategies"))]
+    curves = {panel: eval_curves(recipes, *panel[:2]) for panel in panels}
+    shown = [panel for panel in panels if any(np.isfinite(values).any() for _, values in curves[panel])]
+    if not shown:
+        return None
+    titles = [f"{benchmark}: {title}" for benchmark, _, title in shown]
+    return grid(titles, list(recipes), lambda ax, i: lines(ax, curves[shown[i]], titles[i]), "step")
+
+
+def pass_figure(recipes: dict[str, list[Run]], evaluations: Sequence[Evaluation]) -> Figure | None:
+    """pass@k of the evaluations given, and of the first and last ones of each recipe (a first one that another recipe shares is drawn once)."""
+    groups = {f"{evaluation.model} ({evaluation.path.name})": [evaluation.results] for evaluation in evaluations}
+    for label, seeds in recipes.items():
+        for end in (0, -1):
+            steps = sorted({record["step"] for run in seeds for record in run.evals})
+            if steps and not (end and len(steps) == 1):
+                found = [{record["benchmark"]: record for record in run.evals if record["step"] == steps[end]} for run in seeds]
+                curves = [{name: record["pass_at_k"] for name, record in results.items()} for results in found]
+                if not any(curves == [{name: record["pass_at_k"] for name, record in results.items()} for results in others] for others in groups.values()):
+                    groups[f"{label}, step {steps[end]}"] = found
+    benchmarks = list(dict.fromkeys(name for found in groups.values() for results in found for name in results))
+    if not benchmarks:
+        return None
+
+    def draw(ax: Axes, i: int) -> None:
+        curves = []
+        for found in groups.values():
+            tables = [{int(k): value for k, value in results.get(benchmarks[i], {"pass_at_k": {}})["pass_at_k"].items()} for results in found]
+            ks = sorted(set.intersection(*map(set, tables)))
+            curves.append((np.array(ks, float), np.array([[table[k] for k in ks] for table in tables], float)))
+        lines(ax, curves, f"{benchmarks[i]}: pass@k")
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
+
+    return grid(benchmarks, list(groups), draw, "k")
+
+
+# ------------------------------------------------------------------------------------------------ completion groups
+
+
+def plain_advantages(group: dict, config: dict) -> list[float]:
+    """What the advantages of a group would have been without DRA, from its raw rewards and the run's settings."""
+    kind = config.get("reward", {}).get("advantage", "auto")
+    scale = ("none" if config.get("learner", {}).get("loss") == "dr_grpo" else "std") if kind == "auto" else kind
+    return group_advantages(torch.tensor([completion["reward"] for completion in group["completions"]], dtype=torch.float64), scale).tolist()
+
+
+def telling_groups(run: Run, most: int) -> list[tuple[int, int]]:
+    """(step, position) of the group of a step in which DRA moved the advantages most, for at most `most` steps evenly spaced over the run.
+
+    In turn of groups with different raw rewards, and of those with equal ones, where the advantages would be 0 without DRA; the other kind if a step has none.
+    """
+    best: dict[int, dict[bool, tuple[float, int]]] = {}
+    for group in read_groups(run.samples):
+        if "step" in group and len(group["completions"]) > 1:
+            moved = sum(abs(completion["advantage"] - value) for completion, value in zip(group["completions"], plain_advantages(group, run.config)))
+            kinds, equal = best.setdefault(group["step"], {}), len({completion["reward"] for completion in group["completions"]}) == 1
+            kinds[equal] = max(kinds.get(equal, (-1.0, 0)), (moved, -group["position"]))
+    steps = sorted(best)
+    chosen = dict.fromkeys(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int).tolist())
+    return [(steps[i], -best[steps[i]].get(turn % 2 == 1, next(iter(best[steps[i]].values())))[1]) for turn, i in enumerate(chosen)]
+
+
+def bar(value: float, largest: float) -> str:
+    """A number with a bar from the middle, to the right and solid if positive, to the left and striped if negative."""
+    share = 50 * min(abs(value) / largest, 1) if largest else 0
+    side = f"left:50%;width:{share:.1f}%" if value >= 0 else f"left:{50 - share:.1f}%;width:{share:.1f}%"
+    return f'<td class="bar"><span>{value:+.3f}</span><div><i class="{"up" if value >= 0 else "down"}" style="{side}"></i></div></td>'
+
+
+def group_table(run: Run, group: dict, label: str) -> str:
+    """One group of one run; right answers first, and the ones DRA prefers before the others."""
+    rows = sorted(zip(group["completions"], plain_advantages(group, run.config)), key=lambda pair: (-pair[0]["correct"], -pair[0]["weight"]))
+    largest = max(max(abs(completion["advantage"]), abs(value)) for completion, value in rows)
+    body = []
+    for completion, value in rows:
+        name = completion.get("label")
+        body.append(f'<tr><td>{"&#10003; right" if completion["correct"] else "&#10007; wrong"}<br>{html.escape("" if name is None else str(name))}</td>'
+                    f'<td class="text"><pre>{html.escape(completion["text"])}</pre></td><td>{completion["reward"]:.3f}</td><td>{completion["smi"]:.3f}</td>'
+                    f'<td>{completion["weight"]:.4f}</td><td>{completion["adjusted"]:.4f}</td>{bar(value, largest)}{bar(completion["advantage"], largest)}</tr>')
+    return (f'<section class="group"><h4>{html.escape(label)}</h4><table><tr><th></th><th>completion</th><th>raw reward</th><th>SMI</th><th>weight</th><th>adjusted</th>'
+            f'<th>advantage by raw rewards</th><th>advantage in this run</th></tr>{"".join(body)}</table></section>')
+
+
+def groups_html(runs: Sequence[Run], most: int) -> str:
+    """The same prompts in all runs that kept samples, side by side; chosen by the first of them that used DRA."""
+    runs = [run for run in runs if run.samples]
+    if not runs or not most:
+        return ""
+    chooser = next((run for run in runs if run.config.get("dra", {}).get("enabled")), runs[0])
+    keys = telling_groups(chooser, most)
+    found = [{(group["step"], group["position"]): group for group in read_groups(run.samples) if (group.get("step"), group.get("position")) in keys} for run in runs]
+    parts = []
+    for key in keys:
+        first = found[runs.index(chooser)][key]
+        tables = [group_table(run, groups[key], f"{run.label} ({run.path.name})") for run, groups in zip(runs, found)
+                  if key in groups and groups[key].get("id") == first.get("id")]
+        parts.append(f'<h3>Step {key[0]}: {html.escape(str(first.get("problem", first.get("id")))[:500])}</h3><div class="side">{"".join(tables)}</div>')
+    return ("<h2>Completion groups</h2><p>Of steps spread over the run, the prompt where DRA moved the advantages most, in turn among those with different and "
+            "with equal raw rewards. Weight multiplies a positive raw reward; the two last columns show "
+            "the advantage without and with it (solid to the right: made more likely; striped to the left: less).</p>" + "".join(parts))
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1700px;padding:0 1em;color:#111;background:#fff}
+img{max-width:100%;height:auto}figure{margin:1.5em 0}figcaption{max-width:60em;color:#333}table{border-collapse:collapse}
+th,td{text-align:left;vertical-align:top;padding:.3em .4em;border-bottom:1px solid #ccc}th{font-size:.85em}td{font-variant-numeric:tabular-nums}
+.side{display:flex;flex-wrap:wrap;gap:2em}.group{flex:1 1 42em;min-width:0;overflow-x:auto;font-size:.9em}.text{min-width:13em}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;max-height:12em;overflow:auto;font-size:.85em;unicode-bidi:isolate}
+.bar div{position:relative;width:6em;height:.7em;background:linear-gradient(#777,#777) 50%/1px 100% no-repeat #eee}.bar i{position:absolute;top:0;bottom:0}
+.up{background:#0072B2}.down{background:repeating-linear-gradient(45deg,#D55E00 0 3px,#fff 3px 5px)}"""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def write_page(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: Path, groups: int) -> list[Path]:
+    """index.html and its PNGs in `out`; returns what was written."""
+    recipes = by_recipe(runs)
+    window = max([1, *(len(run.train) // 20 for run in runs)])
+    about = f"Running mean over {window} steps. " if window > 1 else ""
+    about += "Line: mean of the seeds; band: lowest to highest." if any(len(seeds) > 1 for seeds in recipes.values()) else "One seed each."
+    with rc_context(TEXT):
+        figures = {}
+        for name, panels in (("learning", LEARNING), ("health", HEALTH)):
+            figure, zeros = training_figure(recipes, panels, window)
+            figures[name] = figure, f"During training. {about}" + (f" 0 in all runs and not drawn: {zeros}." if zeros else "")
+        figures |= {"time": (time_figure(recipes, window), "Seconds of a step by part, mean of the seeds." + (f" Running mean over {window} steps." if window > 1 else "")),
+                    "evaluation": (evaluation_figure(recipes), "Evaluations of the runs. Line: mean of the seeds; band: lowest to highest."),
+                    "pass_at_k": (pass_figure(recipes, evaluations), "Unbiased pass@k, mean over problems.")}
+        out.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name, (figure, _) in figures.items():
+            if figure is not None:
+                figure.savefig(out / f"{name}.png", dpi=110)
+                written.append(out / f"{name}.png")
+    rows = []
+    for label, seeds in recipes.items():
+        steps = max((record["step"] for run in seeds for record in run.train), default=0)
+        rows.append((label, ", ".join(str(run.path) for run in seeds), f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {steps} steps"))
+    for evaluation in evaluations:
+        figures_of = [f"{name} {100 * record['accuracy']:.1f} ± {100 * record['accuracy_se']:.1f} (avg@{record['samples']})" for name, record in evaluation.results.items()]
+        rows.append((evaluation.model, str(evaluation.path), "; ".join(figures_of)))
+    table = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    images = "".join(f'<figure><img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+                     f"<figcaption>{figures[path.stem][1]}</figcaption></figure>" for path in written)
+    page = (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+            f"<title>Report</title><style>{STYLE}</style></head>"
+            f"<body><h1>Report</h1><table>{table}</table>{images}{groups_html(runs, groups)}</body></html>\n")
+    (out / "index.html").write_text(page, encoding="utf-8", errors="replace")
+    return [out / "index.html", *written]

@@ -1,0 +1,155 @@
+"""Reads metrics.jsonl, samples.jsonl and results.jsonl; a file that is missing, empty or of another kind is a ValueError with file and line."""
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+NUMBER = (int, float)
+TRAIN = {"step": int, "reward": NUMBER, "accuracy": NUMBER}
+EVAL = {"step": int, "benchmark": str, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
+GROUP = {"step": int, "position": int, "completions": list}
+COMPLETION = {"text": str, "correct": bool, "reward": NUMBER, "smi": NUMBER, "weight": NUMBER, "adjusted": NUMBER, "advantage": NUMBER}
+SAMPLE = {"problem": int, "sample": int, "text": str, "gold": str, "correct": bool}
+RESULT = {"model": str, "benchmark": str, "samples": int, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
+
+
+def require(record: object, schema: dict, where: str, what: str) -> None:
+    """ValueError unless `record` has the keys of `schema` with values of their types."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: {json.dumps(record)[:60]} is not {what}")
+    for key, kind in schema.items():
+        if not isinstance(record.get(key), kind) or isinstance(record[key], bool) != (kind is bool):
+            found = f"is {json.dumps(record[key])[:60]}" if key in record else "is missing"
+            raise ValueError(f"{where}: {key!r} {found}, so this is not {what}")
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
+    """("file, line n", value) of every line; ValueError for a missing or empty file and a line that is not JSON.
+
+    A last line without its newline that cannot be read is being written this moment, and is left out.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    number = 0
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                if line.endswith("\n"):
+                    raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
+    if not number:
+        raise ValueError(f"{path} is empty")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a metrics.jsonl holds, and where the groups are."""
+    path: Path
+    label: str                                          # config file and overrides but for [run]: the same for all seeds of a recipe
+    recipe: str                                         # resolved settings but for [run]
+    config: dict
+    train: list[dict]
+    evals: list[dict]
+    samples: Path | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A folder of eval.py: its records, and of each benchmark the samples of every problem in order, without their texts."""
+    path: Path
+    model: str
+    results: dict[str, dict]
+    problems: dict[str, dict[int, list[dict]]]
+
+
+def read_run(path: Path) -> Run:
+    file = path / "metrics.jsonl" if path.is_dir() else path
+    config, argv, records = None, [], {"train": [], "eval": []}
+    for where, record in read_jsonl(file):
+        require(record, {"kind": str}, where, "a record of a metrics.jsonl")
+        if record["kind"] == "run":
+            require(record, {"config": dict, "argv": list}, where, "a run record")
+            config, argv = record["config"], record["argv"]
+        elif record["kind"] in records:
+            require(record, TRAIN if record["kind"] == "train" else EVAL, where, f"a record of kind {record['kind']}")
+            records[record["kind"]].append(record)
+    if config is None:
+        raise ValueError(f"{file}: no record of kind \"run\", so this is not a metrics.jsonl of the trainer")
+    names = [Path(word).stem if word.endswith(".toml") else word for word in argv[1:] if not word.startswith(("-", "run."))]
+    settings = {section: values for section, values in config.items() if section != "run"}
+    samples = file.with_name("samples.jsonl")
+    return Run(path, " ".join(names) or path.name, json.dumps(settings, sort_keys=True), config, records["train"], records["eval"],
+               samples if file.name == "metrics.jsonl" and samples.is_file() else None)
+
+
+def read_evaluation(folder: Path, texts: bool = False) -> Evaluation:
+    """`texts` keeps everything of the samples."""
+    results, problems = {}, {}
+    for where, record in read_jsonl(folder / "results.jsonl"):
+        require(record, RESULT, where, "a record of an evaluation")
+        results[record["benchmark"]], found = record, {}
+        for line, sample in read_jsonl(folder / f"{record['benchmark']}.samples.jsonl"):
+            require(sample, SAMPLE, line, "a sample of an evaluation")
+            found.setdefault(sample["problem"], []).append(sample if texts else {key: sample[key] for key in ("id", "sample", "gold", "correct", "label") if key in sample})
+        problems[record["benchmark"]] = {problem: sorted(found[problem], key=lambda sample: sample["sample"]) for problem in sorted(found)}
+    return Evaluation(folder, record["model"], results, problems)
+
+
+def read_any(paths: Sequence[Path]) -> tuple[list[Run], list[Evaluation]]:
+    """A folder with results.jsonl is an evaluation; one with metrics.jsonl, or a file, is a run."""
+    is_run = {path: path.is_file() or not (path / "results.jsonl").exists() and (path / "metrics.jsonl").exists() for path in paths}
+    for path, run in is_run.items():
+        if not run and not (path / "results.jsonl").exists():
+            raise ValueError(f"{path} " + ("has neither metrics.jsonl nor results.jsonl" if path.is_dir() else "does not exist"))
+    return [read_run(path) for path, run in is_run.items() if run], [read_evaluation(path) for path, run in is_run.items() if not run]
+
+
+def read_groups(path: Path) -> Iterator[dict]:
+    """Groups of completions: the records of a run's samples.jsonl, or the samples of an evaluation by problem, right ones with reward 1."""
+    by_problem: dict[int, list[dict]] = {}
+    for where, record in read_jsonl(path):
+        if isinstance(record, dict) and "completions" in record:
+            require(record, GROUP, where, "a group of a samples.jsonl")
+            for i, completion in enumerate(record["completions"], 1):
+                require(completion, COMPLETION, f"{where}, completion {i}", "a group of a samples.jsonl")
+            yield record
+        else:
+            require(record, SAMPLE, where, "a sample of a run or an evaluation")
+            by_problem.setdefault(record["problem"], []).append(record | {"reward": float(record["correct"])})
+    for samples in by_problem.values():
+        yield {"id": samples[0].get("id"), "answer": samples[0]["gold"], "completions": samples}
+
+
+def beside(path: Path) -> dict:
+    """config.toml in the folder of `path`, {} if there is none."""
+    file = (path if path.is_dir() else path.parent) / "config.toml"
+    if not file.is_file():
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not valid TOML: {error}") from None
+
+
+def samples_file(path: Path) -> Path:
+    """The file that `path` names, or the only one with samples in the folder it names."""
+    if not path.is_dir():
+        return path
+    found = [path / "samples.jsonl"] if (path / "samples.jsonl").exists() else sorted(path.glob("*.samples.jsonl"))
+    if len(found) != 1:
+        raise ValueError(f"{path} has {len(found)} files *.samples.jsonl; name one" + "".join(f" ({file.name})" for file in found[:1]))
+    return found[0]
+
+
+def some_groups(path: Path, most: int) -> list[dict]:
+    """At most `most` groups of at least 2 completions, evenly spaced over the file; ValueError if there is none."""
+    total = sum(1 for _ in read_groups(path))
+    wanted = set(np.linspace(0, total - 1, max(0, min(most, total))).round().astype(int).tolist())
+    groups = [group for i, group in enumerate(read_groups(path)) if i in wanted and len(group["completions"]) > 1]
+    if not groups:
+        raise ValueError(f"{path} has no group of at least 2 completions" if most > 0 else f"--groups must be >= 1; got {most}")
+    return groups

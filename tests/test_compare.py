@@ -1,0 +1,289 @@
+"""report.py compare, regrade and the trackers, and records.py: against brute force over all resamples, scipy, and hand values."""
+import importlib.machinery
+import itertools
+import json
+import math
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_loop import run as train_here
+
+import report
+from eval import pass_at_k, summarize, write_jsonl
+from ranks import run_main
+from records import read_any, read_evaluation, read_groups, read_run
+from report import Trackers, check_trackers, compare, conclusion, expected_maximum, gain_of_choosing, main, measures, paired_bootstrap, regrade, scalars
+
+
+def evaluation(folder: Path, right: list[list[int]], model: str = "m", gold: str = "4", labels: str = "", benchmark: str = "b") -> Path:
+    """A folder as eval.py writes it; right[problem][sample]."""
+    samples = [{"problem": p, "id": f"p{p}", "sample": s, "seed": 0, "text": f"so \\boxed{{{gold if value else 0}}}", "gold": gold, "answer": gold if value else "0",
+                "correct": bool(value), "reason": "equal" if value else "different", "length": 3, "finish": "stop", **({"label": labels[s % len(labels)]} if labels else {})}
+               for p, row in enumerate(right) for s, value in enumerate(row)]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_jsonl(folder / f"{benchmark}.samples.jsonl", samples[::-1])        # in any order
+    old = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()] if (folder / "results.jsonl").exists() else []
+    write_jsonl(folder / "results.jsonl", [*old, {"model": model, **summarize(benchmark, samples), "settings": {"temperature": 0.6}}])
+    return folder
+
+
+def test_bootstrap_is_that_of_all_resamples():
+    """The 2.5 and 97.5 % points of all 5^5 means of resampled differences; 10,000 random ones hit the neighbouring value at times."""
+    differences = [0.0, 1.0, -2.0, 5.0, 11.0]
+    exact = np.quantile([np.mean(draw) for draw in itertools.product(differences, repeat=5)], (0.025, 0.975))
+    centre, low, high = paired_bootstrap([differences])
+    assert centre == pytest.approx(3) and low == pytest.approx(exact[0], abs=0.25) and high == pytest.approx(exact[1], abs=0.25)
+    assert paired_bootstrap([differences]) == (centre, low, high)
+
+
+def test_bootstrap_of_an_average_draws_problems_within_each_benchmark():
+    """All combinations of resamples of a benchmark of 4 and one of 3 problems; each counts half, whatever its size."""
+    a, b = [0.0, 4.0, 8.0, 20.0], [-6.0, 0.0, 3.0]
+    exact = np.quantile([(np.mean(x) + np.mean(y)) / 2 for x in itertools.product(a, repeat=4) for y in itertools.product(b, repeat=3)], (0.025, 0.975))
+    centre, low, high = paired_bootstrap([a, b])
+    assert centre == pytest.approx((8 - 1) / 2) and low == pytest.approx(exact[0], abs=0.3) and high == pytest.approx(exact[1], abs=0.3)
+
+
+def test_pairing_takes_out_how_hard_problems_are():
+    """One model is 3 points ahead on each of some very unequal problems: unpaired, that would drown."""
+    assert paired_bootstrap([[3.0] * 30]) == (3, 3, 3)
+    assert paired_bootstrap([[3.0]])[1:] == (-np.inf, np.inf)
+
+
+def test_conclusions_say_no_more_than_the_interval():
+    assert conclusion(1.9, -1.2, 5.0, "30") == "A - B = +1.9 ± 3.1 points: not distinguishable at n = 30"
+    assert conclusion(4.0, 1.0, 6.0, "30") == "A - B = +4.0 ± 3.0 points: A is ahead at n = 30"
+    assert conclusion(-0.5, -0.8, -0.1, "9", "strategies") == "A - B = -0.5 ± 0.4 strategies: B is ahead at n = 9"
+    assert "not distinguishable" in conclusion(0.0, 0.0, 0.0, "5") and "one problem" in conclusion(1.0, -np.inf, np.inf, "1")
+
+
+def test_measures_by_hand():
+    """Different numbers of samples on both sides: pass@k for the largest power of two that both have."""
+    def samples(right: int, n: int, labels: str) -> list[dict]:
+        return [{"correct": i < right, "label": labels[i % len(labels)]} for i in range(n)]
+
+    found = measures({0: samples(16, 20, "ab"), 1: samples(20, 20, "a")}, {0: samples(30, 40, "abcd"), 1: samples(3, 40, "a")})
+    assert found["accuracy"] == [(80, 75), (100, 7.5)]
+    assert found["pass@16"] == [(100 * pass_at_k(20, 16, 16), 100 * pass_at_k(40, 30, 16)), (100, 100 * pass_at_k(40, 3, 16))]
+    assert found["strategies"] == [pytest.approx((2, 4))]       # problem 1 has 3 right answers on one side: too few
+    assert "strategies" not in measures({0: [{"correct": True}]}, {0: [{"correct": True, "label": "a"}]})
+
+
+def test_expected_maximum_of_normals():
+    """0 for one, 1/sqrt(pi) for two, 3/(2 sqrt(pi)) for three; 1.5388 for ten (Teichroew 1956)."""
+    assert [expected_maximum(k) for k in (1, 2, 3, 10)] == pytest.approx([0, 1 / math.sqrt(math.pi), 1.5 / math.sqrt(math.pi), 1.53875], abs=1e-5)
+
+
+def test_gain_of_choosing_is_that_of_noise_alone():
+    """Ten checkpoints with independent noise of sd 1 on 400 problems gain 1.54 / 20; better means, or hardness they share, add nothing."""
+    rng = np.random.default_rng(1)
+    noise = rng.normal(size=(10, 400))
+    expected = expected_maximum(10) / 20
+    assert gain_of_choosing(noise) == pytest.approx(expected, rel=0.1)
+    assert gain_of_choosing(noise + np.arange(10)[:, None]) == pytest.approx(gain_of_choosing(noise))
+    assert gain_of_choosing(noise + 3 * rng.normal(size=(1, 400))) == pytest.approx(expected, rel=0.1)
+    assert gain_of_choosing(np.repeat(noise[:1], 10, 0)) == pytest.approx(0, abs=0.003)
+
+
+def test_compare_from_files(tmp_path):
+    """B answers one of four problems twice more often; the sign, the means and the sentence are those of A - B, and only common benchmarks count."""
+    a = evaluation(tmp_path / "a", [[1, 0], [1, 0], [1, 0], [0, 0]], "first")
+    b = evaluation(tmp_path / "b", [[1, 0], [1, 0], [1, 0], [1, 1]], "second")
+    evaluation(b, [[1, 1]], "second", benchmark="extra")
+    text = compare([a, b])
+    line = next(line for line in text.splitlines() if line.startswith("b accuracy")).split()
+    assert line[:5] == ["b", "accuracy", "37.5", "62.5", "-25.0"] and line[-1] == "4"
+    assert "b, accuracy: A - B = -25.0 ±" in text and "not distinguishable at n = 4" in text and "only one of them has extra" in text and "average" not in text
+    assert "b pass@2" in text and "temperature" not in text
+    assert "+0.0 ± 0.0 points: not distinguishable at n = 4" in compare([a, a.parent / "." / "a" / ".." / "a"])
+
+
+def test_compare_averages_benchmarks_and_names_settings_that_differ(tmp_path):
+    folders = []
+    for name, values in (("a", [[[1], [1]], [[1], [0], [0], [0]]]), ("b", [[[0], [1]], [[0], [0], [0], [0]]])):
+        for benchmark, right in zip(("x", "y"), values):
+            folders.append(evaluation(tmp_path / name, right, name, benchmark=benchmark))
+    path = tmp_path / "b" / "results.jsonl"
+    path.write_text(path.read_text().replace("0.6}", "1.0}"))
+    text = compare([tmp_path / "a", tmp_path / "b"])
+    assert next(line for line in text.splitlines() if line.startswith("average accuracy")).split()[2:5] == ["62.5", "25.0", "+37.5"]
+    assert "temperature differs, 0.6 and 1.0" in text and "average, accuracy: A - B = +37.5" in text
+
+
+def test_checkpoints_of_a_run_are_a_curve_with_a_warning(tmp_path):
+    """In the order of their steps, the final policy last, whatever the order of the arguments; other runs are not in it."""
+    final = evaluation(tmp_path / "f", [[1, 1], [1, 0]], "runs/x/final")
+    early = evaluation(tmp_path / "e", [[0, 0], [1, 0]], "runs/x/checkpoints/step-000050/policy")
+    late = evaluation(tmp_path / "l", [[1, 1], [1, 1]], "runs/x/checkpoints/step-000100/policy")
+    other = evaluation(tmp_path / "o", [[1, 1], [1, 1]], "runs/y/final")
+    text = compare([final, late, other, early])
+    curve = [line.split()[:4] for line in text[text.index("checkpoints of runs/x on b"):].splitlines()[2:5]]
+    assert curve == [["50", "25.0", "±", "25.0"], ["100", "100.0", "±", "0.0"], ["final", "75.0", "±", "25.0"]]
+    assert "the best is step 100 with 100.0" in text and "best of 3 equally good" in text and "checkpoints of runs/y" not in text and "3 comparisons" in text
+
+
+def test_a_run_alone_is_a_curve():
+    text = compare([Path("benchmarks/tiny_runs/tiny-seed0.metrics.jsonl")])
+    gain = 100 * expected_maximum(2) * 0.00941988313809822
+    assert "   200      89.5 ± 0.5          2.04" in text and f"gains up to {gain:.1f} points" in text
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    a = evaluation(tmp_path / "a", [[1], [0]])
+    for other, words in ((evaluation(tmp_path / "b", [[1]]), r"same problems of b: problem 1 is \('p1', '4'\) and None"),
+                         (evaluation(tmp_path / "c", [[1], [0]], gold="5"), "same problems of b: problem 0"), (evaluation(tmp_path / "d", [[1]], benchmark="x"), "no benchmark in common"),
+                         (tmp_path / "none", "does not exist"), (tmp_path, "has neither metrics.jsonl nor results.jsonl")):
+        with pytest.raises(ValueError, match=words):
+            compare([a, other])
+    with pytest.raises(ValueError, match="name another evaluation"):
+        compare([a])
+
+
+RUN_LINE = json.dumps({"kind": "run", "config": {}, "argv": []})
+
+
+@pytest.mark.parametrize("read, text, words", [
+    (read_run, "", "metrics.jsonl is empty"), (read_run, "{}\n", "line 1: 'kind' is missing"), (read_run, '{"kind": "run"}\n', "line 1: 'config' is missing"),
+    (read_run, RUN_LINE + '\n{"kind": "train", "step": 1, "reward": "x"}\n', "line 2: 'reward' is \"x\""), (read_run, RUN_LINE + "\nnonsense\n", "line 2: not valid JSON"),
+    (read_run, '{"kind": "eval", "step": 1, "benchmark": "b", "accuracy": true}\n', "line 1: 'accuracy' is true"), (read_run, '{"kind": "other"}\n', "no record of kind"),
+    (read_groups, "[1]\n", r"line 1: \[1\] is not a sample"), (read_groups, '{"step": 1, "position": 0, "completions": [{"text": 3}]}\n', "line 1, completion 1: 'text' is 3"),
+    (read_groups, '{"problem": 1}\n', "line 1: 'sample' is missing"), (read_groups, None, "does not exist")])
+def test_foreign_files_are_named_with_their_line(tmp_path, read, text, words):
+    path = tmp_path / "metrics.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        list(read(path)) if read is read_groups else read(path)
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    """A live run's file may end within a record; only there, and only without a newline."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{RUN_LINE}\n{{"kind": "train", "step": 1, "reward": 1, "accuracy": 1}}\n{{"kind": "tra')
+    assert [record["step"] for record in read_run(path).train] == [1]
+
+
+def test_records_are_told_apart(tmp_path):
+    """Seeds of a recipe have one name, the command's; samples of an evaluation come in order, by problem."""
+    path = tmp_path / "r" / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"kind": "run", "config": {"run": {"seed": 3}, "dra": {"sharpen": 2}}, "argv": ["dra_grpo.py", "--config", "configs/x.toml", "run.seed=3", "dra.sharpen=2"]}) + "\n")
+    folder = evaluation(tmp_path / "e", [[1, 0, 0], [0, 1, 1]])
+    runs, evaluations = read_any([tmp_path / "r", folder])
+    assert runs[0].label == "x dra.sharpen=2" and json.loads(runs[0].recipe) == {"dra": {"sharpen": 2}} and runs[0].samples is None
+    assert [[sample["correct"] for sample in samples] for samples in evaluations[0].problems["b"].values()] == [[True, False, False], [False, True, True]]
+    assert "text" not in evaluations[0].problems["b"][0][0] and read_evaluation(folder).model == "m"
+    assert [(group["id"], [c["reward"] for c in group["completions"]]) for group in read_groups(folder / "b.samples.jsonl")] == [("p1", [1, 1, 0]), ("p0", [0, 0, 1])]
+
+
+def test_regrade_finds_wrong_verdicts(tmp_path):
+    """Two verdicts are turned around in the file; regrade turns them back, and the results it writes are those of the right ones."""
+    folder, out = evaluation(tmp_path / "a", [[1, 0], [1, 1]]), tmp_path / "out"
+    lines = (folder / "b.samples.jsonl").read_text().splitlines()
+    swapped = [line.replace('"correct": true', '"correct": false') if i in (0, 1) else line for i, line in enumerate(lines)]
+    (folder / "b.samples.jsonl").write_text("\n".join(swapped) + "\n")
+    text = regrade(folder, "", out)
+    assert "4 completions, accuracy 0.2500 -> 0.7500, 2 verdicts changed" in text and "line 1: '4' for '4'" in text and "2  equal -> equal" in text
+    assert (out / "b.samples.jsonl").read_text().splitlines() == lines
+    record = json.loads((out / "results.jsonl").read_text())
+    assert (record["model"], record["accuracy"], record["settings"]) == ("m", 0.75, {"temperature": 0.6})
+    with pytest.raises(ValueError, match="would overwrite"):
+        regrade(folder, "", folder)
+    with pytest.raises(ValueError, match="--opening"):
+        regrade(folder, None, None)
+
+
+def test_regrade_reads_the_whole_turn(tmp_path):
+    """A box within reasoning that never ended is no answer where the template has written <think>."""
+    folder = evaluation(tmp_path / "a", [[1]])
+    assert "1.0000 -> 1.0000" in regrade(folder, "", None) and "1.0000 -> 0.0000" in regrade(folder, "<think>\n", None)
+
+
+def test_regrade_of_a_run_leaves_what_was_trained_on(finished_groups, tmp_path):
+    out = tmp_path / "out"
+    assert "0 verdicts changed" in regrade(finished_groups, "", out)
+    assert (out / "samples.jsonl").read_text() == (finished_groups / "samples.jsonl").read_text() and not (out / "results.jsonl").exists()
+
+
+@pytest.fixture
+def finished_groups(tmp_path):
+    completions = [{"text": f"\\boxed{{{answer}}}", "answer": answer, "correct": answer == "4", "reason": "equal" if answer == "4" else "different", "reward": 0.5, "smi": 1.0, "weight": 0.5,
+                    "adjusted": 0.25, "advantage": 0.1} for answer in ("4", "5")]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_jsonl(folder / "samples.jsonl", [{"step": 1, "position": 0, "id": "x", "problem": "2+2", "answer": "4", "completions": completions}])
+    return folder
+
+
+def test_scalars_by_hand():
+    assert scalars({"kind": "train", "step": 3, "reward": 0.5, "modes": None, "rewards": {"format": 1.0}}) == {"train/reward": 0.5, "train/rewards/format": 1.0}
+    assert scalars({"kind": "eval", "step": 3, "benchmark": "b", "accuracy": 0.5, "pass_at_k": {"2": 1.0}}) == {"eval/b/accuracy": 0.5, "eval/b/pass_at_k/2": 1.0}
+
+
+def stub(monkeypatch, name: str) -> types.ModuleType:
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+def test_trackers_are_checked_before_anything_is_loaded(monkeypatch):
+    with pytest.raises(ValueError, match="'x' is not known"):
+        check_trackers(["x"])
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="'wandb' is not installed; pip install wandb"):
+        check_trackers(["wandb"])
+    check_trackers([])
+
+
+def test_a_tracker_gets_every_record_of_a_run(monkeypatch, tmp_path):
+    """Weights & Biases, as far as we call it: one step number per record, the numbers of metrics.jsonl, and an end."""
+    wandb, seen = stub(monkeypatch, "wandb"), []
+    wandb.init = lambda **settings: seen.append(settings) or types.SimpleNamespace(log=lambda values, step: seen.append((step, values)), finish=lambda: seen.append("end"))
+    config = train_here(tmp_path / "run", ["1+2", "3+4", "5+6", "7+8"], "run.steps=2", 'run.trackers=["wandb"]')
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert seen[0]["group"] == "run" and seen[0]["config"]["run"]["dir"] == config.run.dir and seen[-1] == "end"
+    assert [step for step, _ in seen[1:-1]] == [record["step"] for record in written if record["kind"] != "run"]
+    assert [values["train/reward"] for _, values in seen[1:-1] if "train/reward" in values] == [record["reward"] for record in written if record["kind"] == "train"]
+
+
+def test_tensorboard_gets_numbers_in_the_run_folder(monkeypatch, tmp_path):
+    module, seen = stub(monkeypatch, "torch.utils.tensorboard"), []
+    module.SummaryWriter = lambda folder, purge_step: seen.append((folder, purge_step)) or types.SimpleNamespace(
+        add_scalar=lambda *values: seen.append(values), close=lambda: seen.append("end"))
+    trackers = Trackers(["tensorboard"], tmp_path, {}, 5)
+    trackers.log([{"kind": "run", "step": 5, "world": 1}, {"kind": "train", "step": 6, "reward": 0.5}])
+    trackers.close()
+    assert seen == [(str(tmp_path / "tensorboard"), 6), ("train/reward", 0.5, 6), "end"]
+
+
+def test_a_wandb_that_does_not_start_is_a_line(monkeypatch, tmp_path):
+    def init(**_):
+        raise RuntimeError("not logged in\nand more")
+
+    stub(monkeypatch, "wandb").init = init
+    with pytest.raises(ValueError, match="wandb does not start: not logged in; WANDB_MODE"):
+        Trackers(["wandb"], tmp_path, {}, 0)
+
+
+def test_main_prints_a_comparison(tmp_path, capsys):
+    a = evaluation(tmp_path / "a", [[1, 0], [1, 1]])
+    assert main(["compare", str(a), str(evaluation(tmp_path / "b", [[1, 0], [0, 0]]))]) == 0
+    assert "b, accuracy: A - B = +50.0" in capsys.readouterr().out
+
+
+def test_a_foreign_file_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", "compare", "README.md"])
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: README.md, line 1: not valid JSON")
+
+
+def test_a_trainer_does_not_wait_for_plots():
+    """What only reports need is not imported by the trainer, and no tracker is."""
+    code = "import dra_grpo, sys; assert not {'scipy', 'matplotlib', 'wandb', 'tensorboard', 'page', 'kernel'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
