@@ -38,8 +38,8 @@ from tqdm import tqdm
 import checkpoint
 import memory
 from config import dump, import_function, load
-from eval import (DataConfig, EvalConfig, eval_sampler, format_record, load_problems, load_tokenizer, model_folder, opening, parse_args,
-                  prompt_tokens, sample_problems, summarize)
+from data import DataConfig, benchmark_name, check_source, load_benchmarks, load_problems, load_tokenizer, opening, prompt_tokens, short_enough
+from eval import EvalConfig, eval_sampler, format_record, model_folder, parse_args, sample_problems, summarize
 from model import DTYPES, Geometry, ModelConfig, Transformer
 from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
 from report import before_and_after, group_figures, step_line
@@ -54,7 +54,7 @@ Row = tuple[list[int], Completion, float]               # what the learner train
 @dataclass(frozen=True)
 class TrainDataConfig(DataConfig):
     train: str = ""
-    """JSONL file with a problem and an answer per line"""
+    """JSONL, JSON or parquet file with a problem and an answer per row, or hub:owner/name[:split]"""
     max_prompt_tokens: Annotated[int, ">= 1"] = 512
     """problems with a longer prompt are left out and counted"""
     prompts_per_step: Annotated[int, ">= 1"] = 8
@@ -131,11 +131,9 @@ class Config:
 
 def check(config: Config, world: int) -> None:
     """ValueError for whatever can be known to be wrong before anything is loaded."""
-    if not Path(config.data.train).is_file():
-        raise ValueError(f"data.train = {config.data.train!r} does not exist; name a JSONL file with problems and answers")
-    for path in config.eval.benchmarks:
-        if not Path(path).is_file():
-            raise ValueError(f"eval.benchmarks: {path!r} does not exist")
+    check_source("data.train", config.data.train)
+    for benchmark in config.eval.benchmarks:
+        check_source("eval.benchmarks", benchmark_name(benchmark)[1])
     if "{problem}" not in config.data.template:
         raise ValueError(f"data.template = {config.data.template!r} has no {{problem}} in it")
     if config.data.prompts_per_step < world:
@@ -470,11 +468,10 @@ def train(config: Config) -> int:
 def train_until(config: Config, stop: Stop) -> int:
     skipped: list[str] = []
     data = load_problems(config.data.train, config.data, skipped)
-    benchmarks = {Path(path).stem: load_problems(path, config.data, skipped) for path in config.eval.benchmarks}
+    benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
     folder = model_folder(config.model)
     tokenizer = load_tokenizer(folder)
-    prompts = [prompt_tokens(tokenizer, row["problem"], config.data) for row in data]
-    kept = [i for i, prompt in enumerate(prompts) if len(prompt) <= config.data.max_prompt_tokens]
+    kept = short_enough(tokenizer, data, config.data, config.data.max_prompt_tokens)
     if not kept:
         raise ValueError(f"data.train: all {len(data)} prompts exceed data.max_prompt_tokens = {config.data.max_prompt_tokens}")
     rank, world, device = start_ranks(config.model.dtype, config.learner.offload)
@@ -577,7 +574,7 @@ def train_until(config: Config, stop: Stop) -> int:
             clock = Clock(device)
             pairs = prompts_for_step(config.run.seed, step, rank, world, len(kept), config.data.prompts_per_step)
             rows = [data[kept[i]] for _, i in pairs]
-            step_prompts = [prompts[kept[i]] for _, i in pairs]
+            step_prompts = [prompt_tokens(tokenizer, row["problem"], config.data) for row in rows]
             with stop.local(f"step {step + 1}"):
                 groups = sampler.generate(step_prompts, config.sampler.group_size, (config.run.seed, step), [position for position, _ in pairs])
                 clock.lap("sample_s")

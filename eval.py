@@ -19,27 +19,14 @@ import torch
 from tqdm import tqdm
 
 from config import describe, dump, import_function, load
-from grader import Grader, gold_of, last_box
+from data import DataConfig, load_problems, load_tokenizer, opening, prompt_tokens
+from grader import Grader
 from model import DTYPES, ModelConfig, Transformer
 from ranks import run_main
 from sampler import Sampler, SamplerConfig, stop_ids
 
 STRATEGY_SAMPLES = 16                                   # right answers per problem behind "effective strategies": the estimate depends on it
 ROWS_PER_CALL = 2048                                    # completions sampled between two updates of the progress bar
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    problem: str = "problem"
-    """column with the problem's text"""
-    answer: str = "answer"
-    """column with the gold answer, or with a solution whose last \\boxed{} holds it; if there is no such column, "solution" is read"""
-    skip_bad_rows: bool = False
-    """leave out and count rows without a usable problem or answer; false stops at the first"""
-    system: str = ""
-    """system prompt; empty for none"""
-    template: str = "{problem}"
-    """user turn; {problem} stands for the problem's text"""
 
 
 @dataclass(frozen=True)
@@ -82,68 +69,6 @@ class Config:
     output: OutputConfig
 
 
-# ------------------------------------------------------------------------------------------------ data
-
-
-def load_problems(path: str, data: DataConfig, skipped: list[str] | None = None) -> list[dict]:
-    """Rows of a JSONL file with "problem" and "answer" as strings beside their other columns.
-
-    Raises ValueError naming file, line and column for anything missing or malformed and for answers that nothing can equal; with
-    `data.skip_bad_rows` such rows are left out, and what was wrong with them goes to `skipped`.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"data file {path!r} does not exist")
-    rows, complaints = [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(problem_of(line, number, data))
-            except ValueError as error:
-                complaints.append(f"{path}, line {number}: {error}")
-                if not data.skip_bad_rows:
-                    raise ValueError(f"{complaints[0]}; mend it, or leave such rows out with data.skip_bad_rows = true") from None
-    if not rows:
-        raise ValueError(f"data file {path!r} has no {'usable ' if complaints else ''}rows" + (f" ({complaints[0]})" if complaints else ""))
-    if skipped is not None:
-        skipped += complaints
-    return rows
-
-
-def problem_of(line: str, number: int, data: DataConfig) -> dict:
-    """One line as a row; ValueError for what is wrong with it."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"must be an object with columns; got {row!r}")
-    answer = data.answer if data.answer in row or "solution" not in row else "solution"
-    for key, column in (("data.problem", data.problem), ("data.answer", answer)):
-        if column not in row:
-            raise ValueError(f"no column {column!r}; name the right one with {key}")
-        if not isinstance(row[column], str | int | float) or not str(row[column]).strip():
-            raise ValueError(f"column {column!r} must be a non-empty string or number; got {row[column]!r}")
-    if answer == "solution" and last_box(row[answer]) is None:
-        raise ValueError("column 'solution' has no answer in \\boxed{}; name the column with the answer with data.answer")
-    return {**row, "id": row.get("id", number - 1), "problem": str(row[data.problem]), "answer": gold_of(str(row[answer]))}
-
-
-def prompt_tokens(tokenizer, problem: str, data: DataConfig) -> list[int]:
-    """The chat prompt up to where the assistant begins; the template alone decides about special tokens."""
-    system = [{"role": "system", "content": data.system}] if data.system else []
-    messages = [*system, {"role": "user", "content": data.template.replace("{problem}", problem)}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def opening(tokenizer) -> str:
-    """What the chat template writes of the assistant's turn from a <think> on, "" if it writes none: completions go on from there."""
-    messages = [{"role": "user", "content": "x"}]
-    asked, turn = (tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False) for prompt in (False, True))
-    _, think, rest = turn.removeprefix(asked).partition("<think>")
-    return think + rest
-
-
 def model_folder(config: ModelConfig, patterns: Sequence[str] = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")) -> str:
     """The local folder of `model.path`; if it is a hub name, the files that match `patterns` are fetched. ValueError if there is none."""
     if Path(config.path).is_dir():
@@ -156,18 +81,6 @@ def model_folder(config: ModelConfig, patterns: Sequence[str] = ("*.json", "*.sa
         return snapshot_download(config.path, allow_patterns=list(patterns))
     except Exception as error:                          # offline, no such repository, no access: hub errors of many classes
         raise ValueError(f"model.path = {config.path!r} is not a folder and the hub did not give it: {str(error).splitlines()[0]}") from None
-
-
-def load_tokenizer(folder: str):
-    from transformers import AutoTokenizer              # seconds of import that --help and config errors should not wait for
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model folder {folder!r} has no usable tokenizer: {str(error).splitlines()[0]}") from None
-    if not tokenizer.chat_template:
-        raise ValueError(f"the tokenizer in {folder!r} has no chat template")
-    return tokenizer
 
 
 # ------------------------------------------------------------------------------------------------ statistics

@@ -1,4 +1,4 @@
-"""eval.py: estimators against counting, data errors with file and line, and the command on the tiny policy."""
+"""eval.py: estimators against counting, and the command on the tiny policy."""
 import itertools
 import json
 import math
@@ -7,10 +7,8 @@ import sys
 
 import pytest
 
-from tokenizers import processors
-
-from eval import (DataConfig, EvalConfig, effective_labels, eval_sampler, evaluate, load_problems, load_tokenizer, main, opening, pass_at_k, prompt_tokens,
-                  standard_error, summarize)
+from data import DataConfig, load_tokenizer, prompt_tokens
+from eval import EvalConfig, effective_labels, eval_sampler, evaluate, main, pass_at_k, standard_error, summarize
 from model import Transformer
 from ranks import run_main
 from reward import Grader
@@ -63,68 +61,6 @@ def test_summarize_counts_right_answers_only_and_from_sixteen():
     assert summarize("x", shuffled) == record
     thirds = make_samples([[True, False, p % 3 == 0] for p in range(50)], [["a", "b", "c"]] * 50)
     assert summarize("x", thirds[::-1]) == summarize("x", thirds), "ranks hand in their problems in turn: not even rounding may depend on the order"
-
-
-@pytest.mark.parametrize(("text", "words"), [
-    ('{"problem": "1+1", "answer": "2"}\n{"problem": "1+1"}\n', ["line 2", "'answer'", "data.answer"]),
-    ('{"problem": "1+1", "answer": "2"}\n{oops\n', ["line 2", "JSON"]),
-    ('{"problem": "", "answer": "2"}\n', ["line 1", "'problem'", "non-empty"]),
-    ('[1]\n', ["line 1", "columns", "[1]"]),
-    ('{"problem": "1+1", "answer": "\\\\frac{1}{2"}\n', ["line 1", "equal", "brace", "skip_bad_rows"]),
-    ('{"problem": "1+1", "answer": "."}\n', ["line 1", "equal"]),
-    ('{"problem": "1+1", "solution": "It is 2."}\n', ["line 1", "'solution'", "boxed"]),
-    ("\n", ["no rows"]),
-])
-def test_load_problems_names_file_line_and_column(tmp_path, text, words):
-    path = tmp_path / "d.jsonl"
-    path.write_text(text)
-    with pytest.raises(ValueError) as error:
-        load_problems(str(path), DataConfig())
-    for word in [*words, "d.jsonl"]:
-        assert word in str(error.value)
-
-
-def test_load_problems_maps_columns(tmp_path):
-    path = tmp_path / "d.jsonl"
-    path.write_text('{"question": "1+1", "gold": 2, "level": 3}\n')
-    assert load_problems(str(path), DataConfig(problem="question", answer="gold")) == [
-        {"question": "1+1", "gold": 2, "level": 3, "id": 0, "problem": "1+1", "answer": "2"}]
-
-
-def test_golds_come_from_an_answer_or_the_last_box_of_a_solution(tmp_path):
-    path = tmp_path / "d.jsonl"
-    rows = [{"answer": "\\frac12"}, {"answer": "$\\boxed{3}$."}, {"solution": "\\boxed{1}, no: \\boxed{\\{4\\}}."}, {"answer": "5", "solution": "\\boxed{6}"}]
-    path.write_text("".join(json.dumps({"problem": "p", **row}) + "\n" for row in rows))
-    assert [row["answer"] for row in load_problems(str(path), DataConfig())] == ["\\frac12", "3", "\\{4\\}", "5"]
-
-
-def test_bad_rows_are_left_out_and_named_if_asked_for(tmp_path):
-    path = tmp_path / "d.jsonl"
-    path.write_text('{"problem": "p", "answer": "1"}\n{"problem": "p", "answer": "}{"}\n{"problem": "p", "answer": "3"}\nno\n')
-    skipped = []
-    assert [row["id"] for row in load_problems(str(path), DataConfig(skip_bad_rows=True), skipped)] == [0, 2]
-    assert len(skipped) == 2 and "line 2" in skipped[0] and "line 4" in skipped[1]
-    path.write_text('{"problem": "p"}\n')
-    with pytest.raises(ValueError, match="no usable rows.*line 1"):
-        load_problems(str(path), DataConfig(skip_bad_rows=True))
-
-
-@pytest.mark.parametrize(("ending", "begun"), [("<|assistant|>", ""), ("<|assistant|><think>\n", "<think>\n"), ("<|assistant|><think>\n\n</think>\n\n", "<think>\n\n</think>\n\n")])
-def test_what_the_template_writes_of_the_reasoning_is_known(ending, begun):
-    tokenizer = load_tokenizer("tiny/policy")
-    tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}" + ending + "{% endif %}"
-    assert opening(tokenizer) == begun
-
-
-def test_prompt_tokens_are_the_templates_own():
-    """A tokenizer that puts its BOS before every text, under a template that has written it already: it stands there once."""
-    tokenizer = load_tokenizer("tiny/policy")
-    bos = tokenizer.convert_tokens_to_ids("<|system|>")
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<|system|> $A", special_tokens=[("<|system|>", bos)])
-    tokenizer.chat_template = "<|system|>" + tokenizer.chat_template
-    assert tokenizer("1+1")["input_ids"][0] == bos
-    expected = tokenizer.convert_tokens_to_ids(["<|system|>", "<|user|>", "1", "+", "2", "<|assistant|>"])
-    assert prompt_tokens(tokenizer, "1+2", DataConfig()) == expected
 
 
 def test_evaluation_does_not_depend_on_its_parts(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from test_run import comparable, records
 
 from config import load
 from dra_grpo import Config, Learner, lr_at, train
-from eval import DataConfig, load_tokenizer, prompt_tokens
+from data import DataConfig, load_tokenizer, prompt_tokens
 from model import Transformer
 from sampler import Sampler
 

@@ -22,7 +22,8 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from eval import DataConfig, EvalConfig, evaluate, format_record, prompt_tokens, write_jsonl
+from data import DataConfig, prompt_tokens
+from eval import EvalConfig, evaluate, format_record, write_jsonl
 from model import Transformer, rope_frequencies
 from reward import Grader, cosine_similarity
 from tiny.task import STRATEGIES, problems, solution

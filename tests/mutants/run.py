@@ -33,6 +33,7 @@ AREAS = {                                               # of mutants.toml: the f
     "checkpoint": ("checkpoint.py", ["tests/test_checkpoint.py"]),
     "memory": ("memory.py", ["tests/test_memory.py"]),
     "config": ("config.py", ["tests/test_config.py"]),
+    "data": ("data.py", ["tests/test_data.py"]),
     "eval": ("eval.py", ["tests/test_eval.py"]),
     "report": ("report.py", ["tests/test_report.py"]),
 }
