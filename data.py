@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grader import gold_of, last_box
+from model import ModelConfig
 
 HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)(?::([\w.\[\]:%+-]+))?")
 NAMED = re.compile(r"([\w.-]+)=(.+)")
@@ -164,6 +165,20 @@ def benchmark_name(text: str) -> tuple[str, str]:
 
 
 # ------------------------------------------------------------------------------------------------ prompts
+
+
+def model_folder(config: ModelConfig, patterns: Sequence[str] = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")) -> str:
+    """The local folder of `model.path`; if it is a hub name, the files that match `patterns` are fetched. ValueError if there is none."""
+    if Path(config.path).is_dir():
+        return config.path
+    if config.path.count("/") != 1 or config.path.startswith((".", "/")):
+        raise ValueError(f"model.path = {config.path!r} is neither a folder nor a hub name owner/name")
+    from huggingface_hub import snapshot_download       # only runs that name a hub model need it
+
+    try:
+        return snapshot_download(config.path, allow_patterns=list(patterns))
+    except Exception as error:                          # offline, no such repository, no access: hub errors of many classes
+        raise ValueError(f"model.path = {config.path!r} is not a folder and the hub did not give it: {str(error).splitlines()[0]}") from None
 
 
 def load_tokenizer(folder: str):

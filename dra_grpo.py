@@ -37,14 +37,15 @@ from tqdm import tqdm
 
 import checkpoint
 import memory
-from config import dump, import_function, load
-from data import DataConfig, benchmark_name, check_source, load_benchmarks, load_problems, load_tokenizer, opening, prompt_tokens, short_enough
-from eval import EvalConfig, eval_sampler, format_record, model_folder, parse_args, sample_problems, summarize
+from config import dump, import_function, load, parse_args
+from data import DataConfig, check_source, load_benchmarks, load_problems, load_tokenizer, model_folder, opening, prompt_tokens, short_enough
+from eval import format_record, summarize
 from model import DTYPES, Geometry, ModelConfig, Transformer
 from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
 from report import before_and_after, group_figures, step_line
 from reward import DraConfig, Embedder, Grader, PolicyEmbedder, RewardConfig, Rewarder, Scores, reward_function, smi_values
 from sampler import Completion, Sampler, SamplerConfig, stop_ids
+from samples import EvalConfig, check_eval, eval_sampler, sample_problems, settings_of
 
 # P prompts, G completions each, N = P*G rows, T tokens of a row (prompt and completion, right-padded)
 
@@ -132,10 +133,7 @@ class Config:
 def check(config: Config, world: int) -> None:
     """ValueError for whatever can be known to be wrong before anything is loaded."""
     check_source("data.train", config.data.train)
-    for benchmark in config.eval.benchmarks:
-        check_source("eval.benchmarks", benchmark_name(benchmark)[1])
-    if "{problem}" not in config.data.template:
-        raise ValueError(f"data.template = {config.data.template!r} has no {{problem}} in it")
+    check_eval(config.eval, config.data)
     if config.data.prompts_per_step < world:
         raise ValueError(f"data.prompts_per_step = {config.data.prompts_per_step} is less than one prompt for each of {world} ranks")
     if not config.reward.functions:
@@ -146,9 +144,8 @@ def check(config: Config, world: int) -> None:
         raise ValueError(f'dra.embedder = {config.dra.embedder!r} does not exist; name a sentence-transformers folder, a hub name, or "policy"')
     if config.dra.enabled:                              # the refusals of reward.py, with the keys they name
         smi_values(torch.eye(2), config.dra.smi, config.dra.sharpen, config.dra.clamp, torch.ones(2) if config.dra.scope == "correct" else None)
-    for key, spec in (("dra.weights", config.dra.weights), ("eval.label", config.eval.label)):
-        if spec:
-            import_function(key, spec)
+    if config.dra.weights:
+        import_function("dra.weights", config.dra.weights)
     if not config.run.resume and (Path(config.run.dir) / "metrics.jsonl").exists():
         raise ValueError(f"run.dir = {config.run.dir!r} already holds a run and run.resume is false; name another folder")
     if (Path(config.run.dir) / "config.toml").exists():
@@ -161,6 +158,8 @@ def check(config: Config, world: int) -> None:
         if config.data.max_prompt_tokens + config.sampler.max_new_tokens > context:
             raise ValueError(f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and sampler.max_new_tokens = "
                              f"{config.sampler.max_new_tokens} exceed the model's context of {context}; lower one of them")
+        if config.eval.benchmarks and config.eval.max_new_tokens >= context:
+            raise ValueError(f"eval.max_new_tokens = {config.eval.max_new_tokens} leaves no room for a prompt in the model's context of {context}; lower it")
 
 
 MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume", "eval.", "sampler.slots", "reward.workers", "reward.timeout_s",
@@ -545,10 +544,10 @@ def train_until(config: Config, stop: Stop) -> int:
         """Evaluates on all benchmarks, each rank its share; False, with nothing logged, if interrupted."""
         results = []
         for name, problems in benchmarks.items():
-            start, samples = time.perf_counter(), []
+            start, samples, settings = time.perf_counter(), [], settings_of(config.eval, name)
             with stop.local(f"evaluation after step {step}"):
                 places = range(rank, len(problems), world)
-                samples = sample_problems(eval_sampler(actor, tokenizer, config.eval), tokenizer, [problems[i] for i in places], config.data, config.eval,
+                samples = sample_problems(eval_sampler(actor, tokenizer, settings), tokenizer, [problems[i] for i in places], config.data, settings,
                                           grader, places, progress=first, desc=f"eval {name}")
             if stop.any_rank():
                 return False

@@ -8,10 +8,11 @@ import sys
 import pytest
 
 from data import DataConfig, load_tokenizer, prompt_tokens
-from eval import EvalConfig, effective_labels, eval_sampler, evaluate, main, pass_at_k, standard_error, summarize
+from eval import effective_labels, evaluate, main, pass_at_k, standard_error, summarize
 from model import Transformer
 from ranks import run_main
 from reward import Grader
+from samples import EvalConfig, eval_sampler
 
 
 def test_pass_at_k_equals_counting_subsets():
@@ -42,7 +43,8 @@ def test_standard_error_by_hand():
 
 def make_samples(correct, labels):
     """One problem per row: whether each sample is right, and its label."""
-    return [{"problem": p, "sample": i, "correct": c, "reason": "equal" if c else "no box", "finish": "stop", "length": 4, "label": label}
+    return [{"problem": p, "sample": i, "correct": c, "reason": "equal" if c else "no box", "finish": "stop", "length": 4, "label": label, "gold": "7",
+             "answer": "7" if c else None, "vote": "7" if c else None}
             for p, (row, names) in enumerate(zip(correct, labels)) for i, (c, label) in enumerate(zip(row, names))]
 
 
@@ -70,7 +72,7 @@ def test_evaluation_does_not_depend_on_its_parts(tmp_path, monkeypatch):
     model, tokenizer, config = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy"), EvalConfig(samples=3, max_new_tokens=32, temperature=1.0)
     with Grader(1) as grader:
         record, samples = evaluate(model, tokenizer, str(path), DataConfig(), config, grader)
-        monkeypatch.setattr("eval.ROWS_PER_CALL", 6)
+        monkeypatch.setattr("samples.ROWS_PER_CALL", 6)
         assert evaluate(model, tokenizer, str(path), DataConfig(), config, grader) == (record, samples)
     assert record["n"] == 5 and record["samples"] == 3 and len(samples) == 15
     texts = [[sample["text"] for sample in samples if sample["problem"] == place] for place in range(5)]

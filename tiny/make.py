@@ -23,9 +23,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from data import DataConfig, prompt_tokens
-from eval import EvalConfig, evaluate, format_record, write_jsonl
+from eval import evaluate, format_record
 from model import Transformer, rope_frequencies
 from reward import Grader, cosine_similarity
+from samples import EvalConfig, write_jsonl
 from tiny.task import STRATEGIES, problems, solution
 
 SEED = 0
