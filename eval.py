@@ -132,7 +132,7 @@ def effective_labels(labels: Sequence[str]) -> float:
 def vendi_score(similarity_NN: Tensor) -> float:
     """exp of the entropy of the eigenvalues of S / N: N for N unlike texts, 1 for clones (arXiv:2210.02410); `similarity_NN` are cosines.
 
-    Copy-pasteable: needs only torch and Tensor.
+    Copy-pasteable: needs only torch.
     """
     eigenvalues_N = torch.linalg.eigvalsh(similarity_NN.double() / len(similarity_NN)).clamp(min=0)
     return torch.special.entr(eigenvalues_N).sum().exp().item()
@@ -291,21 +291,21 @@ class Evaluation:
     def run(self) -> bool:
         """Evaluates what has not been yet and prints all; False if interrupted."""
         results = self.out / "results.jsonl"
-        records = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
+        lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+        records = {record["benchmark"]: record for record in map(json.loads, lines) if record["benchmark"] in self.benchmarks}
         checkpoint.barrier()                            # all have read them before the first rank writes more
-        records = [record for record in records if record["benchmark"] in self.benchmarks]
         with Grader(self.config.output.workers, self.config.output.timeout_s, self.config.output.require_box) as grader:
             for name in self.benchmarks:
-                record = next((record for record in records if record["benchmark"] == name), None)
-                if record is None:
+                if name not in records:
                     if (record := self.benchmark(name, grader)) is None:
                         return False
-                    records.append({"model": self.config.model.path, **record, "settings": asdict(settings_of(self.config.eval, name))})
-                if self.rank == 0:
-                    last = [{"model": self.config.model.path, **average(records)}] if len(records) == len(self.benchmarks) > 1 else []
-                    checkpoint.write(results, json_lines([*records, *last]).decode())
-                    for shown in [record, *last]:
-                        print(f"{self.config.model.path} | {format_record(shown)}", flush=True)
+                    records[name] = {"model": self.config.model.path, **record, "settings": asdict(settings_of(self.config.eval, name))}
+                if self.rank == 0:                      # the others have no figures
+                    shown = [records[name]]
+                    if len(records) == len(self.benchmarks) > 1 and name == list(self.benchmarks)[-1]:
+                        shown.append({"model": self.config.model.path, **average(list(records.values()))})
+                    checkpoint.write(results, json_lines([*records.values(), *shown[1:]]).decode())
+                    print("\n".join(f"{self.config.model.path} | {format_record(record)}" for record in shown), flush=True)
         if self.rank == 0:
             print(f"written to {self.out}/")
         return True
