@@ -256,7 +256,6 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("config.toml", "lock")}
 
 
-@pytest.mark.exact
 def test_an_evaluation_continues_where_it_was_interrupted(finished, tmp_path, monkeypatch, capsys):
     """By an error in the first benchmark and Ctrl-C in the second, with half a line written: bit-equal in the end, and no problem is sampled twice."""
     overrides, whole = finished
@@ -293,7 +292,6 @@ def test_an_evaluation_continues_where_it_was_interrupted(finished, tmp_path, mo
     assert contents(continued) == contents(whole) and "average: accuracy" in capsys.readouterr().out
 
 
-@pytest.mark.exact
 def test_two_ranks_evaluate_alike(finished, tmp_path):
     """Each samples its share and embeds its share: the same bytes as one rank."""
     result = torchrun(2, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}")
