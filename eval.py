@@ -38,8 +38,8 @@ VENDI_SAMPLES = 4                                       # and behind the Vendi s
 
 
 @dataclass(frozen=True)
-class EmbedderConfig:
-    path: str = ""
+class DiversityConfig:
+    embedder: str = ""
     """sentence-transformers folder or hub name for the similarity of right answers, not necessarily that of the training; empty for none"""
     max_tokens: Annotated[int, ">= 0"] = 0
     """tokens of a text that are embedded; 0 for as many as it reads"""
@@ -64,7 +64,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     eval: EvalConfig
-    embedder: EmbedderConfig
+    diversity: DiversityConfig
     output: OutputConfig
 
 
@@ -282,7 +282,8 @@ class Evaluation:
             self.tokenizer = load_tokenizer(folder)
             self.model = Transformer.from_pretrained(folder, DTYPES[config.model.dtype], device)
             self.model.n_tokens = min(self.model.g.vocab, len(self.tokenizer))
-            self.embedder = Embedder(config.embedder.path, config.embedder.max_tokens, config.embedder.trust_remote_code, device) if config.embedder.path else None
+            diversity = config.diversity
+            self.embedder = diversity.embedder and Embedder(diversity.embedder, diversity.max_tokens, diversity.trust_remote_code, device, section="diversity")
             if rank == 0:
                 check_unchanged(self.out, "config.toml", dump(config), "other settings")
                 check_unchanged(self.out, "identity.json", identity(folder, benchmarks), "other weights or problems")
@@ -291,7 +292,7 @@ class Evaluation:
     def run(self) -> bool:
         """Evaluates what has not been yet and prints all; False if interrupted."""
         results = self.out / "results.jsonl"
-        lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+        lines = results.read_bytes().splitlines() if results.exists() else []       # of a string, splitlines cuts at more than the ends of lines
         records = {record["benchmark"]: record for record in map(json.loads, lines) if record["benchmark"] in self.benchmarks}
         checkpoint.barrier()                            # all have read them before the first rank writes more
         with Grader(self.config.output.workers, self.config.output.timeout_s, self.config.output.require_box) as grader:
@@ -333,18 +334,19 @@ class Evaluation:
             return None
         if first and not complete:
             assert collect(parts, final, config.samples) == list(range(len(rows))), "every problem is sampled"
-            shutil.rmtree(parts)
+        if first:                                       # a kill may have left it empty
+            shutil.rmtree(parts, ignore_errors=True)
         checkpoint.barrier()
         record, similar = {}, []
         with self.stop.local(f"{self.config.model.path}, figures of {name}"):
-            groups = (list(map(json.loads, lines.decode().splitlines())) for _, lines in read_groups(final, config.samples))
             if first:
-                record = summarize(name, ({key: value for key, value in sample.items() if key != "text"} for group in groups for sample in group))
+                samples = (json.loads(line) for _, lines in read_groups(final, config.samples) for line in lines.splitlines())
+                record = summarize(name, ({key: value for key, value in sample.items() if key != "text"} for sample in samples))
         self.stop.any_rank()                            # an error; a signal has to wait: the samples are complete, and what is left takes seconds
         if self.embedder:
             with self.stop.local(f"{self.config.model.path}, similarity of {name}"):
-                groups = (list(map(json.loads, lines.decode().splitlines())) for _, lines in read_groups(final, config.samples))
-                similar = [right_similarity(group, self.embedder) for i, group in enumerate(groups) if i % self.world == self.rank]
+                similar = [right_similarity([json.loads(line) for line in lines.splitlines()], self.embedder)
+                           for problem, lines in read_groups(final, config.samples) if problem % self.world == self.rank]
             if self.stop.any_rank():
                 return None
             _, cosines, vendi, cut = zip(*sorted(gather_over_ranks(similar)))

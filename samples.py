@@ -80,7 +80,7 @@ def eval_sampler(model: Transformer, tokenizer, config: EvalConfig) -> Sampler:
 def name_votes(groups: Sequence[list[dict]], grader: Grader) -> None:
     """Gives each sample of each problem its "vote": the gold for a right answer, None for no answer, else the first equal answer of its problem.
 
-    Wrong answers are equal as text, as fractions, or by algebra; those that the grader could not settle in time are equal only as text.
+    Wrong answers are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal only as text.
     """
     leaders: list[dict[str, bool]] = [{} for _ in groups]   # of each problem: the first of each answer, and whether algebra can be asked about it
     found: list[dict[str, str]] = [{} for _ in groups]      # of each problem: the leader of each answer

@@ -227,7 +227,7 @@ def test_each_benchmark_has_its_own_n_and_prompt(tmp_path):
     assert record["samples"] == 3 and asked[0][0].tolist() == prompt_tokens(tokenizer, "47+38+1", DataConfig())
 
 
-SMALL = ["eval.samples=3", "eval.slots=3", "model.path=tiny/policy", "embedder.path=tiny/embedder"]     # 12 rows, four problems, between two writes
+SMALL = ["eval.samples=3", "eval.slots=3", "model.path=tiny/policy", "diversity.embedder=tiny/embedder"]     # 12 rows, four problems, between two writes
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +373,7 @@ def test_eval_command_keeps_every_sample(tmp_path):
 def test_eval_errors_are_one_line(tmp_path, monkeypatch, capsys):
     for arguments, word in ((["--model", str(tmp_path / "none")], "model.path"), (["eval.benchmarks=[]"], "eval.benchmarks"), (["eval.top_p=1.5"], "eval.top_p"),
                             (["eval.samples_of={nothing = 4}"], "eval.samples_of.nothing"), (["eval.prompt=solve it"], "eval.prompt"),
-                            (['eval.benchmarks=["x=hub:nothing"]'], "eval.benchmarks"), (["embedder.path=tiny/none", f"output.dir={tmp_path}/out"], "tiny/none")):
+                            (['eval.benchmarks=["x=hub:nothing"]'], "eval.benchmarks"), (["diversity.embedder=tiny/none", f"output.dir={tmp_path}/out"], "diversity.embedder")):
         monkeypatch.setattr(sys, "argv", ["eval.py", "--config", "configs/eval_tiny.toml", *arguments])
         with pytest.raises(SystemExit) as exit_:
             run_main(main)
