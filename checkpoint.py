@@ -30,8 +30,8 @@ def barrier() -> None:
 
 
 @contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """Makes this process the only writer of a run; the lock ends with the process, however it ends.
+def lock(run_dir: Path, key: str = "run.dir") -> Iterator[None]:
+    """Makes this process the only writer of the folder that config key `key` names; the lock ends with the process, however it ends.
 
     Raises ValueError naming the process that has it.
     """
@@ -42,7 +42,7 @@ def lock(run_dir: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(handle, 200).decode() or "another process"
-            raise ValueError(f"run.dir = {str(run_dir)!r} is being written by {owner}; wait until it has ended, stop it, or name another run.dir") from None
+            raise ValueError(f"{key} = {str(run_dir)!r} is being written by {owner}; wait until it has ended, stop it, or name another {key}") from None
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
         yield

@@ -12,6 +12,7 @@ Everything a user can get wrong is one `ValueError` that names the key, the valu
 Value types: bool, int, float, str, Literal[...], list[str], dict[str, float]; bounds by `Annotated[type, ">= 0", "< 1"]`.
 Imports nothing of ours.
 """
+import argparse
 import ast
 import dataclasses
 import difflib
@@ -24,7 +25,7 @@ import operator
 import textwrap
 import tomllib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -157,6 +158,15 @@ def describe(cls: type) -> str:
             lines.append(f"  {section}.{field.name}  ({type_name(hints[field.name])}; {shown})")
             lines.append(f"      {sentences[field.name]}")
     return "\n".join(lines)
+
+
+def parse_args(cls: type, argv: list[str], doc: str, extra: Callable[[argparse.ArgumentParser], None] = lambda parser: None) -> argparse.Namespace:
+    """--config FILE section.key=value ..., with every key of config class `cls` in --help."""
+    parser = argparse.ArgumentParser(description=doc.split("\n\n")[0], epilog="config keys:" + describe(cls), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="FILE", help="TOML file with the run's settings")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file")
+    extra(parser)
+    return parser.parse_args(argv)
 
 
 def dump(config: Any) -> str:

@@ -37,14 +37,15 @@ from tqdm import tqdm
 
 import checkpoint
 import memory
-from config import dump, import_function, load
-from eval import (DataConfig, EvalConfig, eval_sampler, format_record, load_problems, load_tokenizer, model_folder, opening, parse_args,
-                  prompt_tokens, sample_problems, summarize)
+from config import dump, import_function, load, parse_args
+from data import DataConfig, check_source, load_benchmarks, load_problems, load_tokenizer, model_folder, opening, prompt_tokens, short_enough
+from eval import format_record, summarize
 from model import DTYPES, Geometry, ModelConfig, Transformer
 from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
 from report import Trackers, before_and_after, check_trackers, group_figures, step_line
 from reward import DraConfig, Embedder, Grader, PolicyEmbedder, RewardConfig, Rewarder, Scores, reward_function, smi_values
 from sampler import Completion, Sampler, SamplerConfig, stop_ids
+from samples import EvalConfig, check_eval, eval_sampler, sample_problems, settings_of
 
 # P prompts, G completions each, N = P*G rows, T tokens of a row (prompt and completion, right-padded)
 
@@ -54,7 +55,7 @@ Row = tuple[list[int], Completion, float]               # what the learner train
 @dataclass(frozen=True)
 class TrainDataConfig(DataConfig):
     train: str = ""
-    """JSONL file with a problem and an answer per line"""
+    """JSONL, JSON or parquet file with a problem and an answer per row, or hub:owner/name[:split]"""
     max_prompt_tokens: Annotated[int, ">= 1"] = 512
     """problems with a longer prompt are left out and counted"""
     prompts_per_step: Annotated[int, ">= 1"] = 8
@@ -133,13 +134,8 @@ class Config:
 
 def check(config: Config, world: int) -> None:
     """ValueError for whatever can be known to be wrong before anything is loaded."""
-    if not Path(config.data.train).is_file():
-        raise ValueError(f"data.train = {config.data.train!r} does not exist; name a JSONL file with problems and answers")
-    for path in config.eval.benchmarks:
-        if not Path(path).is_file():
-            raise ValueError(f"eval.benchmarks: {path!r} does not exist")
-    if "{problem}" not in config.data.template:
-        raise ValueError(f"data.template = {config.data.template!r} has no {{problem}} in it")
+    check_source("data.train", config.data.train)
+    check_eval(config.eval, config.data)
     if config.data.prompts_per_step < world:
         raise ValueError(f"data.prompts_per_step = {config.data.prompts_per_step} is less than one prompt for each of {world} ranks")
     if not config.reward.functions:
@@ -150,9 +146,8 @@ def check(config: Config, world: int) -> None:
         raise ValueError(f'dra.embedder = {config.dra.embedder!r} does not exist; name a sentence-transformers folder, a hub name, or "policy"')
     if config.dra.enabled:                              # the refusals of reward.py, with the keys they name
         smi_values(torch.eye(2), config.dra.smi, config.dra.sharpen, config.dra.clamp, torch.ones(2) if config.dra.scope == "correct" else None)
-    for key, spec in (("dra.weights", config.dra.weights), ("eval.label", config.eval.label)):
-        if spec:
-            import_function(key, spec)
+    if config.dra.weights:
+        import_function("dra.weights", config.dra.weights)
     check_trackers(config.run.trackers)
     if not config.run.resume and (Path(config.run.dir) / "metrics.jsonl").exists():
         raise ValueError(f"run.dir = {config.run.dir!r} already holds a run and run.resume is false; name another folder")
@@ -166,6 +161,8 @@ def check(config: Config, world: int) -> None:
         if config.data.max_prompt_tokens + config.sampler.max_new_tokens > context:
             raise ValueError(f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and sampler.max_new_tokens = "
                              f"{config.sampler.max_new_tokens} exceed the model's context of {context}; lower one of them")
+        if config.eval.benchmarks and config.eval.max_new_tokens >= context:
+            raise ValueError(f"eval.max_new_tokens = {config.eval.max_new_tokens} leaves no room for a prompt in the model's context of {context}; lower it")
 
 
 MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume", "run.trackers", "eval.", "sampler.slots", "reward.workers", "reward.timeout_s",
@@ -473,11 +470,10 @@ def train(config: Config) -> int:
 def train_until(config: Config, stop: Stop) -> int:
     skipped: list[str] = []
     data = load_problems(config.data.train, config.data, skipped)
-    benchmarks = {Path(path).stem: load_problems(path, config.data, skipped) for path in config.eval.benchmarks}
+    benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
     folder = model_folder(config.model)
     tokenizer = load_tokenizer(folder)
-    prompts = [prompt_tokens(tokenizer, row["problem"], config.data) for row in data]
-    kept = [i for i, prompt in enumerate(prompts) if len(prompt) <= config.data.max_prompt_tokens]
+    kept = short_enough(tokenizer, data, config.data, config.data.max_prompt_tokens)
     if not kept:
         raise ValueError(f"data.train: all {len(data)} prompts exceed data.max_prompt_tokens = {config.data.max_prompt_tokens}")
     rank, world, device = start_ranks(config.model.dtype, config.learner.offload)
@@ -555,10 +551,10 @@ def train_until(config: Config, stop: Stop) -> int:
         """Evaluates on all benchmarks, each rank its share; False, with nothing logged, if interrupted."""
         results = []
         for name, problems in benchmarks.items():
-            start, samples = time.perf_counter(), []
+            start, samples, settings = time.perf_counter(), [], settings_of(config.eval, name)
             with stop.local(f"evaluation after step {step}"):
                 places = range(rank, len(problems), world)
-                samples = sample_problems(eval_sampler(actor, tokenizer, config.eval), tokenizer, [problems[i] for i in places], config.data, config.eval,
+                samples = sample_problems(eval_sampler(actor, tokenizer, settings), tokenizer, [problems[i] for i in places], config.data, settings,
                                           grader, places, progress=first, desc=f"eval {name}")
             if stop.any_rank():
                 return False
@@ -584,7 +580,7 @@ def train_until(config: Config, stop: Stop) -> int:
             clock = Clock(device)
             pairs = prompts_for_step(config.run.seed, step, rank, world, len(kept), config.data.prompts_per_step)
             rows = [data[kept[i]] for _, i in pairs]
-            step_prompts = [prompts[kept[i]] for _, i in pairs]
+            step_prompts = [prompt_tokens(tokenizer, row["problem"], config.data) for row in rows]
             with stop.local(f"step {step + 1}"):
                 groups = sampler.generate(step_prompts, config.sampler.group_size, (config.run.seed, step), [position for position, _ in pairs])
                 clock.lap("sample_s")

@@ -42,22 +42,23 @@ class Embedder:
     """A sentence-transformers model that reads texts."""
 
     def __init__(self, name_or_path: str, max_tokens: int = 0, trust_remote_code: bool = False, device: str | torch.device = "cpu",
-                 part: str = "completion", max_new_tokens: int = 0, dtype: torch.dtype | None = None):
+                 part: str = "completion", max_new_tokens: int = 0, dtype: torch.dtype | None = None, section: str = "dra"):
         """`max_tokens` cuts texts there, in the embedder's tokens; 0 is as far as it reads. `part`: "completion" or "reasoning". `max_new_tokens`:
         how long completions may become. `dtype`: by default bfloat16 on a GPU, float32 elsewhere.
+        `section`: of the config, for messages.
 
         Raises ValueError if the model cannot be loaded, needs code from its files that `trust_remote_code` does not allow, finds no
         value for a weight in its files, reads fewer than `max_tokens` tokens, or, unless `max_tokens` says that cutting is meant, fewer than `max_new_tokens`.
         """
         from sentence_transformers import SentenceTransformer       # takes seconds, and runs without DRA do not need it
 
-        key = f"dra.embedder = {name_or_path!r}"
+        key = f"{section}.embedder = {name_or_path!r}"
         dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
         try:
             self.model = SentenceTransformer(name_or_path, device=str(device), trust_remote_code=trust_remote_code, model_kwargs={"dtype": dtype})
         except Exception as error:                      # no such folder or hub name, broken files, offline: errors of many classes
             if "trust_remote_code" in str(error):
-                raise ValueError(f"{key} comes with Python code of its own; read it and set dra.trust_remote_code = true, or name another") from None
+                raise ValueError(f"{key} comes with Python code of its own; read it and set {section}.trust_remote_code = true, or name another") from None
             raise ValueError(f"{key} cannot be loaded: {(str(error).splitlines() or [repr(error)])[0]}") from None
         network = self.model.transformers_model         # None for a table of vectors
         # transformers marks what it found in the files; it only warns about the rest. The pooler is not used: sentence-transformers pools itself
@@ -65,15 +66,15 @@ class Embedder:
                   if not getattr(weight, "_is_hf_initialized", False) and not name.startswith("pooler.")]
         if random:
             raise ValueError(f"{key}: its files have no values for {len(random)} weights of {type(network).__name__} ({random[0]}, ...), which would stay "
-                             "random; if it comes with Python code of its own, read it and set dra.trust_remote_code = true, or name another")
+                             f"random; if it comes with Python code of its own, read it and set {section}.trust_remote_code = true, or name another")
         context = self.model.max_seq_length or math.inf
         if max_tokens > context:
-            raise ValueError(f"dra.max_tokens = {max_tokens} exceeds the {context} tokens that {key} reads")
+            raise ValueError(f"{section}.max_tokens = {max_tokens} exceeds the {context} tokens that {key} reads")
         if max_tokens and network is None:
-            raise ValueError(f"dra.max_tokens = {max_tokens}: {key} has no limit of its own to be lowered; use 0")
+            raise ValueError(f"{section}.max_tokens = {max_tokens}: {key} has no limit of its own to be lowered; use 0")
         if not max_tokens and max_new_tokens > context:
             raise ValueError(f"{key} reads {context} tokens, fewer than sampler.max_new_tokens = {max_new_tokens}, so completions that begin alike would count "
-                             f"as clones; name one with a longer context, or set dra.max_tokens = {context} to compare beginnings")
+                             f"as clones; name one with a longer context, or set {section}.max_tokens = {context} to compare beginnings")
         if max_tokens:
             self.model.max_seq_length = max_tokens
         self.limit, self.part = max_tokens or context, part

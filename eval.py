@@ -1,66 +1,50 @@
-"""Accuracy, pass@k and diversity of a policy on problems with known answers.
+"""Accuracy, pass@k, maj@k and diversity of policies on problems with known answers.
 
-    python eval.py --config configs/eval_tiny.toml --model tiny/policy [--model PATH ...] [section.key=value ...]
+    torchrun eval.py --config configs/eval_math.toml --model PATH [--model PATH ...] [--protocol paper] [section.key=value ...]
 
-Every problem is sampled n times. Reported per benchmark: avg@n with its standard error over problems, pass@k by the unbiased
-estimator (arXiv:2107.03374), and, where a labeller names the strategy of a completion, the effective number of strategies
-among right answers. All samples are kept as JSON lines. The trainer uses the same functions for its own evaluations.
+Every problem is sampled n times; all ranks share the problems. Reported per benchmark and on average: avg@n with its standard error over
+problems and its standard deviation over seeds, pass@k by the unbiased estimator (arXiv:2107.03374), maj@k, how answers fail, and the diversity
+of right answers. Every sample is kept as it is made (samples.py), and an evaluation that was interrupted, however, goes on where it stopped. The
+trainer uses the same functions for its own evaluations. Policies are compared by report.py.
 """
-import argparse
+import hashlib
 import json
 import math
+import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Hashable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from answers import gold_of, last_box
-from config import describe, dump, import_function, load
+import checkpoint
+from config import dump, load, parse_args
+from data import DataConfig, benchmark_name, load_benchmarks, load_problems, load_tokenizer, model_folder
 from grader import Grader
 from model import DTYPES, ModelConfig, Transformer
-from ranks import run_main
-from sampler import Sampler, SamplerConfig, stop_ids
+from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
+from reward import Embedder, cosine_similarity
+from samples import EvalConfig, check_eval, collect, eval_sampler, json_lines, read_groups, sample_groups, sample_problems, settings_of
+
+# N completions
 
 STRATEGY_SAMPLES = 16                                   # right answers per problem behind "effective strategies": the estimate depends on it
-ROWS_PER_CALL = 2048                                    # completions sampled between two updates of the progress bar
+VENDI_SAMPLES = 4                                       # and behind the Vendi score
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    problem: str = "problem"
-    """column with the problem's text"""
-    answer: str = "answer"
-    """column with the gold answer, or with a solution whose last \\boxed{} holds it; if there is no such column, "solution" is read"""
-    skip_bad_rows: bool = False
-    """leave out and count rows without a usable problem or answer; false stops at the first"""
-    system: str = ""
-    """system prompt; empty for none"""
-    template: str = "{problem}"
-    """user turn; {problem} stands for the problem's text"""
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    benchmarks: list[str] = field(default_factory=list)
-    """JSONL files with a problem and an answer per line; the file's name is the benchmark's"""
-    samples: Annotated[int, ">= 1"] = 16
-    """completions per problem (n)"""
-    max_new_tokens: Annotated[int, ">= 1"] = 32768
-    """completions are cut here"""
-    temperature: Annotated[float, ">= 0"] = 0.6
-    """sampling temperature; 0 is greedy"""
-    top_p: Annotated[float, "> 0", "<= 1"] = 0.95
-    """mass of the nucleus that is sampled from"""
-    slots: Annotated[int, ">= 0"] = 0
-    """rows decoded at a time, 0 for all"""
-    label: str = ""
-    """"path.py:function" called with (text, problem row); returns the name of the strategy of a completion, or None"""
-    seed: int = 0
-    """seed of the evaluation's samples"""
+class DiversityConfig:
+    embedder: str = ""
+    """sentence-transformers folder or hub name for the similarity of right answers, not necessarily that of the training; empty for none"""
+    max_tokens: Annotated[int, ">= 0"] = 0
+    """tokens of a text that are embedded; 0 for as many as it reads"""
+    trust_remote_code: bool = False
+    """run Python code that comes with the embedder's files"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +52,7 @@ class OutputConfig:
     dir: str = "runs/eval"
     """folder for a folder per model, with results.jsonl, config.toml and the samples"""
     workers: Annotated[int, ">= 1"] = 2
-    """grader processes"""
+    """grader processes per rank"""
     timeout_s: Annotated[float, "> 0"] = 5.0
     """an answer that takes longer to verify is wrong"""
     require_box: bool = True
@@ -80,95 +64,17 @@ class Config:
     model: ModelConfig
     data: DataConfig
     eval: EvalConfig
+    diversity: DiversityConfig
     output: OutputConfig
 
 
-# ------------------------------------------------------------------------------------------------ data
-
-
-def load_problems(path: str, data: DataConfig, skipped: list[str] | None = None) -> list[dict]:
-    """Rows of a JSONL file with "problem" and "answer" as strings beside their other columns.
-
-    Raises ValueError naming file, line and column for anything missing or malformed and for answers that nothing can equal; with
-    `data.skip_bad_rows` such rows are left out, and what was wrong with them goes to `skipped`.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"data file {path!r} does not exist")
-    rows, complaints = [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(problem_of(line, number, data))
-            except ValueError as error:
-                complaints.append(f"{path}, line {number}: {error}")
-                if not data.skip_bad_rows:
-                    raise ValueError(f"{complaints[0]}; mend it, or leave such rows out with data.skip_bad_rows = true") from None
-    if not rows:
-        raise ValueError(f"data file {path!r} has no {'usable ' if complaints else ''}rows" + (f" ({complaints[0]})" if complaints else ""))
-    if skipped is not None:
-        skipped += complaints
-    return rows
-
-
-def problem_of(line: str, number: int, data: DataConfig) -> dict:
-    """One line as a row; ValueError for what is wrong with it."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"must be an object with columns; got {row!r}")
-    answer = data.answer if data.answer in row or "solution" not in row else "solution"
-    for key, column in (("data.problem", data.problem), ("data.answer", answer)):
-        if column not in row:
-            raise ValueError(f"no column {column!r}; name the right one with {key}")
-        if not isinstance(row[column], str | int | float) or not str(row[column]).strip():
-            raise ValueError(f"column {column!r} must be a non-empty string or number; got {row[column]!r}")
-    if answer == "solution" and last_box(row[answer]) is None:
-        raise ValueError("column 'solution' has no answer in \\boxed{}; name the column with the answer with data.answer")
-    return {**row, "id": row.get("id", number - 1), "problem": str(row[data.problem]), "answer": gold_of(str(row[answer]))}
-
-
-def prompt_tokens(tokenizer, problem: str, data: DataConfig) -> list[int]:
-    """The chat prompt up to where the assistant begins; the template alone decides about special tokens."""
-    system = [{"role": "system", "content": data.system}] if data.system else []
-    messages = [*system, {"role": "user", "content": data.template.replace("{problem}", problem)}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def opening(tokenizer) -> str:
-    """What the chat template writes of the assistant's turn from a <think> on, "" if it writes none: completions go on from there."""
-    messages = [{"role": "user", "content": "x"}]
-    asked, turn = (tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False) for prompt in (False, True))
-    _, think, rest = turn.removeprefix(asked).partition("<think>")
-    return think + rest
-
-
-def model_folder(config: ModelConfig, patterns: Sequence[str] = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")) -> str:
-    """The local folder of `model.path`; if it is a hub name, the files that match `patterns` are fetched. ValueError if there is none."""
-    if Path(config.path).is_dir():
-        return config.path
-    if config.path.count("/") != 1 or config.path.startswith((".", "/")):
-        raise ValueError(f"model.path = {config.path!r} is neither a folder nor a hub name owner/name")
-    from huggingface_hub import snapshot_download       # only runs that name a hub model need it
-
-    try:
-        return snapshot_download(config.path, allow_patterns=list(patterns))
-    except Exception as error:                          # offline, no such repository, no access: hub errors of many classes
-        raise ValueError(f"model.path = {config.path!r} is not a folder and the hub did not give it: {str(error).splitlines()[0]}") from None
-
-
-def load_tokenizer(folder: str):
-    from transformers import AutoTokenizer              # seconds of import that --help and config errors should not wait for
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model folder {folder!r} has no usable tokenizer: {str(error).splitlines()[0]}") from None
-    if not tokenizer.chat_template:
-        raise ValueError(f"the tokenizer in {folder!r} has no chat template")
-    return tokenizer
+# What a named protocol puts over the config file; the command line goes over both. "paper" is the evaluation behind the published table (lighteval
+# ed084813: arXiv:2505.09655, Open-RS); the request is in our words, eval.prompt takes any other.
+PROTOCOLS = {"paper": [
+    "model.dtype=bfloat16", "eval.samples=1", "eval.samples_of={}", "eval.temperature=0.6", "eval.top_p=0.95", "eval.max_new_tokens=32768", "data.system=",
+    "output.require_box=false",
+    "eval.prompt=" + json.dumps("Work out the problem below step by step, without detours. End with one line of the form\n"
+                                "Therefore, the final answer is: $\\boxed{ANSWER}$\nwhere ANSWER is the result alone.\n\n{problem}")]}
 
 
 # ------------------------------------------------------------------------------------------------ statistics
@@ -185,6 +91,33 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return (total - math.comb(n - c, k)) / total
 
 
+def maj_at_k(votes: Sequence[Hashable], right: Hashable, k: int) -> float:
+    """Probability that the most frequent answer among k of the n votes, drawn without replacement, is `right`; t answers that tie share it, 1/t each.
+
+    `votes` names the answer of each sample, None for no answer, which nobody votes for. The expected value over all k-subsets, counted in integers:
+    for x right votes, the subsets in which no rival has more, by how many have as many. Copy-pasteable: needs only math, Counter, Hashable and Sequence.
+    """
+    n = len(votes)
+    if not 1 <= k <= n:
+        raise ValueError(f"maj@k needs 1 <= k <= n; got n={n}, k={k}")
+    rivals = Counter(vote for vote in votes if vote is not None)
+    c, silent, total, value = rivals.pop(right, 0), n - rivals.total(), math.comb(n, k), 0.0
+    silent -= c
+    for x in range(1, min(c, k) + 1):
+        if 2 * x > k:                                   # no rival can have as many
+            value += math.comb(c, x) * math.comb(n - c, k - x) / total
+            continue
+        ways = {(0, 0): 1}                              # (rivals with x votes, votes drawn from rivals): number of subsets
+        for size in rivals.values():
+            wider: Counter = Counter()
+            for (tied, drawn), count in ways.items():
+                for y in range(min(size, x, k - x - drawn) + 1):
+                    wider[tied + (y == x), drawn + y] += count * math.comb(size, y)
+            ways = wider
+        value += sum(math.comb(c, x) * count * math.comb(silent, k - x - drawn) / (total * (tied + 1)) for (tied, drawn), count in ways.items())
+    return value
+
+
 def effective_labels(labels: Sequence[str]) -> float:
     """exp of the entropy of the labels' frequencies: k equally frequent labels give k. In [1, number of distinct labels].
 
@@ -196,10 +129,29 @@ def effective_labels(labels: Sequence[str]) -> float:
     return math.exp(-sum(share * math.log(share) for share in shares))
 
 
+def vendi_score(similarity_NN: Tensor) -> float:
+    """exp of the entropy of the eigenvalues of S / N: N for N unlike texts, 1 for clones (arXiv:2210.02410); `similarity_NN` are cosines.
+
+    Copy-pasteable: needs only torch.
+    """
+    eigenvalues_N = torch.linalg.eigvalsh(similarity_NN.double() / len(similarity_NN)).clamp(min=0)
+    return torch.special.entr(eigenvalues_N).sum().exp().item()
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of the values that there are; None if there are none."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation with ddof 1; None for a single value."""
+    return math.sqrt(sum((value - mean(values)) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
+
+
 def standard_error(values: Sequence[float]) -> float:
     """Of the mean, over problems, with ddof 1; 0 for a single value."""
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values))
+    return (deviation(values) or 0.0) / math.sqrt(len(values))
 
 
 def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
@@ -209,23 +161,34 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
         by_problem.setdefault(sample["problem"], []).append(sample)
     groups = [sorted(by_problem[problem], key=lambda sample: sample["sample"]) for problem in sorted(by_problem)]
     n = len(groups[0])
+    powers = [2**i for i in range(n.bit_length()) if 2**i <= n]
+    ks = powers if powers[-1] == n else [*powers, n]
     counts = [sum(sample["correct"] for sample in group) for group in groups]
     flat = [sample for group in groups for sample in group]
+    votes = [[sample["vote"] for sample in group] for group in groups]
+
+    def share(key: str, value: object) -> float:
+        return sum(sample[key] == value for sample in flat) / len(flat)
+
     record = {
         "benchmark": benchmark, "n": len(groups), "samples": n,
         "accuracy": sum(counts) / (n * len(groups)),
         "accuracy_se": standard_error([count / n for count in counts]),
-        "pass_at_k": {str(2**i): sum(pass_at_k(n, c, 2**i) for c in counts) / len(counts) for i in range(n.bit_length()) if 2**i <= n},
-        "truncated": sum(sample["finish"] == "length" for sample in flat) / len(flat),
-        "no_answer": sum(sample["reason"] == "no box" for sample in flat) / len(flat),
-        "length": sum(sample["length"] for sample in flat) / len(flat),
+        "accuracy_sd": deviation([sum(group[i]["correct"] for group in groups) / len(groups) for i in range(n)]),
+        "pass_at_k": {str(k): sum(pass_at_k(n, c, k) for c in counts) / len(counts) for k in ks},
+        "maj_at_k": {str(k): sum(maj_at_k(names, group[0]["gold"], k) for names, group in zip(votes, groups)) / len(groups) for k in ks},
+        "truncated": share("finish", "length"), "no_answer": share("answer", None), "timeouts": share("reason", "timeout"),
+        "too_long": share("finish", "prompt"), "reasons": dict(Counter(sample["reason"] for sample in flat)),
+        "length": mean(sample["length"] for sample in flat), "length_right": mean(sample["length"] for sample in flat if sample["correct"]),
+        "length_max": max(sample["length"] for sample in flat),
+        "distinct_answers": mean(len(set(names) - {None}) for names in votes),
     }
     if any("label" in sample for sample in flat):
         right = [[str(sample["label"]) for sample in group if sample["correct"]] for group in groups]
         enough = [effective_labels(labels[:STRATEGY_SAMPLES]) for labels in right if len(labels) >= STRATEGY_SAMPLES]
         pooled = [label for labels in right for label in labels]
         record |= {
-            "effective_strategies": sum(enough) / len(enough) if enough else None,
+            "effective_strategies": mean(enough),
             "effective_strategies_m": STRATEGY_SAMPLES, "effective_strategies_problems": len(enough),
             "effective_strategies_pooled": effective_labels(pooled) if pooled else None,
             "strategies": dict(Counter(pooled).most_common()),
@@ -233,103 +196,210 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
     return record
 
 
+AVERAGED = ("accuracy", "truncated", "no_answer", "timeouts", "too_long", "length", "length_right", "distinct_answers", "effective_strategies", "similarity", "vendi")
+
+
+def average(records: Sequence[dict]) -> dict:
+    """The mean of several benchmarks, each with the same weight; errors are those of independent benchmarks, and k go as far as all of them do."""
+    shared = {key: [k for k in records[0][key] if all(k in record[key] for record in records)] for key in ("pass_at_k", "maj_at_k")}
+    spread = [record["accuracy_sd"] for record in records]
+    return {
+        "benchmark": "average", "benchmarks": [record["benchmark"] for record in records], "n": sum(record["n"] for record in records),
+        **{key: mean(record.get(key) for record in records) for key in AVERAGED},
+        "accuracy_se": math.hypot(*(record["accuracy_se"] for record in records)) / len(records),
+        "accuracy_sd": None if None in spread else math.hypot(*spread) / len(records),
+        **{key: {k: mean(record[key][k] for record in records) for k in ks} for key, ks in shared.items()},
+    }
+
+
 def format_record(record: dict) -> str:
     """One line for people."""
-    line = f"{record['benchmark']}: accuracy {record['accuracy']:.3f} ± {record['accuracy_se']:.3f} (avg@{record['samples']}, {record['n']} problems)"
-    line += " | " + " ".join(f"pass@{k} {value:.3f}" for k, value in record["pass_at_k"].items() if k != "1")
-    if record.get("effective_strategies") is not None:
+    of = f"{len(record['benchmarks'])} benchmarks" if "benchmarks" in record else f"avg@{record['samples']}, {record['n']} problems"
+    line = f"{record['benchmark']}: accuracy {record['accuracy']:.3f} ± {record['accuracy_se']:.3f} ({of}"
+    line += ")" if record["accuracy_sd"] is None else f"; sd over seeds {record['accuracy_sd']:.3f})"
+    for name in ("pass", "maj"):
+        line += " | " * (len(record[f"{name}_at_k"]) > 1) + " ".join(f"{name}@{k} {value:.3f}" for k, value in record[f"{name}_at_k"].items() if k != "1")
+    line += f" | length {record['length']:.0f} | truncated {record['truncated']:.3f} | no answer {record['no_answer']:.3f} | timeouts {record['timeouts']:.3f}"
+    if record["too_long"]:
+        line += f" | prompt too long for the context {record['too_long']:.3f}"
+    if record.get("effective_strategies") is not None and "samples" in record:
         line += (f" | effective strategies {record['effective_strategies']:.2f} (m={record['effective_strategies_m']}, "
                  f"{record['effective_strategies_problems']} of {record['n']} problems; pooled {record['effective_strategies_pooled']:.2f})")
+    for key, name in (("similarity", "cosine of right answers"), ("vendi", f"Vendi score (m={VENDI_SAMPLES})")):
+        line += "" if record.get(key) is None else f" | {name} {record[key]:.3f}"
     return line
 
 
 # ------------------------------------------------------------------------------------------------ the work
 
 
-def sample_problems(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig, grader: Grader,
-                    positions: Sequence[int] | None = None, progress: bool = True, desc: str = "eval") -> list[dict]:
-    """Samples and grades every problem of `rows` config.samples times; `positions` are the rows' places in the whole benchmark."""
-    positions = range(len(rows)) if positions is None else positions
-    label: Callable | None = import_function("eval.label", config.label) if config.label else None
-    step, begun = max(1, ROWS_PER_CALL // config.samples), opening(tokenizer)
-    samples = []
-    with tqdm(total=len(rows), desc=desc, unit="problem", disable=not progress, leave=False) as bar:
-        for start in range(0, len(rows), step):
-            part, places = rows[start : start + step], positions[start : start + step]
-            prompts = [prompt_tokens(tokenizer, row["problem"], data) for row in part]
-            groups = sampler.generate(prompts, config.samples, (config.seed,), places)
-            flat = [(row, place, i, completion) for row, place, group in zip(part, places, groups) for i, completion in enumerate(group)]
-            texts = tokenizer.batch_decode([completion.tokens for *_, completion in flat], skip_special_tokens=True)
-            grades = grader.grade_batch([begun + text for text in texts], [row["answer"] for row, *_ in flat])
-            for (row, place, i, completion), text, item in zip(flat, texts, grades):
-                sample = {"problem": place, "id": row["id"], "sample": i, "seed": config.seed, "text": text, "gold": row["answer"], "answer": item.answer,
-                          "correct": item.correct, "reason": item.reason, "length": len(completion.tokens), "finish": completion.finish}
-                samples.append(sample | ({"label": label(text, row)} if label else {}))
-            bar.update(len(part))
-    return samples
-
-
-def eval_sampler(model: Transformer, tokenizer, config: EvalConfig) -> Sampler:
-    """A sampler with the evaluation's settings over `model`."""
-    settings = SamplerConfig(config.samples, config.max_new_tokens, config.temperature, config.slots)
-    return Sampler(model, settings, stop_ids(model.generation_config, tokenizer.eos_token_id), config.top_p)
-
-
 def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig, grader: Grader) -> tuple[dict, list[dict]]:
-    """(record, samples) of one benchmark file."""
-    name = Path(benchmark).stem
-    samples = sample_problems(eval_sampler(model, tokenizer, config), tokenizer, load_problems(benchmark, data), data, config, grader, desc=name)
+    """(record, samples) of one benchmark."""
+    name, source = benchmark_name(benchmark)
+    config = settings_of(config, name)
+    samples = sample_problems(eval_sampler(model, tokenizer, config), tokenizer, load_problems(source, data), data, config, grader, desc=name)
     return summarize(name, samples), samples
 
 
-def write_jsonl(path: Path, records: Iterable[dict]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+def right_similarity(group: Sequence[dict], embedder: Embedder) -> tuple[int, float | None, float | None, int]:
+    """(problem, mean cosine of two of its right answers, Vendi score of the first VENDI_SAMPLES of them, how many the embedder cut); None where too few."""
+    texts = [sample["text"] for sample in group if sample["correct"]]
+    if len(texts) < 2:
+        return group[0]["problem"], None, None, 0
+    similarity_NN = cosine_similarity(embedder.encode(texts))       # a call for each problem: another batch would round differently
+    cosine = (similarity_NN.sum().item() - len(texts)) / (len(texts) * (len(texts) - 1))
+    vendi = vendi_score(similarity_NN[:VENDI_SAMPLES, :VENDI_SAMPLES]) if len(texts) >= VENDI_SAMPLES else None
+    return group[0]["problem"], cosine, vendi, sum(embedder.cut(texts))
 
 
-def parse_args(cls: type, argv: list[str], doc: str, extra: Callable[[argparse.ArgumentParser], None] = lambda parser: None) -> argparse.Namespace:
-    """--config FILE section.key=value ..., with every key of config class `cls` in --help."""
-    parser = argparse.ArgumentParser(description=doc.split("\n\n")[0], epilog="config keys:" + describe(cls), formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, metavar="FILE", help="TOML file with the run's settings")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file")
-    extra(parser)
-    return parser.parse_args(argv)
+def identity(folder: str, benchmarks: dict[str, list[dict]]) -> str:
+    """SHA-256 of the policy's files and of each benchmark's problems, as JSON: settings name both by paths, where something else may stand tomorrow."""
+    files = [path for path in sorted(Path(folder).iterdir()) if path.suffix in (".safetensors", ".json", ".jinja", ".model") and path.is_file()]
+    problems = {name: hashlib.sha256(json_lines({key: row[key] for key in ("id", "problem", "answer")} for row in rows)).hexdigest()
+                for name, rows in benchmarks.items()}
+    return json.dumps({**{path.name: checkpoint.digest(path) for path in files}, **problems}, indent=2) + "\n"
+
+
+def out_folder(config: Config) -> Path:
+    return Path(config.output.dir) / config.model.path.strip("/.").replace("/", "-")
+
+
+def check_unchanged(out: Path, name: str, text: str, what: str) -> None:
+    """ValueError unless the file `name` of the folder has this text already, or is not there: then it is written."""
+    if not (out / name).exists():
+        checkpoint.write(out / name, text)
+    elif (out / name).read_text(encoding="utf-8") != text:
+        raise ValueError(f"{out} holds an evaluation with {what} (see its {name}); name another output.dir")
+
+
+class Evaluation:
+    """One policy on all benchmarks; every rank makes one and calls its methods together with the others."""
+
+    def __init__(self, config: Config, benchmarks: dict[str, list[dict]], stop: Stop, rank: int, world: int, device: torch.device):
+        self.config, self.benchmarks, self.stop, self.rank, self.world = config, benchmarks, stop, rank, world
+        self.out, folder = out_folder(config), model_folder(config.model)
+        with stop.local(f"start of {config.model.path}"):
+            self.tokenizer = load_tokenizer(folder)
+            self.model = Transformer.from_pretrained(folder, DTYPES[config.model.dtype], device)
+            self.model.n_tokens = min(self.model.g.vocab, len(self.tokenizer))
+            diversity = config.diversity
+            self.embedder = diversity.embedder and Embedder(diversity.embedder, diversity.max_tokens, diversity.trust_remote_code, device, section="diversity")
+            if rank == 0:
+                check_unchanged(self.out, "config.toml", dump(config), "other settings")
+                check_unchanged(self.out, "identity.json", identity(folder, benchmarks), "other weights or problems")
+        self.interrupted = stop.any_rank()
+
+    def run(self) -> bool:
+        """Evaluates what has not been yet and prints all; False if interrupted."""
+        results = self.out / "results.jsonl"
+        lines = results.read_bytes().splitlines() if results.exists() else []       # of a string, splitlines cuts at more than the ends of lines
+        records = {record["benchmark"]: record for record in map(json.loads, lines) if record["benchmark"] in self.benchmarks}
+        checkpoint.barrier()                            # all have read them before the first rank writes more
+        with Grader(self.config.output.workers, self.config.output.timeout_s, self.config.output.require_box) as grader:
+            for name in self.benchmarks:
+                if name not in records:
+                    if (record := self.benchmark(name, grader)) is None:
+                        return False
+                    records[name] = {"model": self.config.model.path, **record, "settings": asdict(settings_of(self.config.eval, name))}
+                if self.rank == 0:                      # the others have no figures
+                    shown = [records[name]]
+                    if len(records) == len(self.benchmarks) > 1 and name == list(self.benchmarks)[-1]:
+                        shown.append({"model": self.config.model.path, **average(list(records.values()))})
+                    checkpoint.write(results, json_lines([*records.values(), *shown[1:]]).decode())
+                    print("\n".join(f"{self.config.model.path} | {format_record(record)}" for record in shown), flush=True)
+        if self.rank == 0:
+            print(f"written to {self.out}/")
+        return True
+
+    def benchmark(self, name: str, grader: Grader) -> dict | None:
+        """The record of one benchmark, with its samples in a file; None if interrupted."""
+        config, rows, first = settings_of(self.config.eval, name), self.benchmarks[name], self.rank == 0
+        parts, final = self.out / f"{name}.parts", self.out / f"{name}.samples.jsonl"
+        done = []
+        if first and not final.exists():
+            parts.mkdir(exist_ok=True)
+            done = collect(parts, parts / "kept.jsonl", config.samples)
+        complete = max_over_ranks(first and final.exists())
+        done = set(gather_over_ranks(done))
+        mine = [] if complete else [i for i in range(len(rows)) if i not in done][self.rank :: self.world]
+        if first and done:
+            print(f"{self.config.model.path} | {name}: continuing with {len(rows) - len(done)} of {len(rows)} problems", flush=True)
+        with self.stop.local(f"{self.config.model.path}, {name}"):
+            if mine:
+                with open(parts / f"rank{self.rank}.jsonl", "ab", buffering=0) as file:
+                    for groups in sample_groups(eval_sampler(self.model, self.tokenizer, config), self.tokenizer, [rows[i] for i in mine], self.config.data, config,
+                                                grader, mine, first, name):
+                        file.write(json_lines(sample for group in groups for sample in group))
+        if self.stop.any_rank():
+            return None
+        if first and not complete:
+            assert collect(parts, final, config.samples) == list(range(len(rows))), "every problem is sampled"
+        if first:                                       # a kill may have left it empty
+            shutil.rmtree(parts, ignore_errors=True)
+        checkpoint.barrier()
+        record, similar = {}, []
+        with self.stop.local(f"{self.config.model.path}, figures of {name}"):
+            if first:
+                samples = (json.loads(line) for _, lines in read_groups(final, config.samples) for line in lines.splitlines())
+                record = summarize(name, ({key: value for key, value in sample.items() if key != "text"} for sample in samples))
+        self.stop.any_rank()                            # an error; a signal has to wait: the samples are complete, and what is left takes seconds
+        if self.embedder:
+            with self.stop.local(f"{self.config.model.path}, similarity of {name}"):
+                similar = [right_similarity([json.loads(line) for line in lines.splitlines()], self.embedder)
+                           for problem, lines in read_groups(final, config.samples) if problem % self.world == self.rank]
+            if self.stop.any_rank():
+                return None
+            _, cosines, vendi, cut = zip(*sorted(gather_over_ranks(similar)))
+            record |= {"similarity": mean(cosines), "vendi": mean(vendi), "vendi_m": VENDI_SAMPLES, "vendi_problems": sum(x is not None for x in vendi), "embed_cut": sum(cut)}
+        return record
 
 
 def main(argv: list[str]) -> int:
-    args = parse_args(Config, argv, __doc__, lambda parser: parser.add_argument(
-        "--model", action="append", metavar="PATH", help="policy to evaluate instead of model.path; may be repeated"))
-    for path in args.model or [None]:
-        override = [f"model.path={json.dumps(path)}"] if path else []
-        config = load(Config, args.config, [*args.overrides, *override])
-        if not config.eval.benchmarks:
-            raise ValueError("eval.benchmarks is empty: name at least one JSONL file")
-        for benchmark in config.eval.benchmarks:
-            skipped: list[str] = []
-            load_problems(benchmark, config.data, skipped)
-            if skipped:
-                print(f"{benchmark}: {len(skipped)} rows left out ({skipped[0]})")
-        out = Path(config.output.dir) / config.model.path.strip("/.").replace("/", "-")
-        settings = out / "config.toml"
-        if settings.exists() and settings.read_text(encoding="utf-8") != dump(config):
-            raise ValueError(f"{out} holds an evaluation with other settings (see its config.toml); name another output.dir")
-        folder = model_folder(config.model)
-        tokenizer = load_tokenizer(folder)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = Transformer.from_pretrained(folder, DTYPES[config.model.dtype], device)
-        model.n_tokens = min(model.g.vocab, len(tokenizer))
-        out.mkdir(parents=True, exist_ok=True)
-        settings.write_text(dump(config), encoding="utf-8")
-        records = []
-        with Grader(config.output.workers, config.output.timeout_s, config.output.require_box) as grader:
-            for benchmark in config.eval.benchmarks:
-                record, samples = evaluate(model, tokenizer, benchmark, config.data, config.eval, grader)
-                write_jsonl(out / f"{record['benchmark']}.samples.jsonl", samples)
-                records.append({"model": config.model.path, **record, "settings": asdict(config.eval)})
-                print(f"{config.model.path} | {format_record(record)}")
-        write_jsonl(out / "results.jsonl", records)
-        print(f"written to {out}/")
+    def more(parser) -> None:
+        parser.add_argument("--model", action="append", metavar="PATH", help="policy to evaluate instead of model.path; may be repeated")
+        parser.add_argument("--protocol", choices=list(PROTOCOLS), help="settings of a published evaluation, over the file's and under those given here")
+
+    args = parse_args(Config, argv, __doc__, more)
+    overrides = [*PROTOCOLS.get(args.protocol, []), *args.overrides]
+    paths = [f"model.path={json.dumps(path)}" for path in dict.fromkeys(args.model or [])]
+    configs = [load(Config, args.config, [*overrides, path]) for path in paths] or [load(Config, args.config, overrides)]
+    config = configs[0]
+    if not config.eval.benchmarks:
+        raise ValueError("eval.benchmarks is empty: name at least one file or hub data set")
+    check_eval(config.eval, config.data)
+    for each in configs:
+        model_folder(each.model)
+    stop, skipped = Stop(), []
+    try:
+        benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
+        with ExitStack() as locks:
+            for each in configs if is_first_rank() else ():
+                locks.enter_context(checkpoint.lock(out_folder(each), "output.dir"))
+            rank, world, device = start_ranks("float32")
+            if rank == 0:
+                print(", ".join(f"{name}: {len(rows)} problems" for name, rows in benchmarks.items())
+                      + (f"; {len(skipped)} rows left out as unusable ({skipped[0]})" if skipped else ""), flush=True)
+            stop.know_processes()
+            for each in configs:
+                if not run(each, benchmarks, stop, rank, world, device):
+                    if rank == 0:
+                        print("interrupted; the same command continues", file=sys.stderr)
+                    return 128 + int(max_over_ranks(stop.signum))
+    except Interrupted:                                 # before the first sample
+        return 128 + stop.signum
+    except Exception as error:
+        if checkpoint.disk_is_full(error):
+            raise ValueError(f"{of_rank()}output.dir = {config.output.dir!r}: no room left to write; make room and run the same command again") from error
+        if isinstance(error, RuntimeError) and (gone := stop.ranks_gone()):
+            raise ValueError(f"{stop.doing}: rank {', '.join(map(str, gone))} has ended (killed, or out of memory); the same command continues") from error
+        raise
     return 0
+
+
+def run(config: Config, benchmarks: dict[str, list[dict]], stop: Stop, rank: int, world: int, device: torch.device) -> bool:
+    """Evaluates one policy; False if interrupted."""
+    evaluation = Evaluation(config, benchmarks, stop, rank, world, device)
+    return not evaluation.interrupted and evaluation.run()
 
 
 if __name__ == "__main__":

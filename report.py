@@ -20,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import STRATEGY_SAMPLES, effective_labels, load_tokenizer, opening, pass_at_k, standard_error, summarize, write_jsonl
+from data import load_tokenizer, opening
+from eval import STRATEGY_SAMPLES, effective_labels, pass_at_k, standard_error, summarize
 from grader import Grader
 from ranks import run_main
 from records import GROUP, SAMPLE, Evaluation, beside, read_any, read_jsonl, require
+from samples import name_votes, write_jsonl
 
 # ------------------------------------------------------------------------------------------------ a step of the trainer
 
@@ -346,9 +348,13 @@ def regrade(path: Path, begun: str | None, out: Path | None) -> str:
             lines += [f"{count:>8}  {change}" for change, count in changes.most_common()] + examples[:10]
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
-                write_jsonl(out / file.name, kept)
                 if "completions" not in kept[0]:
+                    problems: dict = {}
+                    for sample in kept:
+                        problems.setdefault(sample["problem"], []).append(sample)
+                    name_votes(list(problems.values()), grader)
                     results.append(summarize(file.name.removesuffix(".samples.jsonl"), kept))
+                write_jsonl(out / file.name, kept)
     if results:
         written = path / "results.jsonl"
         old = {record["benchmark"]: record for _, record in read_jsonl(written)} if written.exists() else {}

@@ -100,7 +100,7 @@ class Turns:
 def ours(name: str, folder: Path, turns: Turns, **overrides) -> None:
     import dra_grpo
     from config import load, toml_value
-    from eval import load_problems, load_tokenizer, prompt_tokens
+    from data import load_problems, load_tokenizer, prompt_tokens
 
     work, dtype = WORKLOADS[name]
     policy = work["policy"] or str(folder / "policy")

@@ -13,16 +13,18 @@ import pytest
 from test_loop import run as train_here
 
 import report
-from eval import pass_at_k, summarize, write_jsonl
+from eval import pass_at_k, summarize
 from ranks import run_main
 from records import read_any, read_evaluation, read_groups, read_run
 from report import Trackers, check_trackers, compare, conclusion, expected_maximum, gain_of_choosing, main, measures, paired_bootstrap, regrade, scalars
+from samples import write_jsonl
 
 
 def evaluation(folder: Path, right: list[list[int]], model: str = "m", gold: str = "4", labels: str = "", benchmark: str = "b") -> Path:
     """A folder as eval.py writes it; right[problem][sample]."""
     samples = [{"problem": p, "id": f"p{p}", "sample": s, "seed": 0, "text": f"so \\boxed{{{gold if value else 0}}}", "gold": gold, "answer": gold if value else "0",
-                "correct": bool(value), "reason": "equal" if value else "different", "length": 3, "finish": "stop", **({"label": labels[s % len(labels)]} if labels else {})}
+                "correct": bool(value), "reason": "equal" if value else "different", "length": 3, "finish": "stop", **({"label": labels[s % len(labels)]} if labels else {}),
+                "vote": gold if value else "0"}
                for p, row in enumerate(right) for s, value in enumerate(row)]
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / f"{benchmark}.samples.jsonl", samples[::-1])        # in any order

@@ -4,13 +4,14 @@ import importlib
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import pytest
 import torch
 from conftest import ROOT
 
-NEEDS = {"torch": {"torch": torch, "Tensor": torch.Tensor}, "math": {"math": math}, "Counter": {"Counter": Counter}, "Sequence": {"Sequence": Sequence}, "builtins": {}}
+NEEDS = {"torch": {"torch": torch, "Tensor": torch.Tensor}, "math": {"math": math}, "Counter": {"Counter": Counter}, "Sequence": {"Sequence": Sequence},
+         "Hashable": {"Hashable": Hashable}, "builtins": {}}
 
 
 def functions(path) -> dict[str, tuple[str, str]]:
@@ -68,6 +69,8 @@ CALLS = {                                               # every path through eac
     "sampler.sample_tokens": [lambda f, options=options: torch.stack([x.double() for x in f(LOGITS, UNIFORM, *options)])
                               for options in ((0.7,), (0.0,), (1.0, 0.5))],
     "eval.pass_at_k": [lambda f: f(8, 3, 2)],
+    "eval.maj_at_k": [lambda f, k=k: f(["a", "b", None, "a", "b", "c", "c"], "a", k) for k in (1, 3, 4, 7)],
+    "eval.vendi_score": [lambda f: f(SIMILARITY)],
     "embedder.reasoning_span": [lambda f, text=text: torch.tensor(f(text)) for text in ("<think>a</think>b", "a \\boxed{1}", "a", "</think>")],
     "eval.effective_labels": [lambda f: f(["a", "b", "b"])],
 }

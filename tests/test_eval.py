@@ -1,19 +1,27 @@
-"""eval.py: estimators against counting, data errors with file and line, and the command on the tiny policy."""
+"""eval.py: estimators against counting, and the command on the tiny policy."""
+import hashlib
 import itertools
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
+import torch
+from test_learner import torchrun
 
-from tokenizers import processors
-
-from eval import (DataConfig, EvalConfig, effective_labels, eval_sampler, evaluate, load_problems, load_tokenizer, main, opening, pass_at_k, prompt_tokens,
-                  standard_error, summarize)
+from config import load
+from data import DataConfig, load_tokenizer, prompt_tokens
+from eval import PROTOCOLS, Config, average, effective_labels, evaluate, main, maj_at_k, pass_at_k, right_similarity, standard_error, summarize, vendi_score
 from model import Transformer
 from ranks import run_main
 from reward import Grader
+from samples import EvalConfig, collect, eval_sampler, json_lines, name_votes, read_groups
 
 
 def test_pass_at_k_equals_counting_subsets():
@@ -27,6 +35,31 @@ def test_pass_at_k_equals_counting_subsets():
     for n, c, k in ((4, 5, 1), (4, 2, 0), (4, 2, 5)):
         with pytest.raises(ValueError, match="pass@k"):
             pass_at_k(n, c, k)
+
+
+def test_maj_at_k_equals_counting_subsets():
+    """Brute force over all k-subsets in rationals: a tie of t answers is worth 1/t, who gave no answer has no vote, and k = 1 is accuracy."""
+    for votes in ("aabbc", "aaabbb", "abcd---", "aaaaaab", "a-bb-cc", "bbcc", "---", "aabbcc-"):
+        names = [None if vote == "-" else vote for vote in votes]
+        for k in range(1, len(votes) + 1):
+            total, subsets = Fraction(0), list(itertools.combinations(names, k))
+            for subset in subsets:
+                most = max(map(subset.count, set(subset) - {None}), default=0)
+                winners = [vote for vote in set(subset) - {None} if subset.count(vote) == most]
+                total += Fraction("a" in winners, len(winners) or 1)
+            assert maj_at_k(names, "a", k) == pytest.approx(float(total / len(subsets)), abs=1e-12), (votes, k)
+        assert maj_at_k(names, "a", 1) == pytest.approx(names.count("a") / len(names), abs=1e-12)
+    assert maj_at_k(["a"] * 70 + ["b"] * 50, "a", 120) == 1.0
+    for k in (0, 5):
+        with pytest.raises(ValueError, match="maj@k"):
+            maj_at_k(["a"] * 4, "a", k)
+
+
+def test_vendi_score_by_hand():
+    """Clones count once, unlike texts each; two pairs of clones are two, and cosine 1/2 has the eigenvalues 3/4 and 1/4."""
+    pairs = torch.eye(2).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    for similarity, expected in ((torch.ones(5, 5), 1), (torch.eye(5), 5), (pairs, 2), (torch.tensor([[1, 0.5], [0.5, 1]]), math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))):
+        assert vendi_score(similarity) == pytest.approx(expected, abs=1e-9)
 
 
 def test_effective_labels_by_hand():
@@ -44,7 +77,8 @@ def test_standard_error_by_hand():
 
 def make_samples(correct, labels):
     """One problem per row: whether each sample is right, and its label."""
-    return [{"problem": p, "sample": i, "correct": c, "reason": "equal" if c else "no box", "finish": "stop", "length": 4, "label": label}
+    return [{"problem": p, "sample": i, "correct": c, "reason": "equal" if c else "no box", "finish": "stop", "length": 4, "label": label, "gold": "7",
+             "answer": "7" if c else None, "vote": "7" if c else None}
             for p, (row, names) in enumerate(zip(correct, labels)) for i, (c, label) in enumerate(zip(row, names))]
 
 
@@ -65,66 +99,79 @@ def test_summarize_counts_right_answers_only_and_from_sixteen():
     assert summarize("x", thirds[::-1]) == summarize("x", thirds), "ranks hand in their problems in turn: not even rounding may depend on the order"
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ('{"problem": "1+1", "answer": "2"}\n{"problem": "1+1"}\n', ["line 2", "'answer'", "data.answer"]),
-    ('{"problem": "1+1", "answer": "2"}\n{oops\n', ["line 2", "JSON"]),
-    ('{"problem": "", "answer": "2"}\n', ["line 1", "'problem'", "non-empty"]),
-    ('[1]\n', ["line 1", "columns", "[1]"]),
-    ('{"problem": "1+1", "answer": "\\\\frac{1}{2"}\n', ["line 1", "equal", "brace", "skip_bad_rows"]),
-    ('{"problem": "1+1", "answer": "."}\n', ["line 1", "equal"]),
-    ('{"problem": "1+1", "solution": "It is 2."}\n', ["line 1", "'solution'", "boxed"]),
-    ("\n", ["no rows"]),
-])
-def test_load_problems_names_file_line_and_column(tmp_path, text, words):
-    path = tmp_path / "d.jsonl"
-    path.write_text(text)
-    with pytest.raises(ValueError) as error:
-        load_problems(str(path), DataConfig())
-    for word in [*words, "d.jsonl"]:
-        assert word in str(error.value)
+def graded(*answers, gold="7"):
+    """A problem's samples with these answers, each (answer, reason) or an answer graded "different"."""
+    pairs = [answer if isinstance(answer, tuple) else (answer, "different") for answer in answers]
+    return [{"gold": gold, "answer": answer, "correct": reason == "equal", "reason": reason} for answer, reason in pairs]
 
 
-def test_load_problems_maps_columns(tmp_path):
-    path = tmp_path / "d.jsonl"
-    path.write_text('{"question": "1+1", "gold": 2, "level": 3}\n')
-    assert load_problems(str(path), DataConfig(problem="question", answer="gold")) == [
-        {"question": "1+1", "gold": 2, "level": 3, "id": 0, "problem": "1+1", "answer": "2"}]
+def test_wrong_answers_that_are_equal_vote_together():
+    """As text, as fractions, by algebra with the first of them; without algebra where the grader ran out of time before; never across problems."""
+    groups = [graded("1/2", "0.5", " \\frac12", ("7.0", "equal"), (None, "no box"), ("x", "timeout"), "2"),
+              graded("x+1", "\\sqrt{8}", "1+x", "2\\sqrt2", "1/2", "x + 1", ("x+1+0", "timeout")), graded(), graded((None, "no box"))]
+    with Grader(1) as grader:
+        name_votes(groups, grader)
+    assert [[sample["vote"] for sample in group] for group in groups] == [
+        ["1/2", "1/2", "1/2", "7", None, "x", "2"], ["x+1", "\\sqrt{8}", "x+1", "\\sqrt{8}", "1/2", "x+1", "x+1+0"], [], [None]]
 
 
-def test_golds_come_from_an_answer_or_the_last_box_of_a_solution(tmp_path):
-    path = tmp_path / "d.jsonl"
-    rows = [{"answer": "\\frac12"}, {"answer": "$\\boxed{3}$."}, {"solution": "\\boxed{1}, no: \\boxed{\\{4\\}}."}, {"answer": "5", "solution": "\\boxed{6}"}]
-    path.write_text("".join(json.dumps({"problem": "p", **row}) + "\n" for row in rows))
-    assert [row["answer"] for row in load_problems(str(path), DataConfig())] == ["\\frac12", "3", "\\{4\\}", "5"]
+def test_summarize_by_hand():
+    """Two problems, three seeds: 2 + 1 right; one sample cut, one late, one without an answer, one prompt that does not fit."""
+    samples = make_samples([[True, True, False], [True, False, False]], [["a", "a", "b"]] * 2)
+    for i, change in ((1, {"length": 10}), (2, {"vote": "8", "answer": "8", "reason": "timeout", "length": 6}), (4, {"finish": "length", "vote": "9", "answer": "9", "reason": "different"}),
+                      (5, {"finish": "prompt", "reason": "prompt too long", "length": 0})):
+        samples[i] |= change
+    record = summarize("x", samples)
+    assert record["accuracy_sd"] == pytest.approx(0.5), "the seeds score 1, 1/2 and 0"
+    assert record["accuracy_se"] == pytest.approx(math.sqrt(2 * (1 / 6) ** 2 / 2))
+    assert record["maj_at_k"] == pytest.approx({"1": 0.5, "2": (2 / 3 + (1 / 2 + 1 + 0) / 3) / 2, "3": (1 + 1 / 2) / 2}) and list(record["pass_at_k"]) == ["1", "2", "3"]
+    assert record["truncated"] == record["timeouts"] == record["no_answer"] == record["too_long"] == 1 / 6
+    assert record["length"] == pytest.approx(32 / 6 - 2 / 3) and record["length_right"] == 6 and record["length_max"] == 10 and record["distinct_answers"] == 2
+    assert record["reasons"] == {"equal": 3, "timeout": 1, "different": 1, "prompt too long": 1}
+    assert summarize("x", make_samples([[True]], [["a"]]))["accuracy_sd"] is None
 
 
-def test_bad_rows_are_left_out_and_named_if_asked_for(tmp_path):
-    path = tmp_path / "d.jsonl"
-    path.write_text('{"problem": "p", "answer": "1"}\n{"problem": "p", "answer": "}{"}\n{"problem": "p", "answer": "3"}\nno\n')
-    skipped = []
-    assert [row["id"] for row in load_problems(str(path), DataConfig(skip_bad_rows=True), skipped)] == [0, 2]
-    assert len(skipped) == 2 and "line 2" in skipped[0] and "line 4" in skipped[1]
-    path.write_text('{"problem": "p"}\n')
-    with pytest.raises(ValueError, match="no usable rows.*line 1"):
-        load_problems(str(path), DataConfig(skip_bad_rows=True))
+def test_average_weighs_benchmarks_alike():
+    """Two benchmarks of 2 and 50 problems with n = 4 and 2: errors add in squares, and k goes as far as both do."""
+    a, b = summarize("a", make_samples([[True] * 4, [False, True] * 2], [["x"] * 4] * 2)), summarize("b", make_samples([[p % 5 == 0, False] for p in range(50)], [["x"] * 2] * 50))
+    record = average([a, b])
+    assert record["accuracy"] == pytest.approx((0.75 + 0.1) / 2) and record["n"] == 52 and record["benchmarks"] == ["a", "b"]
+    assert record["accuracy_se"] == pytest.approx(math.sqrt(a["accuracy_se"] ** 2 + b["accuracy_se"] ** 2) / 2)
+    assert record["accuracy_sd"] == pytest.approx(math.sqrt(a["accuracy_sd"] ** 2 + b["accuracy_sd"] ** 2) / 2)
+    assert list(record["pass_at_k"]) == ["1", "2"] and record["pass_at_k"]["2"] == pytest.approx((a["pass_at_k"]["2"] + b["pass_at_k"]["2"]) / 2)
+    assert average([a | {"vendi": None}, b | {"vendi": 3.0}])["vendi"] == 3.0
 
 
-@pytest.mark.parametrize(("ending", "begun"), [("<|assistant|>", ""), ("<|assistant|><think>\n", "<think>\n"), ("<|assistant|><think>\n\n</think>\n\n", "<think>\n\n</think>\n\n")])
-def test_what_the_template_writes_of_the_reasoning_is_known(ending, begun):
-    tokenizer = load_tokenizer("tiny/policy")
-    tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}" + ending + "{% endif %}"
-    assert opening(tokenizer) == begun
+def test_similarity_is_that_of_right_answers():
+    """Three right answers with cosines 0, 0 and 1, and a wrong one that is like none; the Vendi score waits for a fourth."""
+    class Axes:
+        def encode(self, texts):
+            return torch.tensor([[text == "a", text == "b", text == "wrong"] for text in texts], dtype=torch.float32)
+
+        def cut(self, texts):
+            return [text == "b" for text in texts]
+    group = [{"problem": 3, "text": text, "correct": text != "wrong"} for text in ("a", "wrong", "b", "a")]
+    assert right_similarity(group, Axes()) == (3, pytest.approx(1 / 3), None, 1)
+    assert right_similarity([*group, group[2], group[3]], Axes())[2] == pytest.approx(2), "of the first four, a b a b"
+    assert right_similarity(group[:2], Axes()) == (3, None, None, 0)
 
 
-def test_prompt_tokens_are_the_templates_own():
-    """A tokenizer that puts its BOS before every text, under a template that has written it already: it stands there once."""
-    tokenizer = load_tokenizer("tiny/policy")
-    bos = tokenizer.convert_tokens_to_ids("<|system|>")
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<|system|> $A", special_tokens=[("<|system|>", bos)])
-    tokenizer.chat_template = "<|system|>" + tokenizer.chat_template
-    assert tokenizer("1+1")["input_ids"][0] == bos
-    expected = tokenizer.convert_tokens_to_ids(["<|system|>", "<|user|>", "1", "+", "2", "<|assistant|>"])
-    assert prompt_tokens(tokenizer, "1+2", DataConfig()) == expected
+def test_a_cut_samples_file_gives_back_its_whole_problems(tmp_path):
+    """Files of three ranks, the first cut in or between its last lines; the problems come out in order, once each, and collecting again changes nothing."""
+    groups = {p: [{"problem": p, "sample": i, "text": "\u2028é\n" * p} for i in range(2)] for p in range(6)}
+    whole = json_lines(sample for p in (4, 1) for sample in groups[p])
+    last = json_lines(groups[5])
+    for size in (0, 1, 30, len(last) // 2, len(last) // 2 + 1, len(last) - 1, len(last)):
+        parts = tmp_path / f"{size}"
+        parts.mkdir()
+        (parts / "rank0.jsonl").write_bytes(whole + last[:size])
+        (parts / "rank1.jsonl").write_bytes(json_lines(groups[0]))
+        (parts / "kept.jsonl").write_bytes(json_lines(groups[1]))
+        expected = [0, 1, 4] + [5] * (size == len(last))
+        for _ in range(2):
+            assert collect(parts, parts / "kept.jsonl", 2) == expected and [path.name for path in parts.iterdir()] == ["kept.jsonl"]
+            assert (parts / "kept.jsonl").read_bytes() == json_lines(sample for p in expected for sample in groups[p])
+        assert [problem for problem, _ in read_groups(parts / "kept.jsonl", 2)] == expected
 
 
 def test_evaluation_does_not_depend_on_its_parts(tmp_path, monkeypatch):
@@ -134,7 +181,7 @@ def test_evaluation_does_not_depend_on_its_parts(tmp_path, monkeypatch):
     model, tokenizer, config = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy"), EvalConfig(samples=3, max_new_tokens=32, temperature=1.0)
     with Grader(1) as grader:
         record, samples = evaluate(model, tokenizer, str(path), DataConfig(), config, grader)
-        monkeypatch.setattr("eval.ROWS_PER_CALL", 6)
+        monkeypatch.setattr("samples.ROWS_PER_CALL", 6)
         assert evaluate(model, tokenizer, str(path), DataConfig(), config, grader) == (record, samples)
     assert record["n"] == 5 and record["samples"] == 3 and len(samples) == 15
     texts = [[sample["text"] for sample in samples if sample["problem"] == place] for place in range(5)]
@@ -151,6 +198,156 @@ def test_evaluation_samples_as_it_is_told():
     prompts = [prompt_tokens(tokenizer, f"{a}+38", DataConfig()) for a in (47, 12, 60)]
     tokens = [[c.tokens for group in sampler.generate(prompts, 2, (0,)) for c in group] for sampler in (greedy, narrow, wide)]
     assert tokens[0] == tokens[1] != tokens[2]
+
+
+def test_a_prompt_that_does_not_fit_counts_as_wrong(tmp_path):
+    """It is not sampled, its neighbours are as without it, and it says so; a limit that leaves no room for any prompt is refused."""
+    model, tokenizer, config = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy"), EvalConfig(samples=2, max_new_tokens=32, temperature=1.0)
+    rows = [{"problem": "47+38", "answer": "85"}, {"problem": "1+" * 200 + "1", "answer": "201"}, {"problem": "12+60", "answer": "72"}]
+    records = {}
+    with Grader(1) as grader:
+        for name, kept in (("all", rows), ("short", [rows[0], {**rows[1], "problem": "1+1"}, rows[2]])):
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+            records[name] = evaluate(model, tokenizer, str(tmp_path / f"{name}.jsonl"), DataConfig(), config, grader)
+        with pytest.raises(ValueError, match="eval.max_new_tokens = 256.*context of 256"):
+            eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=256))
+    record, samples = records["all"]
+    assert record["n"] == 3 and record["too_long"] == 1 / 3 and record["reasons"]["prompt too long"] == 2
+    assert [s for s in samples if s["problem"] != 1] == [s for s in records["short"][1] if s["problem"] != 1]
+
+
+def test_each_benchmark_has_its_own_n_and_prompt(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"problem": "47+38", "answer": "85"}\n')
+    model, tokenizer = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy")
+    config = EvalConfig(samples=2, samples_of={"d": 3}, max_new_tokens=8, prompt="{problem}+1")
+    asked = []
+    model.hidden, hidden = lambda tokens, *rest, **options: asked.append(tokens) or hidden(tokens, *rest, **options), model.hidden
+    with Grader(1) as grader:
+        record, _ = evaluate(model, tokenizer, str(tmp_path / "d.jsonl"), DataConfig(template="no {problem}"), config, grader)
+    assert record["samples"] == 3 and asked[0][0].tolist() == prompt_tokens(tokenizer, "47+38+1", DataConfig())
+
+
+SMALL = ["eval.samples=3", "eval.slots=3", "model.path=tiny/policy", "diversity.embedder=tiny/embedder"]     # 12 rows, four problems, between two writes
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(overrides, output folder) of an uninterrupted evaluation of two benchmarks in this process."""
+    folder = tmp_path_factory.mktemp("eval")
+    lines = Path("tiny/test.jsonl").read_text().splitlines(keepends=True)
+    (folder / "a.jsonl").write_text("".join(lines[:14]))
+    (folder / "b.jsonl").write_text("".join(lines[20:26]))
+    overrides = [*SMALL, f'eval.benchmarks=["{folder}/a.jsonl", "{folder}/b.jsonl"]', "eval.samples_of={b = 5}"]
+    assert in_process(overrides, folder / "out") == 0
+    return overrides, folder / "out" / "tiny-policy"
+
+
+def in_process(overrides, out):
+    handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        return main(["--config", "configs/eval_tiny.toml", *overrides, f"output.dir={out}"])
+    finally:
+        for s, handler in handlers:
+            signal.signal(s, handler)
+
+
+def contents(folder):
+    """Everything an evaluation leaves but its settings, which name the folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("config.toml", "lock")}
+
+
+def test_an_evaluation_continues_where_it_was_interrupted(finished, tmp_path, monkeypatch, capsys):
+    """By an error in the first benchmark and Ctrl-C in the second, with half a line written: bit-equal in the end, and no problem is sampled twice."""
+    overrides, whole = finished
+    assert set(contents(whole)) == {"identity.json", "results.jsonl", "a.samples.jsonl", "b.samples.jsonl"}
+    sampled, generate = [], eval_sampler.__globals__["Sampler"].generate
+
+    class Killed(Exception):
+        pass
+
+    def stops(self, prompts, *arguments):
+        if len(sampled) in (2, 6):                      # in the first benchmark and in the second
+            sampled.append(0)
+            if len(sampled) > 3:
+                signal.raise_signal(signal.SIGINT)
+            raise Killed
+        sampled.append(len(prompts))
+        return generate(self, prompts, *arguments)
+    monkeypatch.setattr(eval_sampler.__globals__["Sampler"], "generate", stops)
+    for code in (None, 128 + signal.SIGINT):
+        if code:
+            assert in_process(overrides, tmp_path) == code and "the same command continues" in capsys.readouterr().err
+        else:
+            with pytest.raises(ValueError, match="tiny/policy, a"):
+                in_process(overrides, tmp_path)
+            assert "a: continuing" not in capsys.readouterr().out
+        for path in (tmp_path / "tiny-policy").glob("*.parts/rank0.jsonl"):
+            with open(path, "ab") as file:
+                file.write(b'{"problem": 13, "sample": 0, "te')
+    continued = tmp_path / "tiny-policy"
+    assert in_process(overrides, tmp_path) == 0 and contents(continued) == contents(whole)
+    assert sum(sampled) == 14 + 6 and "b: continuing with 4 of 6 problems" in capsys.readouterr().out
+    before = len(sampled)
+    assert in_process(overrides, tmp_path) == 0 and len(sampled) == before, "a finished evaluation is read, not made again"
+    assert contents(continued) == contents(whole) and "average: accuracy" in capsys.readouterr().out
+
+
+def test_two_ranks_evaluate_alike(finished, tmp_path):
+    """Each samples its share and embeds its share: the same bytes as one rank."""
+    result = torchrun(2, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert contents(tmp_path / "tiny-policy") == contents(finished[1])
+    assert result.stdout.count("average: accuracy") == 1
+
+
+def test_a_killed_evaluation_continues(finished, tmp_path):
+    """kill -9 as soon as the first samples are on disk."""
+    command = [sys.executable, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not any(path.stat().st_size for path in tmp_path.glob("*/*.parts/rank0.jsonl")):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "tiny-policy" / "b.samples.jsonl").exists()
+    assert in_process(finished[0], tmp_path) == 0
+    assert contents(tmp_path / "tiny-policy") == contents(finished[1])
+
+
+def test_figures_follow_from_the_samples(finished):
+    """The record of each benchmark is that of its kept samples, the last is the average, and every sample has what the README says."""
+    records = [json.loads(line) for line in (finished[1] / "results.jsonl").read_text().splitlines()]
+    assert [record["benchmark"] for record in records] == ["a", "b", "average"]
+    for record, n in zip(records, (3, 5)):
+        samples = [json.loads(line) for line in (finished[1] / f"{record['benchmark']}.samples.jsonl").read_text().splitlines()]
+        assert all(record[key] == value for key, value in summarize(record["benchmark"], samples).items()) and record["samples"] == n
+        assert set(samples[0]) == {"problem", "id", "sample", "seed", "gold", "text", "answer", "correct", "reason", "length", "finish", "vote", "label"}
+        assert 0 < record["similarity"] < 1 and record["embed_cut"] == 0 and record["settings"]["samples"] == n
+        assert [(s["problem"], s["sample"]) for s in samples] == [(p, i) for p in range(record["n"]) for i in range(n)]
+    assert records[2] == {"model": "tiny/policy", **average(records[:2])}
+
+
+def test_another_evaluation_in_the_same_folder_is_refused(finished, tmp_path):
+    """Other settings, other weights or other problems behind the same paths: nothing is changed, and what differs is said."""
+    folder, before = finished[1].parent, contents(finished[1])
+    with pytest.raises(ValueError, match="other settings.*config.toml.*output.dir"):
+        in_process([*finished[0], "eval.seed=1"], folder)
+    kept = (finished[1] / "identity.json").read_text()
+    assert json.loads(kept)["model.safetensors"] == hashlib.sha256(Path("tiny/policy/model.safetensors").read_bytes()).hexdigest()
+    source = folder.parent / "a.jsonl"
+    text = source.read_text()
+    source.write_text(text.replace("85", "86", 1))
+    with pytest.raises(ValueError, match="other weights or problems.*identity.json"):
+        in_process(finished[0], folder)
+    source.write_text(text)
+    assert contents(finished[1]) == before
+
+
+def test_named_protocol_stands_between_file_and_command_line():
+    """The published settings replace the file's and give way to the command line's; the problem is in the prompt."""
+    config = load(Config, "configs/eval_math.toml", [*PROTOCOLS["paper"], "eval.samples=2"])
+    assert (config.eval.samples, config.eval.samples_of, config.eval.temperature, config.eval.top_p, config.eval.max_new_tokens) == (2, {}, 0.6, 0.95, 32768)
+    assert config.eval.prompt.endswith("\n\n{problem}") and "$\\boxed{ANSWER}$" in config.eval.prompt and config.output.require_box is False and config.data.system == ""
+    ours = load(Config, "configs/eval_math.toml")
+    assert "\\boxed{}" in ours.eval.prompt and ours.eval.samples >= 16 and set(ours.eval.samples_of.values()) == {4}
 
 
 def run_eval(*arguments):
@@ -174,7 +371,9 @@ def test_eval_command_keeps_every_sample(tmp_path):
 
 @pytest.mark.smoke
 def test_eval_errors_are_one_line(tmp_path, monkeypatch, capsys):
-    for arguments, word in ((["--model", str(tmp_path / "none")], "model.path"), (["eval.benchmarks=[]"], "eval.benchmarks"), (["eval.top_p=1.5"], "eval.top_p")):
+    for arguments, word in ((["--model", str(tmp_path / "none")], "model.path"), (["eval.benchmarks=[]"], "eval.benchmarks"), (["eval.top_p=1.5"], "eval.top_p"),
+                            (["eval.samples_of={nothing = 4}"], "eval.samples_of.nothing"), (["eval.prompt=solve it"], "eval.prompt"),
+                            (['eval.benchmarks=["x=hub:nothing"]'], "eval.benchmarks"), (["diversity.embedder=tiny/none", f"output.dir={tmp_path}/out"], "diversity.embedder")):
         monkeypatch.setattr(sys, "argv", ["eval.py", "--config", "configs/eval_tiny.toml", *arguments])
         with pytest.raises(SystemExit) as exit_:
             run_main(main)

@@ -10,7 +10,7 @@ from test_run import comparable, records
 
 from config import load
 from dra_grpo import Config, Learner, lr_at, train
-from eval import DataConfig, load_tokenizer, prompt_tokens
+from data import DataConfig, load_tokenizer, prompt_tokens
 from model import Transformer
 from sampler import Sampler
 
@@ -113,3 +113,14 @@ def test_every_group_has_its_own_draws(tmp_path):
             "sampler.temperature=1", "run.steps=2", f"run.seed={seed}")
     groups = [group for seed in "01" for group in records(tmp_path / seed / "samples.jsonl")]
     assert len({tuple(c["text"] for c in group["completions"]) for group in groups}) == len(groups) == 8
+
+
+def test_evaluation_does_not_disturb_training(finished, tmp_path):
+    """Evaluated after every step, on a prompt that does not fit too: completions and parameters are bit for bit those of the run without."""
+    (tmp_path / "e.jsonl").write_text("".join(json.dumps({"problem": text, "answer": "85"}) + "\n" for text in ("47+38", "1+" * 200 + "1")))
+    run(tmp_path / "r", PROBLEMS, f'eval.benchmarks=["{tmp_path}/e.jsonl"]', "eval.every=1", "eval.samples=3", "eval.samples_of={e = 2}", "eval.temperature=0.5")
+    evaluations = [record for record in comparable(tmp_path / "r" / "metrics.jsonl") if record["kind"] == "eval"]
+    assert [(record["step"], record["samples"], record["too_long"]) for record in evaluations] == [(step, 2, 0.5) for step in range(5)]
+    assert comparable(tmp_path / "r" / "samples.jsonl") == comparable(finished[0] / "samples.jsonl")
+    ours, theirs = (Transformer.from_pretrained(path / "final").state_dict() for path in (tmp_path / "r", finished[0]))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())

@@ -22,9 +22,11 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from eval import DataConfig, EvalConfig, evaluate, format_record, prompt_tokens, write_jsonl
+from data import DataConfig, prompt_tokens
+from eval import evaluate, format_record
 from model import Transformer, rope_frequencies
 from reward import Grader, cosine_similarity
+from samples import EvalConfig, write_jsonl
 from tiny.task import STRATEGIES, problems, solution
 
 SEED = 0

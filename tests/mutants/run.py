@@ -34,6 +34,8 @@ AREAS = {                                               # of mutants.toml: the f
     "checkpoint": ("checkpoint.py", ["tests/test_checkpoint.py"]),
     "memory": ("memory.py", ["tests/test_memory.py"]),
     "config": ("config.py", ["tests/test_config.py"]),
+    "data": ("data.py", ["tests/test_data.py"]),
+    "samples": ("samples.py", ["tests/test_eval.py"]),
     "eval": ("eval.py", ["tests/test_eval.py"]),
     "report": ("report.py", ["tests/test_report.py", "tests/test_compare.py"]),
     "records": ("records.py", ["tests/test_compare.py", "tests/test_kernel.py"]),

@@ -1,0 +1,188 @@
+"""Samples of a benchmark: problems in, graded completions out, kept as JSON lines.
+
+A sample is a dict: "problem" (its place in the benchmark), "id", "sample" (0..n-1) and "seed", which fix its random numbers, "gold", "text", "answer" (what
+was taken from the text, None for nothing), "correct", "reason" (answers.py), "length" in tokens, "finish" ("stop", "length", or "prompt" for a prompt that
+leaves no room in the context), "vote" (what it counts for in a majority), and "label" where `eval.label` names strategies. It does not depend on
+ranks, on its neighbours or on what was sampled before (in fp32).
+"""
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+from tqdm import tqdm
+
+import checkpoint
+from answers import compare_exact, normalize
+from config import import_function
+from data import DataConfig, benchmark_name, check_source, opening, prompt_tokens
+from grader import Grader
+from model import Transformer
+from sampler import Sampler, SamplerConfig, stop_ids
+
+ROWS_PER_CALL = 2048                                    # completions sampled, at most, before they are graded and kept
+SLOTS_PER_CALL = 4                                      # the same in units of eval.slots: with fewer, slots stand empty at the end of each call
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    benchmarks: list[str] = field(default_factory=list)
+    """JSONL, JSON or parquet files with a problem and an answer per row, or hub:owner/name[:split]; named as the file is, or NAME=source"""
+    samples: Annotated[int, ">= 1"] = 16
+    """completions per problem (n)"""
+    samples_of: dict[str, int] = field(default_factory=dict)
+    """completions per problem of single benchmarks, such as {math500 = 4}"""
+    prompt: str = ""
+    """user turn of the evaluation with {problem} in it; empty for data.template"""
+    max_new_tokens: Annotated[int, ">= 1"] = 32768
+    """completions are cut here"""
+    temperature: Annotated[float, ">= 0"] = 0.6
+    """sampling temperature; 0 is greedy"""
+    top_p: Annotated[float, "> 0", "<= 1"] = 0.95
+    """mass of the nucleus that is sampled from"""
+    slots: Annotated[int, ">= 0"] = 0
+    """rows decoded at a time, 0 for all"""
+    label: str = ""
+    """"path.py:function" called with (text, problem row); returns the name of the strategy of a completion, or None"""
+    seed: int = 0
+    """seed of the evaluation's samples"""
+
+
+def check_eval(config: EvalConfig, data: DataConfig) -> None:
+    """ValueError for what can be known to be wrong with benchmarks and prompts before anything is loaded."""
+    names = [benchmark_name(benchmark)[0] for benchmark in config.benchmarks]
+    for benchmark in config.benchmarks:
+        check_source("eval.benchmarks", benchmark_name(benchmark)[1])
+    for name, samples in config.samples_of.items():
+        if name not in names or samples < 1:
+            raise ValueError(f"eval.samples_of.{name} = {samples}: needs the name of a benchmark ({', '.join(names)}) and at least 1")
+    for key, text in (("data.template", data.template), ("eval.prompt", config.prompt or "{problem}")):
+        if "{problem}" not in text:
+            raise ValueError(f"{key} = {text!r} has no {{problem}} in it")
+    if config.label:
+        import_function("eval.label", config.label)
+
+
+def settings_of(config: EvalConfig, benchmark: str) -> EvalConfig:
+    """The settings of one benchmark: with its own n."""
+    return replace(config, samples=config.samples_of.get(benchmark, config.samples))
+
+
+def eval_sampler(model: Transformer, tokenizer, config: EvalConfig) -> Sampler:
+    """A sampler with the evaluation's settings over `model`."""
+    if config.max_new_tokens >= model.g.context:
+        raise ValueError(f"eval.max_new_tokens = {config.max_new_tokens} leaves no room for a prompt in the model's context of {model.g.context}; lower it")
+    settings = SamplerConfig(config.samples, config.max_new_tokens, config.temperature, config.slots)
+    return Sampler(model, settings, stop_ids(model.generation_config, tokenizer.eos_token_id), config.top_p)
+
+
+def name_votes(groups: Sequence[list[dict]], grader: Grader) -> None:
+    """Gives each sample of each problem its "vote": the gold for a right answer, None for no answer, else the first equal answer of its problem.
+
+    Wrong answers are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal only as text.
+    """
+    leaders: list[dict[str, bool]] = [{} for _ in groups]   # of each problem: the first of each answer, and whether algebra can be asked about it
+    found: list[dict[str, str]] = [{} for _ in groups]      # of each problem: the leader of each answer
+    wrong = [{normalize(s["answer"]): s["reason"] == "different" for s in group if s["answer"] is not None and not s["correct"]} for group in groups]
+    for turn in range(max(map(len, wrong), default=0)):     # the turn-th answer of every problem at once: workers share the questions
+        asked = []
+        for i, (answer, settles) in ((i, list(answers.items())[turn]) for i, answers in enumerate(wrong) if len(answers) > turn):
+            same = {leader: compare_exact(answer, leader) for leader in leaders[i]}
+            found[i][answer] = next((leader for leader, equal in same.items() if equal), answer)
+            if found[i][answer] == answer:
+                asked += [(i, answer, leader) for leader, equal in same.items() if equal is None and settles and leaders[i][leader]]
+        grades = grader.grade_batch([f"\\boxed{{{answer}}}" for _, answer, _ in asked], [leader for *_, leader in asked])
+        for (i, answer, leader), grade in zip(asked, grades):
+            if grade.correct and found[i][answer] == answer:
+                found[i][answer] = leader
+        for i, answers in enumerate(found):
+            leaders[i] |= {answer: wrong[i][answer] for answer, leader in answers.items() if answer == leader}
+    for group, names in zip(groups, found):
+        for s in group:
+            s["vote"] = s["gold"] if s["correct"] else None if s["answer"] is None else names[normalize(s["answer"])]
+
+
+def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig, grader: Grader,
+                  positions: Sequence[int] | None = None, progress: bool = True, desc: str = "eval") -> Iterator[list[list[dict]]]:
+    """Samples and grades every problem of `rows` config.samples times, some problems at a time; `positions` are the rows' places in the whole benchmark.
+
+    A prompt that does not fit into the context is not sampled; its samples are wrong, with the finish "prompt".
+    """
+    positions = range(len(rows)) if positions is None else positions
+    label: Callable | None = import_function("eval.label", config.label) if config.label else None
+    data = replace(data, template=config.prompt or data.template)
+    begun, room = opening(tokenizer), sampler.model.g.context - config.max_new_tokens
+    step = max(1, min(ROWS_PER_CALL, SLOTS_PER_CALL * config.slots or ROWS_PER_CALL) // config.samples)
+    with tqdm(total=len(rows), desc=desc, unit="problem", disable=not progress, leave=False) as bar:
+        for start in range(0, len(rows), step):
+            part, places = rows[start : start + step], positions[start : start + step]
+            prompts = [prompt_tokens(tokenizer, row["problem"], data) for row in part]
+            fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
+            sampled = dict(zip(fits, sampler.generate([prompts[i] for i in fits], config.samples, (config.seed,), [places[i] for i in fits])))
+            texts = {i: tokenizer.batch_decode([completion.tokens for completion in group], skip_special_tokens=True) for i, group in sampled.items()}
+            grades = iter(grader.grade_batch([begun + text for i in fits for text in texts[i]], [part[i]["answer"] for i in fits for _ in texts[i]]))
+            groups = []
+            for i, (row, place) in enumerate(zip(part, places)):
+                group = [{"problem": place, "id": row["id"], "sample": j, "seed": config.seed, "gold": row["answer"]} for j in range(config.samples)]
+                for j, sample in enumerate(group):
+                    if i in sampled:
+                        item, completion = next(grades), sampled[i][j]
+                        sample |= {"text": texts[i][j], "answer": item.answer, "correct": item.correct, "reason": item.reason,
+                                   "length": len(completion.tokens), "finish": completion.finish}
+                    else:
+                        sample |= {"text": "", "answer": None, "correct": False, "reason": "prompt too long", "length": 0, "finish": "prompt"}
+                    sample |= {"label": label(sample["text"], row)} if label else {}
+                groups.append(group)
+            name_votes(groups, grader)
+            yield groups
+            bar.update(len(part))
+
+
+def sample_problems(*arguments, **options) -> list[dict]:
+    """All samples of `sample_groups`, with the same arguments."""
+    return [sample for groups in sample_groups(*arguments, **options) for group in groups for sample in group]
+
+
+# ------------------------------------------------------------------------------------------------ files
+# Of a benchmark that is being sampled there is a folder NAME.parts with a file per rank, to which whole problems are appended; a kill leaves at most
+# one that is not whole, at the end of a file. What stands there is collected in one file, in the order of the problems, when the evaluation
+# goes on and when it is done: then as NAME.samples.jsonl.
+
+
+def json_lines(records: Iterable[dict]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def write_jsonl(path: Path, records: Iterable[dict]) -> None:
+    path.write_bytes(json_lines(records))
+
+
+def read_groups(path: Path, n: int) -> Iterator[tuple[int, bytes]]:
+    """(problem, its n lines) of a samples file, without what was not written to its end."""
+    with open(path, "rb") as file:
+        while len(lines := list(islice(file, n))) == n and lines[-1].endswith(b"\n"):
+            yield json.loads(lines[0])["problem"], b"".join(lines)
+
+
+def collect(parts: Path, to: Path, n: int) -> list[int]:
+    """Puts the whole problems of all files in `parts` into the file `to`, in order, and removes those files; returns the problems."""
+    files = sorted(parts.glob("*.jsonl"))
+    places: dict[int, tuple[Path, int, int]] = {}       # of each problem: file, offset, bytes; texts stay on disk
+    for file in files:
+        offset = 0
+        for problem, lines in read_groups(file, n):
+            places[problem] = file, offset, len(lines)
+            offset += len(lines)
+    with open(checkpoint.part_of(to), "wb") as out:
+        for problem in sorted(places):
+            file, offset, size = places[problem]
+            with open(file, "rb") as source:
+                source.seek(offset)
+                out.write(source.read(size))
+    checkpoint.publish(to)
+    for file in files:
+        if file != to:
+            file.unlink()
+    return sorted(places)
