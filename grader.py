@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from answers import SUSPECT, Grade, Question, compare_symbolic, grade_exact, parse_math
+from answers import SUSPECT, Grade, Question, compare_symbolic, grade, grade_exact, parse_math  # noqa: F401  (grade is part of this module's interface)
 
 WORKER_MEMORY = 2 * 2**30                               # bytes of address space; sympy needs about 0.3 GB of it
 SUSPECT_S = 0.2                                         # processor seconds for an answer that looks like a bomb
