@@ -54,7 +54,7 @@ def log_det_by_determinants(similarity, rows):
     return K.diagonal(dim1=-2, dim2=-1)[:, rows].log() + minors - whole[:, None]
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 @pytest.mark.parametrize("G", [2, 16, 256])
 @pytest.mark.parametrize("kind", ["clones", "half of them clones", "cos 0.999 up to 1e-4", "fewer dimensions than completions", "from bfloat16", "bfloat16 itself"])
 def test_log_det_is_exact_where_it_is_hard(kind, G, device):
@@ -73,7 +73,7 @@ def test_log_det_is_exact_where_it_is_hard(kind, G, device):
         assert torch.linalg.eigvalsh(similarity.float()).min() < -1e-3
     got = log_det_smi(similarity)
     assert got.dtype == torch.float32 and got.min() >= 0
-    rows = list(range(0, G, max(1, G // 16)))
+    rows = list(range(0, G, 1 if G < 256 else 64))
     torch.testing.assert_close(got.cpu()[:, rows], log_det_by_determinants(similarity.cpu(), rows).float(), rtol=2e-5, atol=2e-5)
 
 
