@@ -136,7 +136,7 @@ def test_hostile_answers_are_wrong_and_the_next_ones_are_graded():
     texts = [right, *HOSTILE[:60], right, *HOSTILE[60:], "so \\boxed{42}", right.replace("84", "168").replace("{2}", "{4}")]
     with Grader(2) as grader:
         grades = grader.grade_batch(texts, ["42"] * len(texts))
-    assert len(HOSTILE) > 100
+    assert len(HOSTILE) > 100 and sum(item.reason == "too large" for item in grades) > 80, "most are refused before algebra sees them"
     assert [text for text, item in zip(texts, grades) if item.correct] == [texts[0], texts[61], *texts[-2:]]
 
 
