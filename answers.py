@@ -283,9 +283,9 @@ def differ_in_value(a: object, b: object) -> bool:
     if not (isinstance(a, Expr) and isinstance(b, Expr)) or a.has(Sum, Product) or b.has(Sum, Product):
         return False
     letters = sorted(a.free_symbols | b.free_symbols, key=str)
-    values = {letter: 0.6180339887 + 0.1414213562 * i for i, letter in enumerate(letters)}
+    numbers = {letter: 0.6180339887 + 0.1414213562 * i for i, letter in enumerate(letters)}
     try:
-        a, b = (complex(x.subs(values).evalf(15)) for x in (a, b))
+        a, b = (complex(x.subs(numbers).evalf(15)) for x in (a, b))
         scale = max(abs(a), abs(b), 1 if letters else 1e-60)            # numbers are compared however small; a hidden zero comes out near 1e-125
         return a.imag == b.imag == 0 and abs(a - b) > 1e-4 * scale
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):       # nan, beyond floats, or not a number at all
@@ -296,9 +296,9 @@ def compare_symbolic(answer: str, gold: str) -> str:
     """The reason of the grade of two normalised texts; without a time limit of its own, so call it where somebody else keeps the time."""
     from math_verify import verify
 
-    if HEDGE.search(answer) and not HEDGE.search(gold) and as_interval(answer) is None:
-        return "different"                              # "42, or rather 43": math-verify would read one number and drop the other
     intervals = as_interval(answer), as_interval(gold)
+    if intervals[0] is None and HEDGE.search(answer) and not HEDGE.search(gold):
+        return "different"                              # "42, or rather 43": math-verify would read one number and drop the other
     if (intervals[0] is None) != (intervals[1] is None):
         answer, gold = intervals[0] or answer, intervals[1] or gold
     if "\\infty" in answer and "\\infty" not in gold and not re.search(r"\\infty[)\]]", answer):

@@ -45,7 +45,7 @@ from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_r
 from report import Trackers, before_and_after, check_trackers, group_figures, step_line
 from reward import DraConfig, Embedder, Grader, PolicyEmbedder, RewardConfig, Rewarder, Scores, reward_function, smi_values
 from sampler import Completion, Sampler, SamplerConfig, stop_ids
-from samples import EvalConfig, check_eval, eval_sampler, sample_problems, settings_of
+from samples import EvalConfig, check_eval, check_room, eval_sampler, sample_problems, settings_of
 
 # P prompts, G completions each, N = P*G rows, T tokens of a row (prompt and completion, right-padded)
 
@@ -161,8 +161,8 @@ def check(config: Config, world: int) -> None:
         if config.data.max_prompt_tokens + config.sampler.max_new_tokens > context:
             raise ValueError(f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and sampler.max_new_tokens = "
                              f"{config.sampler.max_new_tokens} exceed the model's context of {context}; lower one of them")
-        if config.eval.benchmarks and config.eval.max_new_tokens >= context:
-            raise ValueError(f"eval.max_new_tokens = {config.eval.max_new_tokens} leaves no room for a prompt in the model's context of {context}; lower it")
+        if config.eval.benchmarks:
+            check_room(config.eval, context)
 
 
 MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume", "run.trackers", "eval.", "sampler.slots", "reward.workers", "reward.timeout_s",

@@ -29,7 +29,7 @@ from grader import Grader
 from model import DTYPES, ModelConfig, Transformer
 from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
 from reward import Embedder, cosine_similarity
-from samples import EvalConfig, check_eval, collect, eval_sampler, json_lines, read_groups, sample_groups, sample_problems, settings_of
+from samples import EvalConfig, by_problem, check_eval, collect, eval_sampler, json_lines, read_groups, sample_groups, sample_problems, settings_of
 
 # N completions
 
@@ -156,10 +156,7 @@ def standard_error(values: Sequence[float]) -> float:
 
 def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
     """The figures of one benchmark from its samples (dicts as `sample_problems` makes them), n the same for every problem."""
-    by_problem: dict = {}
-    for sample in samples:
-        by_problem.setdefault(sample["problem"], []).append(sample)
-    groups = [sorted(by_problem[problem], key=lambda sample: sample["sample"]) for problem in sorted(by_problem)]
+    groups = [sorted(group, key=lambda sample: sample["sample"]) for _, group in sorted(by_problem(samples).items())]
     n = len(groups[0])
     powers = [2**i for i in range(n.bit_length()) if 2**i <= n]
     ks = powers if powers[-1] == n else [*powers, n]

@@ -25,7 +25,7 @@ from eval import STRATEGY_SAMPLES, effective_labels, pass_at_k, standard_error, 
 from grader import Grader
 from ranks import run_main
 from records import GROUP, SAMPLE, Evaluation, beside, read_any, read_jsonl, require
-from samples import name_votes, write_jsonl
+from samples import by_problem, name_votes, write_jsonl
 
 # ------------------------------------------------------------------------------------------------ a step of the trainer
 
@@ -349,10 +349,7 @@ def regrade(path: Path, begun: str | None, out: Path | None) -> str:
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
                 if "completions" not in kept[0]:
-                    problems: dict = {}
-                    for sample in kept:
-                        problems.setdefault(sample["problem"], []).append(sample)
-                    name_votes(list(problems.values()), grader)
+                    name_votes(list(by_problem(kept).values()), grader)
                     results.append(summarize(file.name.removesuffix(".samples.jsonl"), kept))
                 write_jsonl(out / file.name, kept)
     if results:

@@ -65,6 +65,20 @@ def check_eval(config: EvalConfig, data: DataConfig) -> None:
         import_function("eval.label", config.label)
 
 
+def check_room(config: EvalConfig, context: int) -> None:
+    """ValueError if a completion alone would fill the model's context."""
+    if config.max_new_tokens >= context:
+        raise ValueError(f"eval.max_new_tokens = {config.max_new_tokens} leaves no room for a prompt in the model's context of {context}; lower it")
+
+
+def by_problem(samples: Iterable[dict]) -> dict[int, list[dict]]:
+    """The samples of each problem, by its place in the benchmark."""
+    groups: dict[int, list[dict]] = {}
+    for sample in samples:
+        groups.setdefault(sample["problem"], []).append(sample)
+    return groups
+
+
 def settings_of(config: EvalConfig, benchmark: str) -> EvalConfig:
     """The settings of one benchmark: with its own n."""
     return replace(config, samples=config.samples_of.get(benchmark, config.samples))
@@ -72,8 +86,7 @@ def settings_of(config: EvalConfig, benchmark: str) -> EvalConfig:
 
 def eval_sampler(model: Transformer, tokenizer, config: EvalConfig) -> Sampler:
     """A sampler with the evaluation's settings over `model`."""
-    if config.max_new_tokens >= model.g.context:
-        raise ValueError(f"eval.max_new_tokens = {config.max_new_tokens} leaves no room for a prompt in the model's context of {model.g.context}; lower it")
+    check_room(config, model.g.context)
     settings = SamplerConfig(config.samples, config.max_new_tokens, config.temperature, config.slots)
     return Sampler(model, settings, stop_ids(model.generation_config, tokenizer.eos_token_id), config.top_p)
 
