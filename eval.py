@@ -196,6 +196,11 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
 AVERAGED = ("accuracy", "truncated", "no_answer", "timeouts", "too_long", "length", "length_right", "distinct_answers", "effective_strategies", "similarity", "vendi")
 
 
+def with_average(records: Sequence[dict]) -> list[dict]:
+    """The records of a policy's benchmarks as results.jsonl has them: behind several, their average."""
+    return [*records, {"model": records[0]["model"], **average(records)}] if len(records) > 1 else list(records)
+
+
 def average(records: Sequence[dict]) -> dict:
     """The mean of several benchmarks, each with the same weight; errors are those of independent benchmarks, and k go as far as all of them do."""
     shared = {key: [k for k in records[0][key] if all(k in record[key] for record in records)] for key in ("pass_at_k", "maj_at_k")}
@@ -288,9 +293,9 @@ class Evaluation:
 
     def run(self) -> bool:
         """Evaluates what has not been yet and prints all; False if interrupted."""
-        results = self.out / "results.jsonl"
+        results, last = self.out / "results.jsonl", list(self.benchmarks)[-1]
         lines = results.read_bytes().splitlines() if results.exists() else []       # of a string, splitlines cuts at more than the ends of lines
-        records = {record["benchmark"]: record for record in map(json.loads, lines) if record["benchmark"] in self.benchmarks}
+        records = {record["benchmark"]: record for record in map(json.loads, lines) if "benchmarks" not in record}
         checkpoint.barrier()                            # all have read them before the first rank writes more
         with Grader(self.config.output.workers, self.config.output.timeout_s, self.config.output.require_box) as grader:
             for name in self.benchmarks:
@@ -299,11 +304,10 @@ class Evaluation:
                         return False
                     records[name] = {"model": self.config.model.path, **record, "settings": asdict(settings_of(self.config.eval, name))}
                 if self.rank == 0:                      # the others have no figures
-                    shown = [records[name]]
-                    if len(records) == len(self.benchmarks) > 1 and name == list(self.benchmarks)[-1]:
-                        shown.append({"model": self.config.model.path, **average(list(records.values()))})
-                    checkpoint.write(results, json_lines([*records.values(), *shown[1:]]).decode())
-                    print("\n".join(f"{self.config.model.path} | {format_record(record)}" for record in shown), flush=True)
+                    written = list(records.values()) if name != last else with_average(list(records.values()))
+                    checkpoint.write(results, json_lines(written).decode())
+                    for record in (records[name], *written[len(records):]):
+                        print(f"{self.config.model.path} | {format_record(record)}", flush=True)
         if self.rank == 0:
             print(f"written to {self.out}/")
         return True

@@ -59,7 +59,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A folder of eval.py: its records, and of each benchmark the samples of every problem in order, without their texts."""
+    """A folder of eval.py: the record of each benchmark, and the samples of every problem in order, without their texts."""
     path: Path
     model: str
     results: dict[str, dict]
@@ -90,22 +90,28 @@ def read_evaluation(folder: Path, texts: bool = False) -> Evaluation:
     """`texts` keeps everything of the samples."""
     results, problems = {}, {}
     for where, record in read_jsonl(folder / "results.jsonl"):
+        if isinstance(record, dict) and "benchmarks" in record:         # the average of those above
+            continue
         require(record, RESULT, where, "a record of an evaluation")
         results[record["benchmark"]], found = record, {}
         for line, sample in read_jsonl(folder / f"{record['benchmark']}.samples.jsonl"):
             require(sample, SAMPLE, line, "a sample of an evaluation")
-            found.setdefault(sample["problem"], []).append(sample if texts else {key: sample[key] for key in ("id", "sample", "gold", "correct", "label") if key in sample})
+            found.setdefault(sample["problem"], []).append(sample if texts else {key: sample[key] for key in ("id", "sample", "gold", "correct", "vote", "label") if key in sample})
         problems[record["benchmark"]] = {problem: sorted(found[problem], key=lambda sample: sample["sample"]) for problem in sorted(found)}
     return Evaluation(folder, record["model"], results, problems)
 
 
 def read_any(paths: Sequence[Path]) -> tuple[list[Run], list[Evaluation]]:
-    """A folder with results.jsonl is an evaluation; one with metrics.jsonl, or a file, is a run."""
-    is_run = {path: path.is_file() or not (path / "results.jsonl").exists() and (path / "metrics.jsonl").exists() for path in paths}
-    for path, run in is_run.items():
-        if not run and not (path / "results.jsonl").exists():
+    """A folder with results.jsonl is an evaluation, and one with folders of them is all of these; one with metrics.jsonl, or a file, is a run."""
+    runs, evaluations = [], []
+    for path in paths:
+        folders = [path] if (path / "results.jsonl").exists() else []
+        if not folders and (path.is_file() or (path / "metrics.jsonl").exists()):
+            runs.append(read_run(path))
+        elif not (folders := folders or sorted(file.parent for file in path.glob("*/results.jsonl"))):
             raise ValueError(f"{path} " + ("has neither metrics.jsonl nor results.jsonl" if path.is_dir() else "does not exist"))
-    return [read_run(path) for path, run in is_run.items() if run], [read_evaluation(path) for path, run in is_run.items() if not run]
+        evaluations += map(read_evaluation, folders)
+    return runs, evaluations
 
 
 def read_groups(path: Path) -> Iterator[dict]:
