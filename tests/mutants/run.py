@@ -31,6 +31,7 @@ AREAS = {                                               # of mutants.toml: the f
     "learner": ("dra_grpo.py", ["tests/test_learner.py"]),
     "ranks": ("ranks.py", ["tests/test_learner.py"]),
     "loop": ("dra_grpo.py", ["tests/test_loop.py", "tests/test_run.py"]),
+    "settings": ("settings.py", ["tests/test_settings.py"]),
     "checkpoint": ("checkpoint.py", ["tests/test_checkpoint.py"]),
     "memory": ("memory.py", ["tests/test_memory.py"]),
     "config": ("config.py", ["tests/test_config.py"]),

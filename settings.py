@@ -1,0 +1,141 @@
+"""The settings of a training run, section by section, and what can be known to be wrong with them before anything is loaded."""
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+
+from config import import_function, load
+from data import DataConfig, check_source
+from model import Geometry, ModelConfig
+from report import check_trackers
+from reward import DraConfig, RewardConfig, reward_function, smi_values
+from sampler import SamplerConfig
+from samples import EvalConfig, check_eval, check_room
+
+
+@dataclass(frozen=True)
+class TrainDataConfig(DataConfig):
+    train: str = ""
+    """JSONL, JSON or parquet file with a problem and an answer per row, or hub:owner/name[:split]"""
+    max_prompt_tokens: Annotated[int, ">= 1"] = 512
+    """problems with a longer prompt are left out and counted"""
+    prompts_per_step: Annotated[int, ">= 1"] = 8
+    """prompts in one step, over all ranks"""
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    loss: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
+    """how tokens are weighted: mean per completion, constant length, or mean over all tokens"""
+    clip_low: Annotated[float, ">= 0", "< 1"] = 0.2
+    """the probability ratio is clipped at 1 - clip_low"""
+    clip_high: Annotated[float, ">= 0", "< 1"] = 0.2
+    """the probability ratio is clipped at 1 + clip_high"""
+    mask_truncated: bool = False
+    """completions cut at max_new_tokens stay out of the loss and of its denominators (not out of their group's mean)"""
+    drop_equal_groups: bool = False
+    """groups whose raw rewards are all equal stay out of the loss and of its denominators; these are the groups where DRA acts most"""
+    kl_beta: Annotated[float, ">= 0"] = 0.0
+    """weight of the KL penalty (k3) to the frozen initial policy; 0 loads no reference"""
+    updates_per_rollout: Annotated[int, ">= 1"] = 1
+    """optimizer steps on each step's completions"""
+    micro_batch_tokens: Annotated[int, ">= 1"] = 16384
+    """rows x longest row of a micro-batch on one rank"""
+    offload: bool = False
+    """master weights, gradients and moments in host memory; a card holds the block that computes (slower, for small cards)"""
+    lr: Annotated[float, ">= 0"] = 1e-6
+    """peak learning rate of AdamW"""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """learning rate after the warm-up"""
+    warmup: Annotated[float, ">= 0", "< 1"] = 0.1
+    """share of the steps over which the rate rises linearly"""
+    floor: Annotated[float, ">= 0", "<= 1"] = 0.1
+    """share of lr at which the cosine ends"""
+    weight_decay: Annotated[float, ">= 0"] = 0.0
+    """AdamW's decoupled weight decay, on matrices only"""
+    max_grad_norm: Annotated[float, "> 0"] = 1.0
+    """the gradient is scaled down to this norm"""
+
+
+@dataclass(frozen=True)
+class TrainEvalConfig(EvalConfig):
+    every: Annotated[int, ">= 0"] = 0
+    """evaluate every so many steps, besides before the first and after the last; 0 for those two only"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dir: str = ""
+    """folder for everything the run writes, by default runs/NAME for NAME.toml; the same command continues a run that stands there"""
+    seed: int = 0
+    """seed of data order and completions"""
+    steps: Annotated[int, ">= 1"] = 500
+    """training steps"""
+    save_every: Annotated[int, ">= 1"] = 50
+    """steps between checkpoints"""
+    keep: Annotated[int, ">= 1"] = 2
+    """newest checkpoints kept"""
+    resume: bool = True
+    """continue the run in run.dir; false refuses a folder that already holds one"""
+    trackers: list[str] = field(default_factory=list)
+    """where metrics go besides metrics.jsonl: "tensorboard" (files in run.dir), "wandb" """
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelConfig
+    data: TrainDataConfig
+    sampler: SamplerConfig
+    reward: RewardConfig
+    dra: DraConfig
+    learner: LearnerConfig
+    eval: TrainEvalConfig
+    run: RunConfig
+
+
+def check(config: Config, world: int) -> None:
+    """ValueError for whatever can be known to be wrong before anything is loaded."""
+    check_source("data.train", config.data.train)
+    check_eval(config.eval, config.data)
+    if config.data.prompts_per_step < world:
+        raise ValueError(f"data.prompts_per_step = {config.data.prompts_per_step} is less than one prompt for each of {world} ranks")
+    if not config.reward.functions:
+        raise ValueError("reward.functions is empty; name at least one, such as {accuracy = 1.0}")
+    for name in config.reward.functions:
+        reward_function(name, config.reward)
+    if config.dra.enabled and config.dra.embedder.startswith((".", "/")) and not Path(config.dra.embedder).is_dir():
+        raise ValueError(f'dra.embedder = {config.dra.embedder!r} does not exist; name a sentence-transformers folder, a hub name, or "policy"')
+    if config.dra.enabled:                              # the refusals of reward.py, with the keys they name
+        smi_values(torch.eye(2), config.dra.smi, config.dra.sharpen, config.dra.clamp, torch.ones(2) if config.dra.scope == "correct" else None)
+    if config.dra.weights:
+        import_function("dra.weights", config.dra.weights)
+    check_trackers(config.run.trackers)
+    if not config.run.resume and (Path(config.run.dir) / "metrics.jsonl").exists():
+        raise ValueError(f"run.dir = {config.run.dir!r} already holds a run and run.resume is false; name another folder")
+    if (Path(config.run.dir) / "config.toml").exists():
+        check_unchanged(config, Path(config.run.dir) / "config.toml")
+    path = Path(config.model.path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"model folder {str(path)!r} has no config.json")
+        context = Geometry.from_json(json.loads((path / "config.json").read_text()), str(path / "config.json")).context
+        if config.data.max_prompt_tokens + config.sampler.max_new_tokens > context:
+            raise ValueError(f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and sampler.max_new_tokens = "
+                             f"{config.sampler.max_new_tokens} exceed the model's context of {context}; lower one of them")
+        if config.eval.benchmarks:
+            check_room(config.eval, context)
+
+
+MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume", "run.trackers", "eval.", "sampler.slots", "reward.workers", "reward.timeout_s",
+              "learner.offload")
+
+
+def check_unchanged(config: Config, saved: Path) -> None:
+    """ValueError listing what differs from the settings a run was started with, but for keys that do not change its course."""
+    before, now = asdict(load(Config, saved)), asdict(config)
+    changed = [f"{section}.{key}: {before[section][key]!r} -> {value!r}" for section, values in now.items() for key, value in values.items()
+               if before[section][key] != value and not f"{section}.{key}".startswith(MAY_CHANGE)]
+    if changed:
+        raise ValueError(f"run.dir = {config.run.dir!r} holds a run with other settings ({'; '.join(changed)}); name another run.dir or change them back")
