@@ -35,6 +35,7 @@ from samples import EvalConfig, by_problem, check_eval, collect, eval_sampler, j
 
 STRATEGY_SAMPLES = 16                                   # right answers per problem behind "effective strategies": the estimate depends on it
 VENDI_SAMPLES = 4                                       # and behind the Vendi score
+OF_RIGHT_TEXTS = ("similarity", "vendi", "vendi_m", "vendi_problems", "embed_cut")      # figures of an embedder
 
 
 @dataclass(frozen=True)

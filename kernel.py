@@ -1,5 +1,7 @@
 """Does the embedder know what DRA needs to know? Tests of similarities against rewards and against labels, for `python report.py consistency | kernel`."""
+from collections import Counter
 from collections.abc import Sequence
+from math import factorial, prod
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,18 @@ from reward import DraConfig, cosine_similarity, smi_values, weights_of_smi
 
 # G completions of a group, P pairs of them, D embedding size, R permutations
 
-def similarities(groups: Sequence[dict], dra: DraConfig) -> list[np.ndarray]:
-    """Cosines (G, G) of the completions of each group by the embedder of `dra`."""
+def similarities(groups: Sequence[dict], dra: DraConfig) -> tuple[list[np.ndarray], int]:
+    """Cosines (G, G) of the completions of each group by the embedder of `dra`, and of how many completions it reads only the beginning."""
     if dra.embedder == "policy":
         raise ValueError('dra.embedder = "policy" reads hidden states, which are not kept; name a sentence-transformers folder or hub name')
     embedder = Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, part=dra.text)
-    rows_ND = embedder.encode([completion["text"] for group in groups for completion in group["completions"]])
-    return [cosine_similarity(rows_GD).numpy() for rows_GD in rows_ND.double().split([len(group["completions"]) for group in groups])]
+    texts = [completion["text"] for group in groups for completion in group["completions"]]
+    rows_ND = embedder.encode(texts)
+    return [cosine_similarity(rows_GD).numpy() for rows_GD in rows_ND.double().split([len(group["completions"]) for group in groups])], sum(embedder.cut(texts))
+
+
+def about_cut(cut: int, groups: Sequence[dict]) -> list[str]:
+    return [f"note: of {cut} of {sum(len(group['completions']) for group in groups)} completions the embedder read only the beginning"] if cut else []
 
 
 def dra_config(path: Path, overrides: Sequence[str]) -> DraConfig:
@@ -64,6 +71,14 @@ def group_consistency(rewards_G: Sequence[float], similarity_GG: np.ndarray, rng
     return float(rho), float(p), (1 + exceed) / (1 + PERMUTATIONS), float((p_R < 0.05).mean())
 
 
+def different_orders(rewards_G: Sequence[float]) -> int:
+    """How many tables of |reward difference| the permutations of a group's rewards make; the p-value of a permutation test is at least 1 over it."""
+    orders = factorial(len(rewards_G)) // prod(map(factorial, Counter(rewards_G).values()))
+    ordered = np.sort(rewards_G)
+    mirrored = np.allclose(ordered + ordered[::-1], ordered[0] + ordered[-1])       # high and low exchanged: the same differences
+    return orders // 2 if mirrored and orders > 1 else orders
+
+
 def spearman_power(rho: float, pairs: int) -> float:
     """Chance that Spearman's test over `pairs` independent pairs gives p < 0.05, two-sided, where the correlation is rho.
 
@@ -80,25 +95,29 @@ def consistency(path: Path, overrides: Sequence[str], most: int) -> str:
     """Figure 2 of arXiv:2505.09655 for the groups of a file: how often rewards and texts of a prompt's completions differ together."""
     file = samples_file(path)
     dra, groups = dra_config(file, overrides), some_groups(file, most)
-    rng = np.random.default_rng(0)
-    found = [group_consistency([c["reward"] for c in group["completions"]], similarity_GG, rng) for group, similarity_GG in zip(groups, similarities(groups, dra))]
-    tested = [result for result in found if result is not None and np.isfinite(result[1])]
-    lines = [f"{file}: {len(groups)} groups; in {len(groups) - len(tested)} all rewards or all texts are equal, which leaves {len(tested)} to test"]
+    kernels, cut = similarities(groups, dra)
+    rng, rewards = np.random.default_rng(0), [[c["reward"] for c in group["completions"]] for group in groups]
+    found = [(group_consistency(rewards_G, similarity_GG, rng), different_orders(rewards_G) >= 20) for rewards_G, similarity_GG in zip(rewards, kernels)]
+    tested = [(*result, reaches) for result, reaches in found if result is not None and np.isfinite(result[1])]
+    lines = [f"{file}: {len(groups)} groups; in {len(groups) - len(tested)} all rewards or all texts are equal, which leaves {len(tested)} to test", *about_cut(cut, groups)]
     if not tested:
-        return lines[0]
-    rho, p, p_permuted, alarms = map(np.array, zip(*tested))
+        return "\n".join(lines)
+    rho, p, p_permuted, alarms, reaches = map(np.array, zip(*tested))
     counts, edges = np.histogram(p, 20, (0, 1))
     lines += [f"Spearman's rho of |reward difference| and 1 - cosine: mean {rho.mean():+.3f}, median {np.median(rho):+.3f}, from {rho.min():+.3f} to {rho.max():+.3f}",
               "",
               "p-values (t approximation, as in the paper's figure)"]
     lines += [f"{low:>6.2f} - {high:.2f}{count:>7}  " + "#" * round(50 * count / counts.max()) for low, high, count in zip(edges, edges[1:], counts)]
     lines += ["", f"p < 0.05 in {(p < 0.05).mean():.1%} of the groups; with the same groups' rewards shuffled, in {alarms.mean():.1%} "
-              "(pairs are not independent, so not 5 %)",
-              f"p < 0.05 by permutation in {(p_permuted < 0.05).mean():.1%}; without any relation it would be at most 5 %"]
+              "(pairs are not independent, so not 5 %)"]
+    if reaches.any():
+        lines.append(f"p < 0.05 by permutation in {(p_permuted[reaches] < 0.05).mean():.1%} of {reaches.sum()}; without any relation it would be at most 5 %")
+    if not reaches.all():
+        lines.append(f"in {(~reaches).sum()} groups the rewards have fewer than 20 different orders (a single right answer, say), and no permutation can have p < 0.05")
     for G in sorted({len(group["completions"]) for group in groups}):
         pairs = G * (G - 1) // 2
         powers = ", ".join(f"{spearman_power(rho, pairs):.2f} where rho is {rho}" for rho in (0.1, 0.3, 0.5, 0.7))
-        lines.append(f"power at G = {G} ({pairs} pairs): {powers}")
+        lines.append(f"power at G = {G} ({pairs} pairs, if they were independent and without ties; so at most): {powers}")
     return "\n".join([*lines, "so a p-value above 0.05 is not evidence that rewards and meaning agree: compare the shares, not single groups"])
 
 
@@ -123,19 +142,22 @@ def kernel(path: Path, overrides: Sequence[str], most: int, label: str) -> str:
     dra, groups = dra_config(file, overrides), some_groups(file, most)
     function = import_function("--label", label) if label else None
     labels = [[function(c["text"], group) if function else c.get("label") for c in group["completions"]] for group in groups]
-    kernels = similarities(groups, dra)
+    if dra.weights:
+        raise ValueError(f"dra.weights = {dra.weights!r} takes the place of what is tested here; leave it empty")
+    kernels, cut = similarities(groups, dra)
     values = np.concatenate([similarity_GG[np.triu_indices(len(similarity_GG), 1)] for similarity_GG in kernels])
     low, q1, middle, q3, high = np.quantile(values, (0, 0.05, 0.5, 0.95, 1))
     lines = [f"{file}: {len(groups)} groups, {len(values)} pairs, embedder {dra.embedder}",
-             f"similarity: {low:.3f} to {high:.3f}, median {middle:.3f}, 90 % of the pairs in {q1:.3f} to {q3:.3f}"]
+             f"similarity: {low:.3f} to {high:.3f}, median {middle:.3f}, 90 % of the pairs in {q1:.3f} to {q3:.3f}", *about_cut(cut, groups)]
     auc = same_label_auc(list(zip(kernels, labels)))
     if auc is not None:
         lines.append(f"AUC of similarity, same against different label: {auc:.3f} (0.5 knows nothing, 1 knows all)")
     lines += ["", f"{'sharpen':>8}{'weight ratio':>14}{'SMI ~ count':>13}{'density ~ share':>17}{'mean density':>14}{'mean share':>12}"]
-    for sharpen in sorted({1.0, 2.0, 4.0, 8.0, dra.sharpen}) if dra.clamp and dra.smi == "graph_cut" else [1.0]:
+    for sharpen in sorted({1.0, 2.0, 4.0, 8.0, dra.sharpen}) if dra.clamp and dra.smi == "graph_cut" else [dra.sharpen]:
         ratios, ranks, densities, shares = [], [], [], []
-        for similarity_GG, names in zip(kernels, labels):
-            smi_G = smi_values(torch.from_numpy(similarity_GG), dra.smi, sharpen, dra.clamp)
+        for similarity_GG, names, group in zip(kernels, labels, groups):
+            correct_G = torch.tensor([c["correct"] for c in group["completions"]]) if dra.scope == "correct" else None
+            smi_G = smi_values(torch.from_numpy(similarity_GG), dra.smi, sharpen, dra.clamp, correct_G)
             weight_G = weights_of_smi(smi_G).abs()
             ratios.append((weight_G.max() / weight_G.min()).item())
             known = [i for i, name in enumerate(names) if name is not None]
@@ -153,7 +175,9 @@ def kernel(path: Path, overrides: Sequence[str], most: int, label: str) -> str:
               "SMI ~ count: Spearman of SMI and the number of completions with the same label in the group, mean over groups",
               "density ~ share: Pearson of (1 + SMI) / G and the label's share of its group, over all completions; where the one estimates the other, their means are equal"]
     if auc is None:
-        return "\n".join([*lines, "without labels nothing more can be said: label completions with --label path.py:function"])
+        known = {name for names in labels for name in names} - {None}
+        return "\n".join([*lines, f"no group has pairs of one label and of two ({len(known)} different labels in all), so nothing can be said of them" if known else
+                          "without labels nothing more can be said: label completions with --label path.py:function"])
     verdict = ("tells the labels apart" if auc >= 0.9 else "tells the labels apart in part" if auc >= 0.7 else
                "hardly tells the labels apart: DRA would reweight by something else")
     return "\n".join([*lines, f"this embedder {verdict} (AUC {auc:.2f})"])

@@ -32,13 +32,26 @@ PARTS = ["sample_s", "reward_s", "update_s"]            # all that older records
 # ------------------------------------------------------------------------------------------------ curves
 
 
+def told_apart(labels: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Labels, with as much of the path behind those that occur twice as it takes."""
+    for place in (lambda path: path.name or path, lambda path: path):
+        labels = [f"{label} ({place(path)})" if labels.count(label) > 1 else label for label, path in zip(labels, paths)]
+    return labels
+
+
 def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """{label: seeds}; recipes with the same label get their folder's name behind it."""
+    """{label: seeds}; a run without a step yet is no seed, unless its recipe has no other."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(run.recipe, []).append(run)
-    labels = [seeds[0].label for seeds in found.values()]
-    return {(f"{label} ({seeds[0].path.name or seeds[0].path})" if labels.count(label) > 1 else label): seeds for label, seeds in zip(labels, found.values())}
+    recipes = [[run for run in seeds if run.train] or seeds for seeds in found.values()]
+    return dict(zip(told_apart([seeds[0].label for seeds in recipes], [seeds[0].path for seeds in recipes]), recipes))
+
+
+def style(i: int) -> dict:
+    """Of the i-th curve: no two of the first 64 have the same line and marker."""
+    color, line, _ = STYLES[i % len(STYLES)]
+    return {"color": color, "linestyle": line, "marker": STYLES[(i + i // len(STYLES)) % len(STYLES)][2], "markersize": 4, "linewidth": 1.4}
 
 
 def values_of(seeds: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,21 +76,19 @@ def smooth(values_SK: np.ndarray, window: int) -> np.ndarray:
 
 def plain(label: str) -> str:
     """A label as matplotlib shall print it: of bearable length, no formula, and not left out of the legend because of an underscore in front."""
-    label = label if len(label) <= 56 else f"{label[:20]} … {label[-32:]}"
+    label = (label if len(label) <= 56 else f"{label[:20]} … {label[-32:]}").encode(errors="replace").decode()
     return (f" {label}" if label.startswith("_") else label).replace("$", "\\$")
 
 
 def lines(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], title: str) -> None:
     """(x, values (S, K)) of each recipe: mean of the seeds and the band they span."""
     for i, (x_K, values_SK) in enumerate(curves):
-        color, style, marker = STYLES[i % len(STYLES)]
         known_K = ~np.isnan(values_SK).any(0) if values_SK.size else np.zeros(0, bool)
         x_K, values_SK = x_K[known_K], values_SK[:, known_K]
         every = max(1, len(x_K) // 8)
-        ax.plot(x_K, values_SK.mean(0), color=color, linestyle=style, marker=marker, markersize=4, linewidth=1.4,
-                markevery=(i * every // max(len(curves), 1), every))
+        ax.plot(x_K, values_SK.mean(0), **style(i), markevery=(i * every // max(len(curves), 1), every))
         if len(values_SK) > 1:
-            ax.fill_between(x_K, values_SK.min(0), values_SK.max(0), color=color, alpha=0.2, linewidth=0)
+            ax.fill_between(x_K, values_SK.min(0), values_SK.max(0), color=style(i)["color"], alpha=0.2, linewidth=0)
     ax.set_title(plain(title), fontsize=9)
 
 
@@ -97,9 +108,8 @@ def grid(titles: Sequence[str], labels: Sequence[str], draw: Callable[[Axes, int
                 ax.xaxis.get_major_locator().set_params(integer=True)
         else:
             ax.set_axis_off()
-    handles = [figure.axes[0].plot([], [], color=color, linestyle=style, marker=marker, markersize=4, linewidth=1.4)[0] for color, style, marker in
-               (STYLES[i % len(STYLES)] for i in range(len(labels)))]
     if labels:
+        handles = [figure.axes[0].plot([], [], **style(i))[0] for i in range(len(labels))]
         figure.legend(handles, [plain(label) for label in labels], loc="upper center", ncols=columns, fontsize=8, frameon=False, handlelength=4.5)
     return figure
 
@@ -128,9 +138,10 @@ def time_figure(recipes: dict[str, list[Run]], window: int) -> Figure | None:
     def draw(ax: Axes, i: int) -> None:
         label, seeds = list(timed.items())[i]
         lines(ax, [(steps, smooth(values.mean(0, keepdims=True), window)) for steps, values in (values_of(seeds, part) for part in parts)], label)
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("")
+        if any(line.get_ydata().size for line in ax.lines):             # nothing has no logarithm
+            ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("")
         ax.set_ylabel("seconds", fontsize=8)
 
     return grid(list(timed), [part.removesuffix("_s") for part in parts], draw, "step")
@@ -159,31 +170,39 @@ def evaluation_figure(recipes: dict[str, list[Run]]) -> Figure | None:
 
 
 def pass_figure(recipes: dict[str, list[Run]], evaluations: Sequence[Evaluation]) -> Figure | None:
-    """pass@k of the evaluations given, and of the first and last ones of each recipe (a first one that another recipe shares is drawn once)."""
-    groups = {f"{evaluation.model} ({evaluation.path.name})": [evaluation.results] for evaluation in evaluations}
+    """pass@k of the evaluations given, and of the first and last ones that all seeds of a recipe have (a first one that another recipe shares is drawn once)."""
+    found = [(label, [evaluation.results]) for label, evaluation in zip(labels_of(evaluations), evaluations)]
+    firsts = []
     for label, seeds in recipes.items():
-        for end in (0, -1):
-            steps = sorted({record["step"] for run in seeds for record in run.evals})
-            if steps and not (end and len(steps) == 1):
-                found = [{record["benchmark"]: record for record in run.evals if record["step"] == steps[end]} for run in seeds]
-                curves = [{name: record["pass_at_k"] for name, record in results.items()} for results in found]
-                if not any(curves == [{name: record["pass_at_k"] for name, record in results.items()} for results in others] for others in groups.values()):
-                    groups[f"{label}, step {steps[end]}"] = found
-    benchmarks = list(dict.fromkeys(name for found in groups.values() for results in found for name in results))
+        steps = sorted(set.intersection(*({record["step"] for record in run.evals} for run in seeds)))
+        for step in dict.fromkeys([*steps[:1], *steps[-1:]]):
+            results = [{record["benchmark"]: record for record in run.evals if record["step"] == step} for run in seeds]
+            curves = [{name: record["pass_at_k"] for name, record in of_seed.items()} for of_seed in results]
+            if step == steps[0] and curves.count(curves[0]) == len(curves):
+                if curves[0] in firsts:
+                    continue
+                firsts.append(curves[0])
+            found.append((f"{label}, step {step}", results))
+    benchmarks = list(dict.fromkeys(name for _, results in found for of_seed in results for name in of_seed))
     if not benchmarks:
         return None
 
     def draw(ax: Axes, i: int) -> None:
         curves = []
-        for found in groups.values():
-            tables = [{int(k): value for k, value in results.get(benchmarks[i], {"pass_at_k": {}})["pass_at_k"].items()} for results in found]
+        for _, results in found:
+            tables = [{int(k): value for k, value in of_seed.get(benchmarks[i], {"pass_at_k": {}})["pass_at_k"].items()} for of_seed in results]
             ks = sorted(set.intersection(*map(set, tables)))
             curves.append((np.array(ks, float), np.array([[table[k] for k in ks] for table in tables], float)))
         lines(ax, curves, f"{benchmarks[i]}: pass@k")
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter("{x:g}")
+        if any(ks.size for ks, _ in curves):
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
 
-    return grid(benchmarks, list(groups), draw, "k")
+    return grid(benchmarks, [label for label, _ in found], draw, "k")
+
+
+def labels_of(evaluations: Sequence[Evaluation]) -> list[str]:
+    return told_apart([evaluation.model for evaluation in evaluations], [evaluation.path for evaluation in evaluations])
 
 
 # ------------------------------------------------------------------------------------------------ completion groups
@@ -266,6 +285,9 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def write_page(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: Path, groups: int) -> list[Path]:
     """index.html and its PNGs in `out`; returns what was written."""
+    if groups < 0:
+        raise ValueError(f"--groups must be >= 0; got {groups}")
+    out.mkdir(parents=True, exist_ok=True)
     recipes = by_recipe(runs)
     window = max([1, *(len(run.train) // 20 for run in runs)])
     about = f"Running mean over {window} steps. " if window > 1 else ""
@@ -278,7 +300,6 @@ def write_page(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: Path
         figures |= {"time": (time_figure(recipes, window), "Seconds of a step by part, mean of the seeds." + (f" Running mean over {window} steps." if window > 1 else "")),
                     "evaluation": (evaluation_figure(recipes), "Evaluations of the runs. Line: mean of the seeds; band: lowest to highest."),
                     "pass_at_k": (pass_figure(recipes, evaluations), "Unbiased pass@k, mean over problems.")}
-        out.mkdir(parents=True, exist_ok=True)
         written = []
         for name, (figure, _) in figures.items():
             if figure is not None:
@@ -286,11 +307,13 @@ def write_page(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: Path
                 written.append(out / f"{name}.png")
     rows = []
     for label, seeds in recipes.items():
-        steps = max((record["step"] for run in seeds for record in run.train), default=0)
-        rows.append((label, ", ".join(str(run.path) for run in seeds), f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {steps} steps"))
-    for evaluation in evaluations:
+        steps = sorted({max((record["step"] for record in run.train), default=0) for run in seeds})
+        text = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {steps[0]} steps" + (f" (curves end there; the longest has {steps[-1]})" if len(steps) > 1 else "")
+        rows.append((label, ", ".join(str(run.path) for run in seeds), text))
+    rows += [(run.label, str(run.path), "no step yet; left out") for run in runs if not any(run in seeds for seeds in recipes.values())]
+    for label, evaluation in zip(labels_of(evaluations), evaluations):
         figures_of = [f"{name} {100 * record['accuracy']:.1f} ± {100 * record['accuracy_se']:.1f} (avg@{record['samples']})" for name, record in evaluation.results.items()]
-        rows.append((evaluation.model, str(evaluation.path), "; ".join(figures_of)))
+        rows.append((label, str(evaluation.path), "; ".join(figures_of)))
     table = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     images = "".join(f'<figure><img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
                      f"<figcaption>{figures[path.stem][1]}</figcaption></figure>" for path in written)

@@ -3,6 +3,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ EVAL = {"step": int, "benchmark": str, "accuracy": NUMBER, "accuracy_se": NUMBER
 GROUP = {"step": int, "position": int, "completions": list}
 COMPLETION = {"text": str, "correct": bool, "reward": NUMBER, "smi": NUMBER, "weight": NUMBER, "adjusted": NUMBER, "advantage": NUMBER}
 SAMPLE = {"problem": int, "sample": int, "text": str, "gold": str, "correct": bool}
-RESULT = {"model": str, "benchmark": str, "samples": int, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
+RESULT = {"model": str, "benchmark": str, "n": int, "samples": int, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
 
 
 def require(record: object, schema: dict, where: str, what: str) -> None:
@@ -38,7 +39,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
         for number, line in enumerate(file, 1):
             try:
                 yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:       # RecursionError: nested a thousand deep
                 if line.endswith("\n"):
                     raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
     if not number:
@@ -83,51 +84,62 @@ def read_run(path: Path) -> Run:
     settings = {section: values for section, values in config.items() if section != "run"}
     samples = file.with_name("samples.jsonl")
     return Run(path, " ".join(names) or path.name, json.dumps(settings, sort_keys=True), config, records["train"], records["eval"],
-               samples if file.name == "metrics.jsonl" and samples.is_file() else None)
+               samples if file.name == "metrics.jsonl" and samples.is_file() and samples.stat().st_size else None)
 
 
-def read_evaluation(folder: Path, texts: bool = False) -> Evaluation:
-    """`texts` keeps everything of the samples."""
+def read_evaluation(folder: Path) -> Evaluation:
+    """ValueError if a benchmark's samples are not all there."""
     results, problems = {}, {}
     for where, record in read_jsonl(folder / "results.jsonl"):
         if isinstance(record, dict) and "benchmarks" in record:         # the average of those above
             continue
         require(record, RESULT, where, "a record of an evaluation")
-        results[record["benchmark"]], found = record, {}
-        for line, sample in read_jsonl(folder / f"{record['benchmark']}.samples.jsonl"):
+        name, found = record["benchmark"], {}
+        for line, sample in read_jsonl(folder / f"{name}.samples.jsonl"):
             require(sample, SAMPLE, line, "a sample of an evaluation")
-            found.setdefault(sample["problem"], []).append(sample if texts else {key: sample[key] for key in ("id", "sample", "gold", "correct", "vote", "label") if key in sample})
-        problems[record["benchmark"]] = {problem: sorted(found[problem], key=lambda sample: sample["sample"]) for problem in sorted(found)}
-    return Evaluation(folder, record["model"], results, problems)
+            found.setdefault(sample["problem"], []).append({key: sample[key] for key in ("id", "sample", "gold", "correct", "vote", "label") if key in sample})
+        if (whole := sum(len(samples) == record["samples"] for samples in found.values())) != record["n"]:
+            raise ValueError(f"{folder / name}.samples.jsonl has all {record['samples']} samples of {whole} problems where {where} counts {record['n']}; evaluate again")
+        results[name], problems[name] = record, {problem: sorted(found[problem], key=lambda sample: sample["sample"]) for problem in sorted(found)}
+    if not results:
+        raise ValueError(f"{folder / 'results.jsonl'} has no record of a benchmark")
+    return Evaluation(folder, next(iter(results.values()))["model"], results, problems)
 
 
 def read_any(paths: Sequence[Path]) -> tuple[list[Run], list[Evaluation]]:
-    """A folder with results.jsonl is an evaluation, and one with folders of them is all of these; one with metrics.jsonl, or a file, is a run."""
-    runs, evaluations = [], []
+    """A folder with results.jsonl is an evaluation, and one with folders of them is all of these; one with metrics.jsonl, or a file, is a run.
+
+    A run that is named twice is read once: it is one seed.
+    """
+    runs, evaluations = {}, []
     for path in paths:
         folders = [path] if (path / "results.jsonl").exists() else []
         if not folders and (path.is_file() or (path / "metrics.jsonl").exists()):
-            runs.append(read_run(path))
+            runs.setdefault((path / "metrics.jsonl" if path.is_dir() else path).resolve(), path)
         elif not (folders := folders or sorted(file.parent for file in path.glob("*/results.jsonl"))):
             raise ValueError(f"{path} " + ("has neither metrics.jsonl nor results.jsonl" if path.is_dir() else "does not exist"))
         evaluations += map(read_evaluation, folders)
-    return runs, evaluations
+    return list(map(read_run, runs.values())), evaluations
 
 
 def read_groups(path: Path) -> Iterator[dict]:
     """Groups of completions: the records of a run's samples.jsonl, or the samples of an evaluation by problem, right ones with reward 1."""
-    by_problem: dict[int, list[dict]] = {}
-    for where, record in read_jsonl(path):
-        if isinstance(record, dict) and "completions" in record:
-            require(record, GROUP, where, "a group of a samples.jsonl")
-            for i, completion in enumerate(record["completions"], 1):
-                require(completion, COMPLETION, f"{where}, completion {i}", "a group of a samples.jsonl")
+    def checked() -> Iterator[dict]:
+        for where, record in read_jsonl(path):
+            if isinstance(record, dict) and "completions" in record:
+                require(record, GROUP, where, "a group of a samples.jsonl")
+                for i, completion in enumerate(record["completions"], 1):
+                    require(completion, COMPLETION, f"{where}, completion {i}", "a group of a samples.jsonl")
+            else:
+                require(record, SAMPLE, where, "a sample of a run or an evaluation")
             yield record
+
+    for problem, records in groupby(checked(), lambda record: record.get("problem") if "sample" in record else None):
+        if problem is None:
+            yield from records
         else:
-            require(record, SAMPLE, where, "a sample of a run or an evaluation")
-            by_problem.setdefault(record["problem"], []).append(record | {"reward": float(record["correct"])})
-    for samples in by_problem.values():
-        yield {"id": samples[0].get("id"), "answer": samples[0]["gold"], "completions": samples}
+            samples = [sample | {"reward": float(sample["correct"])} for sample in records]
+            yield {"id": samples[0].get("id"), "answer": samples[0]["gold"], "completions": samples}
 
 
 def beside(path: Path) -> dict:

@@ -16,15 +16,16 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import islice
+from os.path import normpath
 from pathlib import Path
 
 import numpy as np
 
 from data import load_tokenizer, opening
-from eval import STRATEGY_SAMPLES, effective_labels, maj_at_k, pass_at_k, standard_error, summarize, with_average
+from eval import OF_RIGHT_TEXTS, STRATEGY_SAMPLES, effective_labels, maj_at_k, pass_at_k, standard_error, summarize, with_average
 from grader import Grader
 from ranks import run_main
-from records import GROUP, SAMPLE, Evaluation, beside, read_any, read_jsonl, require
+from records import Evaluation, beside, read_any, read_groups, read_jsonl, require
 from samples import by_problem, name_votes, write_jsonl
 
 # ------------------------------------------------------------------------------------------------ a step of the trainer
@@ -173,35 +174,64 @@ def expanded_tail(n: int) -> float:
     return float(norm.sf(t.isf(0.025, n - 1) * np.sqrt(n / (n - 1))))
 
 
-def conclusion(centre: float, low: float, high: float, n: str, unit: str = "points") -> str:
-    """What a difference A - B with its interval allows to say."""
+def sign_flip_p(differences: Sequence[Sequence[float]]) -> float:
+    """Two-sided p-value of the mean difference if either model might have been A on each problem: signs are flipped at random.
+
+    A bootstrap of few differences that are not 0 cannot see how easily they come to lie on one side; this counts it.
+    """
+    from scipy.stats import permutation_test
+
+    weighted_N = np.concatenate([np.asarray(part, float) / len(part) for part in differences])
+    if len(weighted_N) == 1:
+        return 1.0
+    return float(permutation_test((weighted_N,), np.sum, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
+                                  batch=max(1, 10**7 // len(weighted_N)), rng=np.random.default_rng(0)).pvalue)
+
+
+def conclusion(centre: float, low: float, high: float, p: float, n: str, unit: str = "points") -> str:
+    """What a difference A - B with its interval and p-value allows to say: a model is ahead if both agree."""
     spread = max(high - centre, centre - low)
     if not np.isfinite(spread):
         return f"A - B = {centre:+.1f} {unit}: one problem says nothing"
-    verdict = f"{'A' if low > 0 else 'B'} is ahead" if low > 0 or high < 0 else "not distinguishable"
+    verdict = f"{'A' if low > 0 else 'B'} is ahead" if (low > 0 or high < 0) and p < 0.05 else "not distinguishable"
     return f"A - B = {centre:+.1f} ± {spread:.1f} {unit}: {verdict} at n = {n}"
 
 
 def measures(a: dict[int, list[dict]], b: dict[int, list[dict]]) -> dict[str, list[tuple[float, float]]]:
-    """Values (of a, of b) on each problem of one benchmark: accuracy, pass@k and maj@k in points, effective strategies where both have enough right answers."""
+    """Values (of a, of b) on each problem of one benchmark: accuracy, pass@k and maj@k in points, effective strategies where both have enough right answers.
+
+    pass@k and maj@k are those of as many samples as both have, their first: with more on one side, equal models would differ by the other's noise.
+    """
     pairs = [(a[problem], b[problem]) for problem in a]
-    flat = [sample for pair in pairs for samples in pair for sample in samples]
-    k = 2 ** (min(len(samples) for pair in pairs for samples in pair).bit_length() - 1)
+    n = min(len(samples) for pair in pairs for samples in pair)
+    k = 2 ** (n.bit_length() - 1)
+    equal = [[samples[:n] for samples in pair] for pair in pairs]
 
     def right(samples: list[dict]) -> int:
         return sum(sample["correct"] for sample in samples)
 
     found = {"accuracy": [tuple(100 * right(samples) / len(samples) for samples in pair) for pair in pairs]}
     if k > 1:
-        found[f"pass@{k}"] = [tuple(100 * pass_at_k(len(samples), right(samples), k) for samples in pair) for pair in pairs]
-    if k > 1 and all("vote" in sample for sample in flat):
-        found[f"maj@{k}"] = [tuple(100 * maj_at_k([sample["vote"] for sample in samples], samples[0]["gold"], k) for samples in pair) for pair in pairs]
+        found[f"pass@{k}"] = [tuple(100 * pass_at_k(n, right(samples), k) for samples in pair) for pair in equal]
+    if k > 1 and all("vote" in sample for pair in equal for samples in pair for sample in samples):
+        found[f"maj@{k}"] = [tuple(100 * maj_at_k([sample["vote"] for sample in samples], samples[0]["gold"], k) for samples in pair) for pair in equal]
     labels = [tuple([str(sample["label"]) for sample in samples if sample["correct"]][:STRATEGY_SAMPLES] for samples in pair)
               for pair in pairs if all("label" in sample for samples in pair for sample in samples)]
     enough = [pair for pair in labels if min(map(len, pair)) == STRATEGY_SAMPLES]
     if enough:
         found["strategies"] = [tuple(map(effective_labels, pair)) for pair in enough]
     return found
+
+
+# what does not change the figures of a policy, or is shown beside them
+UNIMPORTANT = ("model.path", "eval.benchmarks", "eval.samples_of", "eval.slots", "eval.seed", "output.dir", "output.workers", "diversity.")
+
+
+def conditions(evaluation: Evaluation, benchmark: str) -> dict[str, object]:
+    """The settings under which a benchmark was evaluated, "section.key": value."""
+    sections = {**beside(evaluation.path), "eval": evaluation.results[benchmark].get("settings", {})}
+    flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    return {key: value for key, value in flat.items() if not key.startswith(UNIMPORTANT)}
 
 
 def require_same_problems(a: Evaluation, b: Evaluation) -> list[str]:
@@ -221,13 +251,14 @@ def compare_two(a: Evaluation, b: Evaluation) -> list[str]:
     """Table and sentences for one pair."""
     common = require_same_problems(a, b)
     lines = [f"A  {a.model}  ({a.path})", f"B  {b.model}  ({b.path})"]
-    unimportant = ("benchmarks", "slots", "label", "seed")
-    settings = [{key: value for key, value in side.results[common[0]].get("settings", {}).items() if key not in unimportant} for side in (a, b)]
-    lines += [f"   note: {key} differs, {settings[0].get(key)!r} and {settings[1].get(key)!r}" for key in settings[0].keys() | settings[1].keys()
-              if settings[0].get(key) != settings[1].get(key)]
+    differ = {}
+    for name in common:
+        first, second = conditions(a, name), conditions(b, name)
+        differ |= {key: f"{key} differs, {first.get(key)!r} and {second.get(key)!r}" for key in {**first, **second} if first.get(key) != second.get(key)}
+    lines += [f"   note: {text}" for text in differ.values()]
     left_out = [name for name in [*a.problems, *b.problems] if name not in common]
     lines += [f"   note: only one of them has {', '.join(left_out)}"] if left_out else []
-    lines.append(f"\n{'':<34}{'A':>8}{'B':>8}{'A - B':>8}   95 % interval{'problems':>12}")
+    lines.append(f"\n{'':<34}{'A':>8}{'B':>8}{'A - B':>8}   {'95 % interval':<16}{'p':>7}{'problems':>10}")
     by_measure: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {}
     for name in common:
         for measure, pairs in measures(a.problems[name], b.problems[name]).items():
@@ -236,10 +267,11 @@ def compare_two(a: Evaluation, b: Evaluation) -> list[str]:
     for measure, parts in by_measure.items():
         for name, chosen in [*((name, [pairs]) for name, pairs in parts), *([("average", [pairs for _, pairs in parts])] if len(parts) > 1 else [])]:
             means = [float(np.mean([np.mean([pair[side] for pair in pairs]) for pairs in chosen])) for side in (0, 1)]
-            figures = paired_bootstrap([[x - y for x, y in pairs] for pairs in chosen])
+            differences = [[x - y for x, y in pairs] for pairs in chosen]
+            figures = *paired_bootstrap(differences), sign_flip_p(differences)
             digits, n = 2 if measure == "strategies" else 1, sum(map(len, chosen))
             interval = f"[{figures[1]:+.{digits}f}, {figures[2]:+.{digits}f}]"
-            lines.append(f"{name + ' ' + measure:<34}{means[0]:>8.{digits}f}{means[1]:>8.{digits}f}{figures[0]:>+8.{digits}f}   {interval:<16}{n:>9}")
+            lines.append(f"{name + ' ' + measure:<34}{means[0]:>8.{digits}f}{means[1]:>8.{digits}f}{figures[0]:>+8.{digits}f}   {interval:<16}{figures[3]:>7.3f}{n:>10}")
         sentences.append(f"{name}, {measure}: " + conclusion(*figures, str(n), *(["strategies"] if measure == "strategies" else [])))
     return [*lines, "", *sentences]
 
@@ -259,7 +291,7 @@ def gain_of_choosing(scores_KN: np.ndarray) -> float:
     """
     rng, N = np.random.default_rng(0), scores_KN.shape[1]
     counts_RN = rng.multinomial(N, np.full(N, 1 / N), size=2000)
-    return float((counts_RN @ (scores_KN - scores_KN.mean(1, keepdims=True)).T / N).max(1).mean())
+    return max(0.0, float((counts_RN @ (scores_KN - scores_KN.mean(1, keepdims=True)).T / N).max(1).mean()))
 
 
 def curve(title: str, rows: list[tuple[str, float, float, float | None]], gain: float, bound: str) -> list[str]:
@@ -273,7 +305,7 @@ def curve(title: str, rows: list[tuple[str, float, float, float | None]], gain: 
                     "by chance alone; report the last one, or choose on other problems than you report"]
 
 
-CHECKPOINT = re.compile(r"(.*?)/(?:checkpoints/step-(\d+)/policy|(final))/?")
+CHECKPOINT = re.compile(r"(.*?)/(?:checkpoints/step-(\d+)/policy|(final))")
 
 
 def compare(paths: Sequence[Path]) -> str:
@@ -290,12 +322,14 @@ def compare(paths: Sequence[Path]) -> str:
         lines.append("note: intervals are over problems and samples of these very models; whether one recipe beats another takes several training seeds of each")
     by_run: dict[str, list[tuple[float, str, Evaluation]]] = {}
     for evaluation in evaluations:
-        if match := CHECKPOINT.fullmatch(evaluation.model):
+        if match := CHECKPOINT.fullmatch(normpath(evaluation.model)):
             by_run.setdefault(match[1], []).append((float(match[2] or "inf"), match[3] or str(int(match[2])), evaluation))
     for run, found in by_run.items():
         found.sort(key=lambda item: item[0])
-        for name in found[0][2].problems if len(found) > 1 else ():
+        for name in dict.fromkeys(name for *_, evaluation in found for name in evaluation.problems):
             mine = [(step, evaluation) for _, step, evaluation in found if name in evaluation.problems]
+            if len(mine) < 2:
+                continue
             for _, evaluation in mine[1:]:
                 require_same_problems(mine[0][1], evaluation)
             scores_KN = np.array([[np.mean([sample["correct"] for sample in samples]) for samples in evaluation.problems[name].values()] for _, evaluation in mine])
@@ -318,36 +352,50 @@ def compare(paths: Sequence[Path]) -> str:
 REGRADED = 256                                          # records graded at a time
 
 
+def check_kept(file: Path) -> None:
+    """ValueError unless `file` holds completions that can be graded again and, of an evaluation, what results are made of."""
+    sizes = set()
+    for group in read_groups(file):
+        require(group, {"answer": str}, str(file), "a file of kept completions")
+        sizes.add(len(group["completions"]))
+        for completion in group["completions"] if "step" not in group else ():
+            require(completion, {"length": int, "finish": str, "reason": str}, f"{file}, problem {completion['problem']}", "a sample of an evaluation")
+    if not sizes:
+        raise ValueError(f"{file} has no completions")
+    if len(sizes) > 1:
+        raise ValueError(f"{file} is not whole: problems have {min(sizes)} to {max(sizes)} samples")
+
+
 def regrade(path: Path, begun: str | None, out: Path | None) -> str:
     """Verdicts of all kept completions of a run or an evaluation by the grader as it is now, against those that were written.
 
     `begun` is what the chat template writes of the assistant's turn, None to ask the tokenizer at the config's model.path. With `out`, samples
     with the new verdicts and results made of them go there; a run's rewards and advantages stay what the policy was trained with.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*samples.jsonl"))
+    files = sorted(path.glob("*samples.jsonl")) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path} has no samples.jsonl and no *.samples.jsonl")
-    if out is not None and out.resolve() == files[0].parent.resolve():
-        raise ValueError(f"--out {out} would overwrite the samples; name another folder")
+    for file in files:
+        check_kept(file)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        if there := [file.name for file in [*files, Path("results.jsonl")] if (out / file.name).exists()]:
+            raise ValueError(f"--out {out} holds {there[0]} already; name another folder")
     config = beside(path)
     if begun is None:
         folder = config.get("model", {}).get("path", "")
         if not (folder and Path(folder).is_dir()):
             raise ValueError(f'model.path = {folder!r} is no folder here: give what its chat template writes of a turn as --opening, "" for nothing')
         begun = opening(load_tokenizer(folder))
+    written = files[0].with_name("results.jsonl")
+    old = {record["benchmark"]: record for _, record in read_jsonl(written)} if written.exists() else {}
     settings = {**config.get("reward", {}), **config.get("output", {})}
     lines, results = [], []
     with Grader(settings.get("workers", 2), settings.get("timeout_s", 5.0), settings.get("require_box", True)) as grader:
         for file in files:
             reader, kept, examples, changes, before, after = read_jsonl(file), [], [], Counter(), [], []
             while chunk := list(islice(reader, REGRADED)):
-                pairs = []
-                for where, record in chunk:
-                    of_run = isinstance(record, dict) and "completions" in record
-                    require(record, GROUP | {"answer": str} if of_run else SAMPLE, where, "a sample of a run or an evaluation")
-                    for completion in record["completions"] if of_run else [record]:
-                        require(completion, {"text": str, "correct": bool}, where, "a sample of a run or an evaluation")
-                        pairs.append((where, completion, record["answer" if of_run else "gold"]))
+                pairs = [(where, completion, record.get("gold", record.get("answer"))) for where, record in chunk for completion in record.get("completions", [record])]
                 grades = grader.grade_batch([begun + completion["text"] for _, completion, _ in pairs], [gold for *_, gold in pairs])
                 for (where, completion, gold), item in zip(pairs, grades):
                     before.append(completion["correct"])
@@ -355,20 +403,20 @@ def regrade(path: Path, begun: str | None, out: Path | None) -> str:
                     if completion["correct"] != item.correct:
                         changes[f"{completion.get('reason')} -> {item.reason}"] += 1
                         examples.append(f"    {where}: {item.answer!r} for {gold!r}")
-                    completion |= {"correct": item.correct, "reason": item.reason, "answer": item.answer}
+                    if completion.get("finish") != "prompt":        # which was not sampled, and says so in its reason
+                        completion |= {"correct": item.correct, "reason": item.reason, "answer": item.answer}
                 kept += [record for _, record in chunk] if out is not None else []
             lines.append(f"{file}: {len(after)} completions, accuracy {np.mean(before):.4f} -> {np.mean(after):.4f}, {len(examples)} verdicts changed")
             lines += [f"{count:>8}  {change}" for change, count in changes.most_common()] + examples[:10]
             if out is not None:
-                out.mkdir(parents=True, exist_ok=True)
                 if "completions" not in kept[0]:
                     name_votes(list(by_problem(kept).values()), grader)
-                    results.append(summarize(file.name.removesuffix(".samples.jsonl"), kept))
+                    name = file.name.removesuffix(".samples.jsonl")
+                    known = {key: value for key, value in old.get(name, {}).items() if not (changes and key in OF_RIGHT_TEXTS)}
+                    results.append({"model": config.get("model", {}).get("path", str(path)), **known, **summarize(name, kept)})
                 write_jsonl(out / file.name, kept)
     if results:
-        written = path / "results.jsonl"
-        old = {record["benchmark"]: record for _, record in read_jsonl(written)} if written.exists() else {}
-        write_jsonl(out / "results.jsonl", with_average([{"model": str(path), **old.get(record["benchmark"], {}), **record} for record in results]))
+        write_jsonl(out / "results.jsonl", with_average(results))
     return "\n".join(lines)
 
 
@@ -387,12 +435,23 @@ def main(argv: list[str]) -> int:
         command.add_argument("overrides", nargs="*", metavar="dra.key=value", help="settings instead of those in config.toml beside the samples")
         command.add_argument("--groups", type=int, default=1000, help="groups that are looked at, evenly spaced over the file (default 1000)")
         if name == "kernel":
-            command.add_argument("--label", default="", help='"path.py:function" called with (text, record), instead of the labels in the file')
+            command.add_argument("--label", default="", help='"path.py:function" called with (text, record of the samples file), instead of the labels in the file')
     command = commands.add_parser("regrade", help="grades all kept completions again")
     command.add_argument("path", type=Path, metavar="RUN_OR_EVAL")
     command.add_argument("--opening", help="what the chat template writes of the assistant's turn; by default that of the tokenizer at model.path")
     command.add_argument("--out", type=Path, help="folder for samples and results with the new verdicts")
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
+    if more and not ("overrides" in args and all(text.startswith("dra.") for text in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    try:
+        run_command(args, more)
+    except OSError as error:
+        raise ValueError(f"{error.filename}: {error.strerror}") from error
+    return 0
+
+
+def run_command(args: argparse.Namespace, more: list[str]) -> None:
+    """`more` are overrides that stand behind options, where argparse does not look for them."""
     match args.command:
         case "compare":
             print(compare(args.paths))
@@ -404,14 +463,13 @@ def main(argv: list[str]) -> int:
         case "consistency":
             from kernel import consistency
 
-            print(consistency(args.path, args.overrides, args.groups))
+            print(consistency(args.path, args.overrides + more, args.groups))
         case "kernel":
             from kernel import kernel
 
-            print(kernel(args.path, args.overrides, args.groups, args.label))
+            print(kernel(args.path, args.overrides + more, args.groups, args.label))
         case "regrade":
             print(regrade(args.path, args.opening, args.out))
-    return 0
 
 
 if __name__ == "__main__":

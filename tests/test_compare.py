@@ -16,7 +16,8 @@ import report
 from eval import maj_at_k, pass_at_k, summarize, with_average
 from ranks import run_main
 from records import read_any, read_evaluation, read_groups, read_run
-from report import Trackers, check_trackers, compare, conclusion, expanded_tail, expected_maximum, gain_of_choosing, main, measures, paired_bootstrap, regrade, scalars
+from report import (Trackers, check_trackers, compare, conclusion, expanded_tail, expected_maximum, gain_of_choosing, main, measures, paired_bootstrap, regrade, scalars,
+                    sign_flip_p)
 from samples import write_jsonl
 
 
@@ -69,11 +70,33 @@ def test_pairing_takes_out_how_hard_problems_are():
     assert paired_bootstrap([[3.0]])[1:] == (-np.inf, np.inf)
 
 
-def test_conclusions_say_no_more_than_the_interval():
-    assert conclusion(1.9, -1.2, 5.0, "30") == "A - B = +1.9 ± 3.1 points: not distinguishable at n = 30"
-    assert conclusion(4.0, 1.0, 6.0, "30") == "A - B = +4.0 ± 3.0 points: A is ahead at n = 30"
-    assert conclusion(-0.5, -0.8, -0.1, "9", "strategies") == "A - B = -0.5 ± 0.4 strategies: B is ahead at n = 9"
-    assert "not distinguishable" in conclusion(0.0, 0.0, 0.0, "5") and "one problem" in conclusion(1.0, -np.inf, np.inf, "1")
+def test_sign_flips_are_counted():
+    """All 2^n signs for few problems: 2 to 0 has p = 1/2, 6 to 0 has 2/64; problems without a difference change nothing; benchmarks count alike."""
+    assert sign_flip_p([[100.0] * 2]) == 0.5 and sign_flip_p([[5.0] * 6 + [0.0] * 3]) == pytest.approx(2 / 64)
+    assert sign_flip_p([[0.0] * 4]) == sign_flip_p([[3.0]]) == 1
+    a, b = [1.0, 2.0], [-9.0, 3.0, 1.0]
+    means = [abs(np.mean([x * sx for x, sx in zip(a, signs)]) + np.mean([x * sx for x, sx in zip(b, signs[2:])])) for signs in itertools.product((-1, 1), repeat=5)]
+    assert sign_flip_p([a, b]) == pytest.approx(np.mean(np.array(means) >= abs(np.mean(a) + np.mean(b)) - 1e-9))
+
+
+def test_conclusions_say_no_more_than_the_interval_and_the_signs():
+    assert conclusion(1.9, -1.2, 5.0, 0.3, "30") == "A - B = +1.9 ± 3.1 points: not distinguishable at n = 30"
+    assert conclusion(4.0, 1.0, 6.0, 0.01, "30") == "A - B = +4.0 ± 3.0 points: A is ahead at n = 30"
+    assert conclusion(-0.5, -0.8, -0.1, 0.01, "9", "strategies") == "A - B = -0.5 ± 0.4 strategies: B is ahead at n = 9"
+    assert "not distinguishable" in conclusion(0.0, 0.0, 0.0, 1.0, "5") and "one problem" in conclusion(1.0, -np.inf, np.inf, 1.0, "1")
+    assert "not distinguishable" in conclusion(100.0, 100.0, 100.0, 0.5, "2")
+
+
+def test_equal_models_with_unequal_samples_are_not_told_apart():
+    """The same model with 8 samples a problem and with 16: pass@8 of 8 is 0 or 1 and hides rare failures, so both get their first 8."""
+    rng = np.random.default_rng(0)
+    ahead = 0
+    for _ in range(20):
+        p = rng.beta(6, 3, 40)
+        a, b = ({problem: [{"correct": bool(rng.random() < p[problem])} for _ in range(n)] for problem in range(40)} for n in (8, 16))
+        differences = [[x - y for x, y in measures(a, b)["pass@8"]]]
+        ahead += "ahead" in conclusion(*paired_bootstrap(differences), sign_flip_p(differences), "40")
+    assert ahead <= 3                                   # 1 expected, more than 3 in 2 %; with all 16 samples it is 16
 
 
 def test_measures_by_hand():
@@ -83,12 +106,13 @@ def test_measures_by_hand():
 
     found = measures({0: samples(16, 20, "ab"), 1: samples(20, 20, "a")}, {0: samples(30, 40, "abcd"), 1: samples(3, 40, "a")})
     assert found["accuracy"] == [(80, 75), (100, 7.5)]
-    assert found["pass@16"] == [(100 * pass_at_k(20, 16, 16), 100 * pass_at_k(40, 30, 16)), (100, 100 * pass_at_k(40, 3, 16))]
+    assert found["pass@16"] == [(100 * pass_at_k(20, 16, 16), 100), (100, 100 * pass_at_k(20, 3, 16))]      # of the first 20 of 40
     assert found["strategies"] == [pytest.approx((2, 4))]       # problem 1 has 3 right answers on one side: too few
     assert "strategies" not in measures({0: [{"correct": True}]}, {0: [{"correct": True, "label": "a"}]}) and "maj@16" not in found
     votes = {"4": 3, "5": 2, None: 1}
     voted = [{"correct": vote == "4", "vote": vote, "gold": "4"} for vote, n in votes.items() for _ in range(n)]
-    assert measures({0: voted}, {0: voted[:4]})["maj@4"] == [(100 * maj_at_k(["4", "4", "4", "5", "5", None], "4", 4), 100)]
+    assert measures({0: voted}, {0: voted[:5]})["maj@4"] == [(100 * maj_at_k(["4", "4", "4", "5", "5"], "4", 4),) * 2]
+    assert measures({0: voted}, {0: voted})["maj@4"] == [(100 * maj_at_k(["4", "4", "4", "5", "5", None], "4", 4),) * 2]
 
 
 def test_expected_maximum_of_normals():
@@ -129,7 +153,11 @@ def test_compare_averages_benchmarks_and_names_settings_that_differ(tmp_path):
     path.write_text(path.read_text().replace("0.6}", "1.0}"))
     text = compare([tmp_path / "a", tmp_path / "b"])
     assert next(line for line in text.splitlines() if line.startswith("average accuracy")).split()[2:5] == ["62.5", "25.0", "+37.5"]
-    assert "temperature differs, 0.6 and 1.0" in text and "average, accuracy: A - B = +37.5" in text
+    assert "eval.temperature differs, 0.6 and 1.0" in text and "average, accuracy: A - B = +37.5" in text
+    for name, system in (("a", ""), ("b", "Be brief")):
+        (tmp_path / name / "config.toml").write_text(f'[data]\nsystem = "{system}"\n[output]\ndir = "{name}"\n[model]\npath = "{name}"\n')
+    text = compare([tmp_path / "a", tmp_path / "b"])
+    assert "data.system differs, '' and 'Be brief'" in text and text.count("differs") == 2
 
 
 def test_checkpoints_of_a_run_are_a_curve_with_a_warning(tmp_path):
@@ -205,19 +233,30 @@ def test_records_are_told_apart(tmp_path):
     assert [(group["id"], [c["reward"] for c in group["completions"]]) for group in read_groups(folder / "b.samples.jsonl")] == [("p1", [1, 1, 0]), ("p0", [0, 0, 1])]
 
 
+def test_a_run_named_twice_is_one_seed(tmp_path):
+    path = tmp_path / "r" / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_text(RUN_LINE + "\n")
+    assert len(read_any([path, path.parent, tmp_path / "r" / ".." / "r"])[0]) == 1
+
+
 def test_regrade_finds_wrong_verdicts(tmp_path):
     """Two verdicts are turned around in the file; regrade turns them back, and the results it writes are those of the right ones."""
     folder, out = evaluation(tmp_path / "a", [[1, 0], [1, 1]]), tmp_path / "out"
     lines = (folder / "b.samples.jsonl").read_text().splitlines()
     swapped = [line.replace('"correct": true', '"correct": false') if i in (0, 1) else line for i, line in enumerate(lines)]
     (folder / "b.samples.jsonl").write_text("\n".join(swapped) + "\n")
+    (folder / "results.jsonl").write_text((folder / "results.jsonl").read_text().replace('"settings"', '"vendi": 2.0, "settings"'))
     text = regrade(folder, "", out)
     assert "4 completions, accuracy 0.2500 -> 0.7500, 2 verdicts changed" in text and "line 1: '4' for '4'" in text and "2  equal -> equal" in text
     assert (out / "b.samples.jsonl").read_text().splitlines() == lines
     record = json.loads((out / "results.jsonl").read_text())
-    assert (record["model"], record["accuracy"], record["settings"]) == ("m", 0.75, {"temperature": 0.6})
-    with pytest.raises(ValueError, match="would overwrite"):
-        regrade(folder, "", folder)
+    assert (record["model"], record["accuracy"], record["settings"]) == ("m", 0.75, {"temperature": 0.6}) and "vendi" not in record
+    regrade(folder / "b.samples.jsonl", "", tmp_path / "of_a_file")
+    assert (tmp_path / "of_a_file" / "results.jsonl").read_text() == (out / "results.jsonl").read_text()
+    for taken in (folder, out):
+        with pytest.raises(ValueError, match="holds b.samples.jsonl already; name another folder"):
+            regrade(folder, "", taken)
     with pytest.raises(ValueError, match="--opening"):
         regrade(folder, None, None)
 
@@ -230,6 +269,30 @@ def test_regrade_of_several_benchmarks_averages_them_again(tmp_path):
     regrade(folder, "", tmp_path / "out")
     assert (tmp_path / "out" / "results.jsonl").read_text() == (folder / "results.jsonl").read_text()
     assert "average, accuracy: A - B = -50.0" in compare([folder, tmp_path / "out"])
+
+
+def test_regrade_keeps_what_nothing_was_sampled_for(tmp_path):
+    folder, out = evaluation(tmp_path / "a", [[0, 0]]), tmp_path / "out"
+    file = folder / "b.samples.jsonl"
+    file.write_text(file.read_text().replace('"reason": "different"', '"reason": "prompt too long"').replace('"finish": "stop"', '"finish": "prompt"'))
+    regrade(folder, "", out)
+    assert (out / "b.samples.jsonl").read_text().count("prompt too long") == 2
+
+
+def test_samples_that_are_not_whole_are_refused_before_grading(tmp_path):
+    folder = evaluation(tmp_path / "a", [[1, 0], [1, 1]])
+    file = folder / "b.samples.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    for text, words in (("".join(lines[:3]), "problems have 1 to 2 samples"), (lines[0].replace('"finish"', '"end"'), "'finish' is missing"), (lines[0][:9], "has no completions")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            regrade(folder, "", tmp_path / "out")
+        with pytest.raises(ValueError, match=r"has all 2 samples of [01] problems where .*results.jsonl, line 1 counts 2; evaluate again"):
+            compare([folder, folder])
+    assert not (tmp_path / "out").exists()
+    (folder / "results.jsonl").write_text('{"model": "half')
+    with pytest.raises(ValueError, match="no record of a benchmark"):
+        compare([folder, folder])
 
 
 def test_regrade_reads_the_whole_turn(tmp_path):
@@ -316,6 +379,16 @@ def test_a_foreign_file_is_one_line_and_exit_code_2(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         run_main(main)
     assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: README.md, line 1: not valid JSON")
+
+
+@pytest.mark.parametrize("command", ["page", "regrade --opening="])
+def test_a_folder_that_cannot_be_written_is_one_line(command, monkeypatch, tmp_path, capsys):
+    a, file = evaluation(tmp_path / "a", [[1, 0]]), tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(sys, "argv", ["report.py", *command.split(), str(a), "--out", str(file / "x")])
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 2 and capsys.readouterr().err == f"error: {file / 'x'}: Not a directory\n"
 
 
 def test_a_trainer_does_not_wait_for_plots():

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 import kernel
-from kernel import consistency, group_consistency, same_label_auc, spearman_power
+from kernel import consistency, different_orders, group_consistency, same_label_auc, spearman_power
 from report import main
 
 
@@ -39,6 +39,12 @@ def test_consistency_of_a_group_is_scipys_and_that_of_all_permutations(seed, rew
 def test_groups_without_differences_have_no_correlation():
     assert group_consistency([1.0] * 4, random_kernel(4, 0), np.random.default_rng(0)) is None
     assert group_consistency([1.0, 0.0, 1.0, 0.0], np.ones((4, 4)), np.random.default_rng(0)) is None
+
+
+@pytest.mark.parametrize("rewards", [[1.0, 0, 0, 0, 0], [1.0, 1, 0, 0], [0.0, 0.5, 1.0], [0.0, 0.1, 1.0, 1.0], [1.0, 1.0]])
+def test_orders_of_rewards_are_those_of_all_permutations(rewards):
+    tables = {tuple(pairs_of(list(order), np.eye(len(rewards)))[0]) for order in itertools.permutations(rewards)}
+    assert different_orders(rewards) == len(tables)
 
 
 def test_power_is_that_of_simulated_tests():
@@ -80,7 +86,7 @@ def table(text: str) -> dict[str, list[float]]:
 def test_the_kernel_that_knows_all_estimates_the_share(tmp_path, monkeypatch):
     """Similarity 1 within a label and 0 between: (1 + SMI) / G is the label's share, AUC 1, weights in the ratio of the counts (3 to 1, 2 to 1)."""
     write_groups(tmp_path / "samples.jsonl", [[(x, x, 1.0) for x in "aaab"], [(x, x, 1.0) for x in "abbc"]])
-    monkeypatch.setattr(kernel, "similarities", lambda groups, dra: [np.equal.outer(*[[c["label"] for c in group["completions"]]] * 2).astype(float) for group in groups])
+    monkeypatch.setattr(kernel, "similarities", lambda groups, dra: ([np.equal.outer(*[[c["label"] for c in group["completions"]]] * 2).astype(float) for group in groups], 0))
     text = kernel.kernel(tmp_path, [], 10, "")
     assert table(text)["1"] == [2.5, 1, 1, pytest.approx((0.75 * 3 + 0.25 * 3 + 0.5 * 2) / 8), pytest.approx(0.5)] and "AUC 1.00" in text
     assert "similarity: 0.000 to 1.000" in text and "tells the labels apart (" in text
@@ -89,7 +95,7 @@ def test_the_kernel_that_knows_all_estimates_the_share(tmp_path, monkeypatch):
 def test_a_kernel_of_something_else_is_told_apart_from_a_good_one(tmp_path, monkeypatch):
     """Three x and one y with similarity 1 and 0.5, by hand at sharpen 1 and 3: 1 + SMI is 3.5 and 2.5, then 3.125 and 1.375; the labels are others."""
     write_groups(tmp_path / "samples.jsonl", [[(text, text[1], 1.0) for text in ("xa", "xa", "xb", "ya")]] * 3)
-    monkeypatch.setattr(kernel, "similarities", lambda groups, dra: [np.where(np.equal.outer(*[[c["text"][0] for c in group["completions"]]] * 2), 1.0, 0.5) for group in groups])
+    monkeypatch.setattr(kernel, "similarities", lambda groups, dra: ([np.where(np.equal.outer(*[[c["text"][0] for c in group["completions"]]] * 2), 1.0, 0.5) for group in groups], 0))
     text = kernel.kernel(tmp_path, ["dra.sharpen=3"], 10, "")
     found = {sharpen: (row[0], row[3]) for sharpen, row in table(text).items()}
     assert found["1"] == (1.4, pytest.approx(13 / 16, abs=6e-4)) and found["3"] == (2.273, pytest.approx((3 * 3.125 + 1.375) / 16, abs=6e-4))
@@ -98,10 +104,22 @@ def test_a_kernel_of_something_else_is_told_apart_from_a_good_one(tmp_path, monk
 
 def test_labels_come_from_a_function_or_not_at_all(tmp_path, monkeypatch):
     write_groups(tmp_path / "samples.jsonl", [[("xa", None, 1.0), ("xa", None, 1.0), ("yb", None, 1.0)]])
-    monkeypatch.setattr(kernel, "similarities", lambda groups, dra: [np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1.0]])])
-    assert "without labels nothing more" in kernel.kernel(tmp_path, [], 10, "")
-    (tmp_path / "label.py").write_text("def label(text, record):\n    return text[1]\n")
+    monkeypatch.setattr(kernel, "similarities", lambda groups, dra: ([np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1.0]])], 2))
+    text = kernel.kernel(tmp_path, [], 10, "")
+    assert "without labels nothing more" in text and "of 2 of 3 completions the embedder read only the beginning" in text
+    (tmp_path / "label.py").write_text("def label(text, record):\n    return text[1]\n\ndef same(text, record):\n    return 'same'\n")
     assert "(AUC 1.00)" in kernel.kernel(tmp_path, [], 10, f"{tmp_path}/label.py:label")
+    assert "(1 different labels in all)" in kernel.kernel(tmp_path, [], 10, f"{tmp_path}/label.py:same")
+
+
+def test_the_kernel_is_tested_as_the_run_used_it(tmp_path, monkeypatch):
+    """With dra.scope = correct only the two right completions are neighbours: 1 + SMI is 1.5, 1.5 and 2 (ratio 4/3); all three: 2 each. What training refuses is refused."""
+    write_groups(tmp_path / "samples.jsonl", [[("x", "a", 1.0), ("y", "a", 1.0), ("z", "b", 0.0)]])
+    monkeypatch.setattr(kernel, "similarities", lambda groups, dra: ([np.full((3, 3), 0.5) + np.eye(3) / 2], 0))
+    assert table(kernel.kernel(tmp_path, ["dra.scope=correct"], 10, ""))["1"][0] == 1.333 and table(kernel.kernel(tmp_path, [], 10, ""))["1"][0] == 1
+    for overrides, words in ((["dra.smi=log_det", "dra.sharpen=2"], "does not go with sharpen"), (["dra.weights=my.py:f"], "leave it empty")):
+        with pytest.raises(ValueError, match=words):
+            kernel.kernel(tmp_path, overrides, 10, "")
 
 
 def test_commands_embed_with_the_embedder_of_the_run(tmp_path, capsys):
@@ -111,14 +129,17 @@ def test_commands_embed_with_the_embedder_of_the_run(tmp_path, capsys):
     (tmp_path / "config.toml").write_text('[dra]\nembedder = "tiny/embedder"\n')
     assert main(["kernel", str(tmp_path)]) == 0
     assert "1 groups, 15 pairs, embedder tiny/embedder" in (out := capsys.readouterr().out) and "tells the labels apart (AUC 1.00)" in out
-    assert main(["consistency", str(tmp_path / "samples.jsonl"), "--groups", "5"]) == 0
+    assert main(["consistency", str(tmp_path / "samples.jsonl"), "--groups", "5", "dra.text=completion"]) == 0
     out = capsys.readouterr().out
-    assert "leaves 1 to test" in out and "p < 0.05 in 100.0% of the groups" in out and "power at G = 6 (15 pairs): 0.06 where rho is 0.1" in out
+    assert "leaves 1 to test" in out and "p < 0.05 in 100.0% of the groups" in out and "so at most): 0.06 where rho is 0.1" in out
+    assert "in 1 groups the rewards have fewer than 20 different orders" in out and "by permutation" not in out      # 3 of 6: 10
+    with pytest.raises(SystemExit):
+        main(["consistency", str(tmp_path), "--groups", "5", "groups=3"])
 
 
 def test_consistency_says_when_there_is_nothing_to_test(tmp_path, monkeypatch):
     write_groups(tmp_path / "samples.jsonl", [[("a", None, 1.0)] * 3])
-    monkeypatch.setattr(kernel, "similarities", lambda groups, dra: [np.ones((3, 3))])
+    monkeypatch.setattr(kernel, "similarities", lambda groups, dra: ([np.ones((3, 3))], 0))
     assert consistency(tmp_path, [], 10).endswith("which leaves 0 to test")
 
 

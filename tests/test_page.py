@@ -10,7 +10,7 @@ import pytest
 
 import page
 from page import STYLES, by_recipe, group_table, grid, lines, plain_advantages, smooth, telling_groups, training_figure, values_of, write_page
-from records import read_any, read_run
+from records import Evaluation, read_any, read_run
 from report import main
 
 TRAIN = {"reward": 0.5, "accuracy": 0.5, "modes": 2.0, "entropy": 0.1, "length": 9.0, "truncated": 0.0, "kl": 0.0, "gap": 1e-7, "zero_advantage": 0.1, "similarity": None,
@@ -50,9 +50,40 @@ def test_seeds_of_a_recipe_are_one_curve_with_a_band(tmp_path):
 
 
 def test_a_run_that_has_just_started_is_no_obstacle(tmp_path):
-    """No step, or no step in common with the others of its recipe."""
-    runs = [read_run(a_run(tmp_path / name, seed, steps, loss=loss)) for name, seed, steps, loss in (("a", 0, (1, 2), "grpo"), ("b", 1, (), "grpo"), ("c", 0, (1, 2, 3), "dapo"))]
+    """No step yet: no seed, unless there is nothing else; no step in common with the others: no curve, and the table says where curves end."""
+    runs = [read_run(a_run(tmp_path / name, seed, steps, loss=loss)) for name, seed, steps, loss in
+            (("a", 0, (1, 2), "grpo"), ("b", 1, (), "grpo"), ("c", 0, (1, 2, 3), "dapo"), ("d", 1, (4,), "dapo"))]
+    assert [[run.path.name for run in seeds] for seeds in by_recipe(runs).values()] == [["a"], ["c", "d"]]
     assert len(write_page(runs, [], tmp_path / "out", 2)) == 4 and len(write_page(runs[1:2], [], tmp_path / "one", 2)) == 1
+    assert len(write_page(runs[2:], [], tmp_path / "apart", 2)) == 2          # times without a line
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "no step yet; left out" in text and "2 seeds, 3 steps (curves end there; the longest has 4)" in text
+
+
+def test_nothing_is_drawn_in_place_of_another(tmp_path):
+    """Recipes and evaluations with the same name keep their own curves, told apart by folder or whole path."""
+    runs = [read_run(a_run(tmp_path / name, loss=loss)) for name, loss in (("a/r", "grpo"), ("b/r", "dapo"), ("c", "dr_grpo"))]
+    assert list(by_recipe(runs)) == [f"tiny (r) ({tmp_path}/a/r)", f"tiny (r) ({tmp_path}/b/r)", "tiny (c)"]
+    evaluations = [Evaluation(tmp_path / name / "m", "m", {"b": {"pass_at_k": {"1": value, "2": 1.0}}}, {}) for name, value in (("x", 0.2), ("y", 0.4))]
+    figure = page.pass_figure({}, evaluations)
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines[:2]] == [[0.2, 1], [0.4, 1]] and len(figure.legends[0].get_texts()) == 2
+
+
+def test_pass_at_k_is_that_of_steps_all_seeds_have(tmp_path):
+    """One seed is behind: the last evaluation both have is drawn, and no name without a curve is in the legend."""
+    runs = []
+    for name, seed, steps in (("a", 0, (0, 2, 4)), ("b", 1, (0, 2))):
+        folder = a_run(tmp_path / name, seed)
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.writelines(json.dumps({"kind": "eval", "step": step, "benchmark": "t", "accuracy": 0.5, "accuracy_se": 0.1, "pass_at_k": {"1": 0.5 + step / 10}}) + "\n" for step in steps)
+        runs.append(read_run(folder))
+    figure = page.pass_figure(by_recipe(runs), [])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["tiny, step 0", "tiny, step 2"]
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines[:2]] == [[0.5], [0.7]]
+
+
+def test_more_curves_than_colours_differ():
+    assert len({(str(look["linestyle"]), look["marker"]) for look in map(page.style, range(64))}) == 64
 
 
 def test_smooth_is_the_mean_of_what_is_known():
@@ -149,6 +180,8 @@ def test_the_same_prompt_stands_side_by_side(tmp_path):
     html = page.groups_html(read_any([a, b, c])[0], 3)
     assert html.count("<h3>") == 1 and html.count("<table>") == 2 and "from a 0" in html and "from b 0" in html and "from c" not in html
     assert page.groups_html(read_any([a])[0], 0) == ""
+    with pytest.raises(ValueError, match="--groups must be >= 0"):
+        write_page([], [], tmp_path / "out", -1)
 
 
 def test_page_of_the_committed_runs(tmp_path, capsys):
