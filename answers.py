@@ -357,10 +357,11 @@ PLAIN = re.compile(r"[^\\{}<]{0,1000}[0-9A-Za-z][^\\{}<]{0,1000}")           # n
 
 
 def gold_of(value: str) -> str:
-    """The gold in a column that holds it, or holds a solution with the answer in its last box. ValueError if no boxed answer could equal it."""
+    """The gold in a column that holds it, or a solution with it in its last box or behind "####". ValueError if no boxed answer could equal it."""
     if PLAIN.fullmatch(value):
         return value
-    gold = value if (boxed := last_box(value)) is None else boxed
+    if (gold := last_box(value)) is None:
+        gold = value.rpartition("####")[2].strip() if "####" in value else value
     if last_box(f"\\boxed{{{gold}}}") == gold and normalize(gold):
         return gold                                     # it equals itself as text, which a data file of a million rows should not wait longer for
     item = grade_exact(f"\\boxed{{{gold}}}", gold)

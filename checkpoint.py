@@ -33,10 +33,13 @@ def barrier() -> None:
 def lock(run_dir: Path, key: str = "run.dir") -> Iterator[None]:
     """Makes this process the only writer of the folder that config key `key` names; the lock ends with the process, however it ends.
 
-    Raises ValueError naming the process that has it.
+    Raises ValueError naming the process that has it, or what keeps the folder from being written.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    handle = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ValueError(f"{key} = {str(run_dir)!r} cannot be written: {error.strerror}; name another {key}") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -166,7 +166,7 @@ def parse_args(cls: type, argv: list[str], doc: str, extra: Callable[[argparse.A
     parser.add_argument("--config", required=True, metavar="FILE", help="TOML file with the run's settings")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file")
     extra(parser)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)           # settings may stand before and behind options
 
 
 def dump(config: Any) -> str:
@@ -178,6 +178,13 @@ def dump(config: Any) -> str:
         lines += [f"{field.name} = {toml_value(getattr(values, field.name))}" for field in dataclasses.fields(values)]
         lines.append("")
     return "\n".join(lines)
+
+
+def changes(before: Any, now: Any, may_change: tuple[str, ...]) -> str:
+    """"section.key: old -> new" of what differs between two configs of one class, but for keys that begin with one of `may_change`; "" for nothing."""
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    return "; ".join(f"{section}.{key}: {old[section][key]!r} -> {value!r}" for section, values in new.items() for key, value in values.items()
+                     if old[section][key] != value and not f"{section}.{key}".startswith(may_change))
 
 
 def toml_value(value: Any) -> str:

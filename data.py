@@ -2,7 +2,7 @@
 
     load_problems("data/aime24.jsonl", DataConfig())        # [{"id": ..., "problem": "...", "answer": "204", other columns}, ...]
 
-A source is a JSON Lines file, a JSON file with a list of objects, a parquet file, or a hub data set, `hub:owner/name[:split]`. Every row is checked
+A source is a JSON Lines file, a JSON file with a list of objects, a parquet file, or a hub data set, `hub:owner/name[/config][:split]`. Every row is checked
 when it is loaded: a gold that nothing could equal would count against the policy for ever. A million rows take seconds, because a gold that equals
 itself needs no algebra and a prompt that is short in bytes is short in tokens.
 """
@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from answers import gold_of, last_box
 from model import ModelConfig
 
-HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)(?::([\w.\[\]:%+-]+))?")
+HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:/([\w.-]+))?(?::([\w.\[\]:%+-]+))?")
 NAMED = re.compile(r"([\w.-]+)=(.+)")
 BATCH = 1024                                            # prompts tokenised at a time, on all cores
 
@@ -41,25 +42,19 @@ class DataConfig:
 def check_source(key: str, source: str) -> None:
     """ValueError naming config key `key` if `source` is neither a file nor written like a hub data set; nothing is read."""
     if not (HUB.fullmatch(source) if source.startswith("hub:") else Path(source).is_file()):
-        raise ValueError(f"{key} = {source!r} does not exist; name a JSONL, JSON or parquet file with problems and answers, or hub:owner/name[:split]")
+        raise ValueError(f"{key} = {source!r} is not a file; name a JSONL, JSON or parquet file with problems and answers, or hub:owner/name[/config][:split]")
 
 
 def rows_of(source: str) -> tuple[str, Iterable[dict | bytes]]:
     """What a row of `source` is called, "line" or "row", and the rows: the lines of a JSONL file as they are, else objects."""
     if source.startswith("hub:"):
         return "row", hub_rows(source)
-    if source.endswith(".parquet"):
-        from pyarrow import ArrowException, parquet     # comes with datasets
-
-        try:
-            table = parquet.ParquetFile(source)
-        except ArrowException as error:
-            raise ValueError(f"data file {source!r} is not a parquet file: {error}") from None
-        return "row", (row for batch in table.iter_batches() for row in batch.to_pylist())
-    if source.endswith(".json"):
+    if source.lower().endswith(".parquet"):
+        return "row", parquet_rows(source)
+    if source.lower().endswith(".json"):
         try:
             rows = json.loads(Path(source).read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"data file {source!r} is not valid JSON: {error}") from None
         if not isinstance(rows, list):
             raise ValueError(f"data file {source!r} must hold a list of objects; a file with an object per line is named .jsonl")
@@ -72,18 +67,28 @@ def lines_of(path: str) -> Iterator[bytes]:
         yield from file
 
 
+def parquet_rows(source: str) -> Iterator[dict]:
+    from pyarrow import ArrowException, parquet         # comes with datasets
+
+    try:
+        for batch in parquet.ParquetFile(source).iter_batches():
+            yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"data file {source!r} is not a whole parquet file: {error}") from None
+
+
 def hub_rows(source: str) -> Iterable[dict]:
     """The rows of a data set that the `datasets` library finds; a split must be named where there are several."""
     from datasets import DatasetDict, load_dataset      # seconds of import that only runs with hub data need
 
-    name, split = HUB.fullmatch(source).groups()
+    name, config, split = HUB.fullmatch(source).groups()
     try:
-        found = load_dataset(name, split=split)
+        found = load_dataset(name, config, split=split)
     except Exception as error:                          # offline, no such data set or split, no access: errors of many classes
         raise ValueError(f"data set {source!r} cannot be had: {(str(error).splitlines() or [repr(error)])[0]}") from None
     if isinstance(found, DatasetDict):
         if len(found) > 1:
-            raise ValueError(f"data set {source!r} has the splits {', '.join(found)}; name one, as in hub:{name}:{next(iter(found))}")
+            raise ValueError(f"data set {source!r} has the splits {', '.join(found)}; name one, as in {source}:{next(iter(found))}")
         found, = found.values()
     return found
 
@@ -123,7 +128,7 @@ def problem_of(row: dict | bytes, number: int, data: DataConfig) -> dict:
     if isinstance(row, bytes):
         try:
             row = json.loads(row)
-        except ValueError as error:                     # of JSON or of UTF-8
+        except (ValueError, RecursionError) as error:   # of JSON or of UTF-8; nested a thousand deep
             raise ValueError(f"not valid JSON: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"must be an object with columns; got {row!r}")
@@ -133,11 +138,15 @@ def problem_of(row: dict | bytes, number: int, data: DataConfig) -> dict:
     for key, column in (("data.problem", problem), ("data.answer", answer)):
         if column not in row:
             raise ValueError(f"no column {column!r} (there are {', '.join(map(str, row))}); name the right one with {key}")
-        if not isinstance(row[column], str | int | float) or not str(row[column]).strip():
-            raise ValueError(f"column {column!r} must be a non-empty string or number; got {row[column]!r}")
+        value = row[column]
+        if not isinstance(value, str | int | float) or isinstance(value, bool) or value != value or value in (inf, -inf) or not str(value).strip():
+            raise ValueError(f"column {column!r} must be a non-empty string or a finite number; got {value!r}")
+        if isinstance(value, str) and not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"column {column!r} has half of a surrogate pair in it, which is no text: {ascii(value)[:60]}")
     if answer == "solution" and last_box(row[answer]) is None:
         raise ValueError("column 'solution' has no answer in \\boxed{}; name the column with the answer with data.answer")
-    return {**row, "id": row.get("id", number - 1), "problem": str(row[problem]), "answer": gold_of(str(row[answer]))}
+    name = row.get("id", number - 1)
+    return {**row, "id": name if isinstance(name, str | int | float | list | None) else str(name), "problem": str(row[problem]), "answer": gold_of(str(row[answer]))}
 
 
 def first_column(row: dict, names: str) -> str:
@@ -169,7 +178,7 @@ def benchmark_name(text: str) -> tuple[str, str]:
 
 def model_folder(config: ModelConfig, patterns: Sequence[str] = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")) -> str:
     """The local folder of `model.path`; if it is a hub name, the files that match `patterns` are fetched. ValueError if there is none."""
-    if Path(config.path).is_dir():
+    if config.path and Path(config.path).is_dir():
         return config.path
     if config.path.count("/") != 1 or config.path.startswith((".", "/")):
         raise ValueError(f"model.path = {config.path!r} is neither a folder nor a hub name owner/name")
@@ -187,7 +196,8 @@ def load_tokenizer(folder: str):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model folder {folder!r} has no usable tokenizer: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"model folder {folder!r} has no usable tokenizer" + (
+            f": {str(error).splitlines()[0]}" if (Path(folder) / "tokenizer.json").is_file() else ", such as a tokenizer.json")) from None
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer in {folder!r} has no chat template")
     return tokenizer

@@ -36,15 +36,15 @@ from tqdm import tqdm
 
 import checkpoint
 import memory
-from config import dump, import_function, load, parse_args
+from config import dump, load, parse_args
 from data import load_benchmarks, load_problems, load_tokenizer, model_folder, opening, prompt_tokens, short_enough
 from eval import format_record, summarize
-from model import DTYPES, ModelConfig, Transformer
+from model import DTYPES, ModelConfig, Transformer, read_json
 from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
 from report import Trackers, before_and_after, group_figures, step_line
 from reward import Embedder, Grader, PolicyEmbedder, Rewarder, Scores
 from sampler import Completion, Sampler, stop_ids
-from samples import eval_sampler, sample_problems, settings_of
+from samples import eval_sampler, labeller, sample_problems, settings_of
 from settings import Config, LearnerConfig, check
 
 # P prompts, G completions each, N = P*G rows, T tokens of a row (prompt and completion, right-padded)
@@ -388,7 +388,7 @@ def train_until(config: Config, stop: Stop) -> int:
             print(f"the run in {run_dir} is complete ({done} steps); raise run.steps to continue it or name another run.dir")
         return 0
     sampler.load_weights(full_weights(learner.policy))
-    label = import_function("eval.label", config.eval.label) if config.eval.label else None
+    label = labeller(config.eval)
     scale = {"auto": "none" if config.learner.loss == "dr_grpo" else "std"}.get(config.reward.advantage, config.reward.advantage)
     if first:                                           # records behind the checkpoint belong to steps that will be done again
         for path, size in ((metrics_path, sizes["metrics"]), (samples_path, sizes["samples"])):
@@ -425,6 +425,8 @@ def train_until(config: Config, stop: Stop) -> int:
         """Evaluates on all benchmarks, each rank its share; False, with nothing logged, if interrupted."""
         results = []
         for name, problems in benchmarks.items():
+            if stop.any_rank():
+                return False
             start, samples, settings = time.perf_counter(), [], settings_of(config.eval, name)
             with stop.local(f"evaluation after step {step}"):
                 places = range(rank, len(problems), world)
@@ -449,7 +451,7 @@ def train_until(config: Config, stop: Stop) -> int:
         rewarder = Rewarder(config.reward, config.dra, scale, config.sampler.max_new_tokens, grader, embedder, opening(tokenizer))
         running = evaluated or run_eval(done, grader)
         for step in range(done, config.run.steps):
-            if not running:
+            if not running or stop.any_rank():
                 break
             clock = Clock(device)
             pairs = prompts_for_step(config.run.seed, step, rank, world, len(kept), config.data.prompts_per_step)
@@ -506,10 +508,8 @@ def train_until(config: Config, stop: Stop) -> int:
 def dry_run(config: Config) -> str:
     """The table of memory.py for one rank of this run, and its last line for more ranks; of the policy, only config.json is read."""
     path = Path(model_folder(config.model, ["config.json"])) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"model folder {str(path.parent)!r} has no config.json")
     with torch.device("meta"):
-        model = Transformer(json.loads(path.read_text()), where=str(path))
+        model = Transformer(read_json(path), where=str(path))
 
     def parts(world: int) -> list[memory.Part]:
         rows = -(-config.data.prompts_per_step // world) * config.sampler.group_size

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated
 
@@ -23,13 +24,15 @@ import torch
 from torch import Tensor
 
 import checkpoint
-from config import dump, load, parse_args
+from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, load_benchmarks, load_problems, load_tokenizer, model_folder
 from grader import Grader
-from model import DTYPES, ModelConfig, Transformer
+from model import DTYPES, Geometry, ModelConfig, Transformer, read_json, weight_files
 from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
+from records import RESULT, read_jsonl, require
 from reward import Embedder, cosine_similarity
-from samples import EvalConfig, by_problem, check_eval, collect, eval_sampler, json_lines, read_groups, sample_groups, sample_problems, settings_of
+from samples import (EvalConfig, by_problem, check_eval, check_room, collect, eval_sampler, json_lines, sample_groups, sample_problems, settings_of,
+                     whole_problems)
 
 # N completions
 
@@ -102,20 +105,18 @@ def maj_at_k(votes: Sequence[Hashable], right: Hashable, k: int) -> float:
     if not 1 <= k <= n:
         raise ValueError(f"maj@k needs 1 <= k <= n; got n={n}, k={k}")
     rivals = Counter(vote for vote in votes if vote is not None)
-    c, silent, total, value = rivals.pop(right, 0), n - rivals.total(), math.comb(n, k), 0.0
-    silent -= c
+    c, total, value = rivals.pop(right, 0), math.comb(n, k), 0.0
     for x in range(1, min(c, k) + 1):
-        if 2 * x > k:                                   # no rival can have as many
-            value += math.comb(c, x) * math.comb(n - c, k - x) / total
-            continue
+        reach = [size for size in rivals.values() if x <= size] if 2 * x <= k else []       # rivals that can have x votes; the other votes decide nothing
+        rest = n - c - sum(reach)
         ways = {(0, 0): 1}                              # (rivals with x votes, votes drawn from rivals): number of subsets
-        for size in rivals.values():
+        for size in reach:
             wider: Counter = Counter()
             for (tied, drawn), count in ways.items():
-                for y in range(min(size, x, k - x - drawn) + 1):
+                for y in range(min(x, k - x - drawn) + 1):
                     wider[tied + (y == x), drawn + y] += count * math.comb(size, y)
             ways = wider
-        value += sum(math.comb(c, x) * count * math.comb(silent, k - x - drawn) / (total * (tied + 1)) for (tied, drawn), count in ways.items())
+        value += sum(math.comb(c, x) * count * math.comb(rest, k - x - drawn) / (total * (tied + 1)) for (tied, drawn), count in ways.items())
     return value
 
 
@@ -147,7 +148,8 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 def deviation(values: Sequence[float]) -> float | None:
     """Standard deviation with ddof 1; None for a single value."""
-    return math.sqrt(sum((value - mean(values)) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
+    centre = mean(values)
+    return math.sqrt(sum((value - centre) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
 
 
 def standard_error(values: Sequence[float]) -> float:
@@ -257,7 +259,7 @@ def right_similarity(group: Sequence[dict], embedder: Embedder) -> tuple[int, fl
 
 def identity(folder: str, benchmarks: dict[str, list[dict]]) -> str:
     """SHA-256 of the policy's files and of each benchmark's problems, as JSON: settings name both by paths, where something else may stand tomorrow."""
-    files = [path for path in sorted(Path(folder).iterdir()) if path.suffix in (".safetensors", ".json", ".jinja", ".model") and path.is_file()]
+    files = [path for path in sorted(Path(folder).iterdir()) if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and path.is_file()]
     problems = {name: hashlib.sha256(json_lines({key: row[key] for key in ("id", "problem", "answer")} for row in rows)).hexdigest()
                 for name, rows in benchmarks.items()}
     return json.dumps({**{path.name: checkpoint.digest(path) for path in files}, **problems}, indent=2) + "\n"
@@ -267,12 +269,23 @@ def out_folder(config: Config) -> Path:
     return Path(config.output.dir) / config.model.path.strip("/.").replace("/", "-")
 
 
-def check_unchanged(out: Path, name: str, text: str, what: str) -> None:
-    """ValueError unless the file `name` of the folder has this text already, or is not there: then it is written."""
-    if not (out / name).exists():
-        checkpoint.write(out / name, text)
-    elif (out / name).read_text(encoding="utf-8") != text:
-        raise ValueError(f"{out} holds an evaluation with {what} (see its {name}); name another output.dir")
+MAY_CHANGE = ("model.path", "eval.slots", "output.dir", "output.workers")     # model.path: the folder is the same one's, and identity.json knows its files
+
+
+def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
+    """Writes config.toml and identity.json into the policy's folder; ValueError if it has samples made with others, or the policy cannot be used."""
+    out, folder = out_folder(config), model_folder(config.model)
+    check_room(config.eval, Geometry.from_json(read_json(Path(folder) / "config.json"), f"{folder}/config.json").context)
+    weight_files(Path(folder))
+    load_tokenizer(folder)
+    files = identity(folder, benchmarks)
+    if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
+        if changed := changes(load(Config, out / "config.toml"), config, MAY_CHANGE):
+            raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
+        if (out / "identity.json").read_text(encoding="utf-8") != files:
+            raise ValueError(f"{out} holds an evaluation with other weights or problems (see its identity.json); name another output.dir")
+    checkpoint.write(out / "config.toml", dump(config))
+    checkpoint.write(out / "identity.json", files)
 
 
 class Evaluation:
@@ -287,16 +300,15 @@ class Evaluation:
             self.model.n_tokens = min(self.model.g.vocab, len(self.tokenizer))
             diversity = config.diversity
             self.embedder = diversity.embedder and Embedder(diversity.embedder, diversity.max_tokens, diversity.trust_remote_code, device, section="diversity")
-            if rank == 0:
-                check_unchanged(self.out, "config.toml", dump(config), "other settings")
-                check_unchanged(self.out, "identity.json", identity(folder, benchmarks), "other weights or problems")
         self.interrupted = stop.any_rank()
 
     def run(self) -> bool:
         """Evaluates what has not been yet and prints all; False if interrupted."""
-        results, last = self.out / "results.jsonl", list(self.benchmarks)[-1]
-        lines = results.read_bytes().splitlines() if results.exists() else []       # of a string, splitlines cuts at more than the ends of lines
-        records = {record["benchmark"]: record for record in map(json.loads, lines) if "benchmarks" not in record}
+        results, last, records = self.out / "results.jsonl", list(self.benchmarks)[-1], {}
+        for where, record in read_jsonl(results) if results.exists() else ():
+            if not (isinstance(record, dict) and "benchmarks" in record):           # the average
+                require(record, RESULT, where, "a record of an evaluation; remove the file, and the same command makes it again from the samples")
+                records[record["benchmark"]] = record
         checkpoint.barrier()                            # all have read them before the first rank writes more
         with Grader(self.config.output.workers, self.config.output.timeout_s, self.config.output.require_box) as grader:
             for name in self.benchmarks:
@@ -315,12 +327,15 @@ class Evaluation:
 
     def benchmark(self, name: str, grader: Grader) -> dict | None:
         """The record of one benchmark, with its samples in a file; None if interrupted."""
+        if self.stop.any_rank():
+            return None
         config, rows, first = settings_of(self.config.eval, name), self.benchmarks[name], self.rank == 0
         parts, final = self.out / f"{name}.parts", self.out / f"{name}.samples.jsonl"
         done = []
+        kept = parts / "kept.jsonl"
         if first and not final.exists():
             parts.mkdir(exist_ok=True)
-            done = collect(parts, parts / "kept.jsonl", config.samples)
+            done = collect(parts, kept, config.samples)
         complete = max_over_ranks(first and final.exists())
         done = set(gather_over_ranks(done))
         mine = [] if complete else [i for i in range(len(rows)) if i not in done][self.rank :: self.world]
@@ -328,27 +343,31 @@ class Evaluation:
             print(f"{self.config.model.path} | {name}: continuing with {len(rows) - len(done)} of {len(rows)} problems", flush=True)
         with self.stop.local(f"{self.config.model.path}, {name}"):
             if mine:
-                with open(parts / f"rank{self.rank}.jsonl", "ab", buffering=0) as file:
+                with open(parts / f"rank{self.rank}.jsonl", "ab") as file:
                     for groups in sample_groups(eval_sampler(self.model, self.tokenizer, config), self.tokenizer, [rows[i] for i in mine], self.config.data, config,
                                                 grader, mine, first, name):
                         file.write(json_lines(sample for group in groups for sample in group))
+                        file.flush()
         if self.stop.any_rank():
             return None
-        if first and not complete:
-            assert collect(parts, final, config.samples) == list(range(len(rows))), "every problem is sampled"
-        if first:                                       # a kill may have left it empty
-            shutil.rmtree(parts, ignore_errors=True)
-        checkpoint.barrier()
         record, similar = {}, []
         with self.stop.local(f"{self.config.model.path}, figures of {name}"):
             if first:
-                samples = (json.loads(line) for _, lines in read_groups(final, config.samples) for line in lines.splitlines())
-                record = summarize(name, ({key: value for key, value in sample.items() if key != "text"} for sample in samples))
-        self.stop.any_rank()                            # an error; a signal has to wait: the samples are complete, and what is left takes seconds
+                if not complete:
+                    if len(there := collect(parts, kept, config.samples)) < len(rows):
+                        raise ValueError(f"{kept} has {len(there)} of {len(rows)} problems, the others were not written; the same command continues")
+                    kept.rename(final)
+                shutil.rmtree(parts, ignore_errors=True)        # a kill may have left it empty
+                samples = [json.loads(line) | {"text": None} for _, lines in whole_problems(final, config.samples) for line in lines.splitlines()]
+                if len(samples) != len(rows) * config.samples:
+                    raise ValueError(f"{final} has whole samples of {len(samples) // config.samples} of {len(rows)} problems; remove it, and the same command makes it again")
+                record = summarize(name, samples)
+        if self.stop.any_rank():
+            return None
         if self.embedder:
             with self.stop.local(f"{self.config.model.path}, similarity of {name}"):
                 similar = [right_similarity([json.loads(line) for line in lines.splitlines()], self.embedder)
-                           for problem, lines in read_groups(final, config.samples) if problem % self.world == self.rank]
+                           for problem, lines in whole_problems(final, config.samples) if problem % self.world == self.rank]
             if self.stop.any_rank():
                 return None
             _, cosines, vendi, cut = zip(*sorted(gather_over_ranks(similar)))
@@ -363,20 +382,24 @@ def main(argv: list[str]) -> int:
 
     args = parse_args(Config, argv, __doc__, more)
     overrides = [*PROTOCOLS.get(args.protocol, []), *args.overrides]
-    paths = [f"model.path={json.dumps(path)}" for path in dict.fromkeys(args.model or [])]
-    configs = [load(Config, args.config, [*overrides, path]) for path in paths] or [load(Config, args.config, overrides)]
+    paths = dict.fromkeys(normpath(path) if path and Path(path).is_dir() else path for path in args.model or [])
+    configs = [load(Config, args.config, [*overrides, f"model.path={json.dumps(path)}"]) for path in paths] or [load(Config, args.config, overrides)]
     config = configs[0]
     if not config.eval.benchmarks:
         raise ValueError("eval.benchmarks is empty: name at least one file or hub data set")
     check_eval(config.eval, config.data)
+    folders: dict[Path, Config] = {}
     for each in configs:
         model_folder(each.model)
+        if (other := folders.setdefault(out_folder(each), each)) is not each:
+            raise ValueError(f"{other.model.path} and {each.model.path} would both be evaluated in {out_folder(each)}; evaluate them with an output.dir each")
     stop, skipped = Stop(), []
     try:
         benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
         with ExitStack() as locks:
             for each in configs if is_first_rank() else ():
                 locks.enter_context(checkpoint.lock(out_folder(each), "output.dir"))
+                claim(each, benchmarks)
             rank, world, device = start_ranks("float32")
             if rank == 0:
                 print(", ".join(f"{name}: {len(rows)} problems" for name, rows in benchmarks.items())

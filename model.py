@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -305,12 +305,9 @@ class Transformer(nn.Module):
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> "Transformer":
         """The policy in a Hugging Face folder. Raises ValueError for anything unsupported, missing or left over in it."""
         path = Path(path)
-        if not (path / "config.json").is_file():
-            raise ValueError(f"model folder {str(path)!r} has no config.json")
         generation = path / "generation_config.json"
         with torch.device("meta"):
-            model = cls(json.loads((path / "config.json").read_text()),
-                        json.loads(generation.read_text()) if generation.is_file() else None, str(path / "config.json"))
+            model = cls(read_json(path / "config.json"), read_json(generation) if generation.is_file() else None, str(path / "config.json"))
         model.to(dtype).to_empty(device=device)
         model.inv_freq = rope_frequencies(model.g).to(device)               # always fp32: .to(dtype) above must not round it
         model.load_tensors(read_tensors(path), where=str(path))
@@ -413,17 +410,35 @@ class ChunkLogprobs(torch.autograd.Function):
         return (grad_MV @ weight_VC.to(dtype)).to(hidden_MC.dtype), None, (grad_MV.t() @ hidden_MC.to(dtype)).to(weight_VC.dtype), None
 
 
+def read_json(path: Path) -> dict:
+    """A JSON file of a model folder; ValueError naming it if it is missing or broken."""
+    if not path.is_file():
+        inside = [folder for name in ("final", "policy") if ((folder := path.parent / name) / path.name).is_file()]       # of a run, of a checkpoint
+        raise ValueError(f"model folder {str(path.parent)!r} has no {path.name}" + (f"; did you mean {inside[0]}?" if inside else ""))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a model folder; ValueError naming one that is missing."""
+    index = path / "model.safetensors.index.json"
+    files = [path / name for name in (sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"])]
+    for file in files:
+        if not file.is_file():
+            has_bin = any(path.glob("*.bin"))
+            raise ValueError(f"model folder {str(path)!r} has no {file.name}" + ("; .bin weights are not read: convert them to safetensors" if has_bin else ""))
+    return files
+
+
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of every safetensors file in a model folder, one tensor in memory at a time."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
-    for name in files:
-        if not (path / name).is_file():
-            has_bin = any(path.glob("*.bin"))
-            raise ValueError(f"model folder {str(path)!r} has no {name}" + ("; .bin weights are not read: convert them to safetensors" if has_bin else ""))
-        with safe_open(path / name, framework="pt") as file:
-            for key in file.keys():
-                yield key, file.get_tensor(key)
+    for file in weight_files(path):
+        try:
+            opened = safe_open(file, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
+        with opened:
+            for key in opened.keys():
+                yield key, opened.get_tensor(key)

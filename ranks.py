@@ -156,7 +156,8 @@ class Stop:
     """What ends a run before its last step: SIGINT or SIGTERM, or an error, on any rank; and what the run was doing then.
 
     A signal raises `Interrupted` where stopping is harmless: before the first step, and inside `with stop.local(...)`, which holds only work
-    without collectives. Elsewhere it is remembered. An error inside is kept too: a rank that left alone would leave the others waiting for it.
+    without collectives. Elsewhere it is remembered, and `any_rank` has to be asked before such work begins: a `with` cannot leave out what is in it.
+    An error inside is kept too: a rank that left alone would leave the others waiting for it.
     """
 
     def __init__(self):
@@ -176,8 +177,6 @@ class Stop:
         self.doing = doing
         try:
             self.immediate = True
-            if self.signum:
-                raise Interrupted
             yield
         except Interrupted:
             pass

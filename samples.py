@@ -29,7 +29,7 @@ SLOTS_PER_CALL = 4                                      # the same in units of e
 @dataclass(frozen=True)
 class EvalConfig:
     benchmarks: list[str] = field(default_factory=list)
-    """JSONL, JSON or parquet files with a problem and an answer per row, or hub:owner/name[:split]; named as the file is, or NAME=source"""
+    """JSONL, JSON or parquet files with a problem and an answer per row, or hub:owner/name[/config][:split]; named as the file is, or NAME=source"""
     samples: Annotated[int, ">= 1"] = 16
     """completions per problem (n)"""
     samples_of: dict[str, int] = field(default_factory=dict)
@@ -84,6 +84,20 @@ def settings_of(config: EvalConfig, benchmark: str) -> EvalConfig:
     return replace(config, samples=config.samples_of.get(benchmark, config.samples))
 
 
+def labeller(config: EvalConfig) -> Callable[[str, dict], str | None] | None:
+    """The function that `eval.label` names; it raises ValueError if that returns anything but a string or None."""
+    if not config.label:
+        return None
+    function = import_function("eval.label", config.label)
+
+    def label(text: str, row: dict) -> str | None:
+        if not isinstance(name := function(text, row), str | None):
+            raise ValueError(f"eval.label: {config.label} must return a string or None; got {name!r}")
+        return name
+
+    return label
+
+
 def eval_sampler(model: Transformer, tokenizer, config: EvalConfig) -> Sampler:
     """A sampler with the evaluation's settings over `model`."""
     check_room(config, model.g.context)
@@ -124,7 +138,7 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
     A prompt that does not fit into the context is not sampled; its samples are wrong, with the finish "prompt".
     """
     positions = range(len(rows)) if positions is None else positions
-    label: Callable | None = import_function("eval.label", config.label) if config.label else None
+    label = labeller(config)
     data = replace(data, template=config.prompt or data.template)
     begun, room = opening(tokenizer), sampler.model.g.context - config.max_new_tokens
     step = max(1, min(ROWS_PER_CALL, SLOTS_PER_CALL * config.slots or ROWS_PER_CALL) // config.samples)
@@ -172,11 +186,18 @@ def write_jsonl(path: Path, records: Iterable[dict]) -> None:
     path.write_bytes(json_lines(records))
 
 
-def read_groups(path: Path, n: int) -> Iterator[tuple[int, bytes]]:
-    """(problem, its n lines) of a samples file, without what was not written to its end."""
+def whole_problems(path: Path, n: int) -> Iterator[tuple[int, bytes]]:
+    """(problem, the lines of its n samples) of a samples file, up to the first that are not what was written."""
     with open(path, "rb") as file:
-        while len(lines := list(islice(file, n))) == n and lines[-1].endswith(b"\n"):
-            yield json.loads(lines[0])["problem"], b"".join(lines)
+        while lines := list(islice(file, n)):
+            try:
+                samples = [json.loads(line) for line in lines if line.endswith(b"\n")]
+                problem = samples[0]["problem"]
+                if [(sample["problem"], sample["sample"]) for sample in samples] != [(problem, i) for i in range(n)]:
+                    return
+            except (ValueError, TypeError, LookupError):
+                return
+            yield problem, b"".join(lines)
 
 
 def collect(parts: Path, to: Path, n: int) -> list[int]:
@@ -185,7 +206,7 @@ def collect(parts: Path, to: Path, n: int) -> list[int]:
     places: dict[int, tuple[Path, int, int]] = {}       # of each problem: file, offset, bytes; texts stay on disk
     for file in files:
         offset = 0
-        for problem, lines in read_groups(file, n):
+        for problem, lines in whole_problems(file, n):
             places[problem] = file, offset, len(lines)
             offset += len(lines)
     with open(checkpoint.part_of(to), "wb") as out:

@@ -1,14 +1,13 @@
 """The settings of a training run, section by section, and what can be known to be wrong with them before anything is loaded."""
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 
-from config import import_function, load
+from config import changes, import_function, load
 from data import DataConfig, check_source
-from model import Geometry, ModelConfig
+from model import Geometry, ModelConfig, read_json
 from report import check_trackers
 from reward import DraConfig, RewardConfig, reward_function, smi_values
 from sampler import SamplerConfig
@@ -18,7 +17,7 @@ from samples import EvalConfig, check_eval, check_room
 @dataclass(frozen=True)
 class TrainDataConfig(DataConfig):
     train: str = ""
-    """JSONL, JSON or parquet file with a problem and an answer per row, or hub:owner/name[:split]"""
+    """JSONL, JSON or parquet file with a problem and an answer per row, or hub:owner/name[/config][:split]"""
     max_prompt_tokens: Annotated[int, ">= 1"] = 512
     """problems with a longer prompt are left out and counted"""
     prompts_per_step: Annotated[int, ">= 1"] = 8
@@ -118,9 +117,7 @@ def check(config: Config, world: int) -> None:
         check_unchanged(config, Path(config.run.dir) / "config.toml")
     path = Path(config.model.path)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"model folder {str(path)!r} has no config.json")
-        context = Geometry.from_json(json.loads((path / "config.json").read_text()), str(path / "config.json")).context
+        context = Geometry.from_json(read_json(path / "config.json"), str(path / "config.json")).context
         if config.data.max_prompt_tokens + config.sampler.max_new_tokens > context:
             raise ValueError(f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and sampler.max_new_tokens = "
                              f"{config.sampler.max_new_tokens} exceed the model's context of {context}; lower one of them")
@@ -134,8 +131,5 @@ MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume"
 
 def check_unchanged(config: Config, saved: Path) -> None:
     """ValueError listing what differs from the settings a run was started with, but for keys that do not change its course."""
-    before, now = asdict(load(Config, saved)), asdict(config)
-    changed = [f"{section}.{key}: {before[section][key]!r} -> {value!r}" for section, values in now.items() for key, value in values.items()
-               if before[section][key] != value and not f"{section}.{key}".startswith(MAY_CHANGE)]
-    if changed:
-        raise ValueError(f"run.dir = {config.run.dir!r} holds a run with other settings ({'; '.join(changed)}); name another run.dir or change them back")
+    if changed := changes(load(Config, saved), config, MAY_CHANGE):
+        raise ValueError(f"run.dir = {config.run.dir!r} holds a run with other settings ({changed}); name another run.dir or change them back")

@@ -1,8 +1,11 @@
 """data.py: the same rows from every kind of file, errors with file and line, and prompts as the chat template writes them."""
+import datetime
 import json
 
 import datasets
+import pyarrow
 import pytest
+from pyarrow import parquet
 from tokenizers import processors
 
 import data
@@ -17,6 +20,11 @@ from data import DataConfig, check_source, load_benchmarks, load_problems, load_
     ('{"problem": "1+1", "answer": "\\\\frac{1}{2"}\n', ["line 1", "equal", "brace", "skip_bad_rows"]),
     ('{"problem": "1+1", "answer": "."}\n', ["line 1", "equal"]),
     ('{"problem": "1+1", "solution": "It is 2."}\n', ["line 1", "'solution'", "boxed"]),
+    ('{"problem": "1+1", "answer": NaN}\n', ["line 1", "'answer'", "finite"]),
+    ('{"problem": "1+1", "answer": 1e999}\n', ["line 1", "'answer'", "finite"]),
+    ('{"problem": "1+1", "answer": true}\n', ["line 1", "'answer'", "True"]),
+    ('{"problem": "1+\\ud83d", "answer": 1}\n', ["line 1", "'problem'", "surrogate"]),
+    ("[" * 100000 + "\n", ["line 1", "JSON"]),
     ("\n", ["no rows"]),
 ])
 def test_load_problems_names_file_line_and_column(tmp_path, text, words):
@@ -37,9 +45,9 @@ def test_load_problems_maps_columns(tmp_path):
 
 def test_golds_come_from_an_answer_or_the_last_box_of_a_solution(tmp_path):
     path = tmp_path / "d.jsonl"
-    rows = [{"answer": "\\frac12"}, {"answer": "$\\boxed{3}$."}, {"solution": "\\boxed{1}, no: \\boxed{\\{4\\}}."}, {"answer": "5", "solution": "\\boxed{6}"}]
+    rows = [{"answer": "48/2 = <<48/2=24>>24 clips\n#### 72"}, {"answer": "\\frac12"}, {"answer": "$\\boxed{3}$."}, {"solution": "\\boxed{1}, no: \\boxed{\\{4\\}}."}, {"answer": "5", "solution": "\\boxed{6}"}]
     path.write_text("".join(json.dumps({"problem": "p", **row}) + "\n" for row in rows))
-    assert [row["answer"] for row in load_problems(str(path), DataConfig())] == ["\\frac12", "3", "\\{4\\}", "5"]
+    assert [row["answer"] for row in load_problems(str(path), DataConfig())] == ["72", "\\frac12", "3", "\\{4\\}", "5"]
 
 
 def test_bad_rows_are_left_out_and_named_if_asked_for(tmp_path):
@@ -83,13 +91,13 @@ def sources(tmp_path, monkeypatch):
     hub.to_parquet(tmp_path / "d.parquet")
     asked = []
 
-    def load_dataset(name, split=None):
-        asked.append((name, split))
+    def load_dataset(name, config=None, split=None):
+        asked.append((name, config, split))
         if split == "dev":
             raise ValueError("Unknown split dev.\nAnd more")
         return {"a/one": datasets.DatasetDict(train=hub)}.get(name, datasets.DatasetDict(train=hub, test=hub)) if split is None else hub
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return [*(str(tmp_path / f"d.{kind}") for kind in ("jsonl", "json", "parquet")), "hub:a/one", "hub:a/b.c:test"], asked
+    return [*(str(tmp_path / f"d.{kind}") for kind in ("jsonl", "json", "parquet")), "hub:a/one", "hub:a/b.c/main:test[:2]"], asked
 
 
 def test_every_kind_of_source_gives_the_same_rows(sources):
@@ -97,7 +105,7 @@ def test_every_kind_of_source_gives_the_same_rows(sources):
     expected = [{**row, "id": i, "problem": row["question"], "answer": str(row["answer"])} for i, row in enumerate(ROWS)]
     for source in sources[0]:
         assert load_problems(source, DataConfig(problem="problem|question")) == expected, source
-    assert sources[1] == [("a/one", None), ("a/b.c", "test")]
+    assert sources[1] == [("a/one", None, None), ("a/b.c", "main", "test[:2]")]
 
 
 def test_errors_name_source_and_row_in_every_kind_of_source(sources, tmp_path):
@@ -109,13 +117,19 @@ def test_errors_name_source_and_row_in_every_kind_of_source(sources, tmp_path):
     for source, words in (("hub:a/two", "train, test.*hub:a/two:train"), ("hub:a/two:dev", "hub:a/two:dev.*Unknown split dev\\.$")):
         with pytest.raises(ValueError, match=words):
             load_problems(source, DataConfig())
-    for name, text, words in (("x.json", "{", "x.json.*not valid JSON"), ("y.json", "{}", "y.json.*list"), ("z.parquet", "PAR", "z.parquet.*parquet")):
+    for name, text, words in (("x.json", "{", "x.json.*not valid JSON"), ("y.json", "{}", "y.json.*list"), ("z.parquet", "PAR", "z.parquet.*parquet"),
+                              ("Z.PARQUET", "PAR1" + "x" * 99 + "PAR1", "Z.PARQUET.*parquet")):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=words):
             load_problems(str(tmp_path / name), DataConfig())
-    for source in ("none.jsonl", "hub:gsm8k", "hub:a/b:", str(tmp_path)):
+    for source in ("none.jsonl", "hub:gsm8k", "hub:a/b:", "hub:a/b/c/d", str(tmp_path)):
         with pytest.raises(ValueError, match="data.train"):
             check_source("data.train", source)
+
+
+def test_names_that_json_does_not_know_are_text(tmp_path):
+    parquet.write_table(pyarrow.table({"id": [datetime.date(2026, 1, 2)], "problem": ["1+1"], "answer": [2]}), tmp_path / "d.parquet")
+    assert load_problems(str(tmp_path / "d.parquet"), DataConfig())[0]["id"] == "2026-01-02"
 
 
 def test_benchmarks_have_names_of_their_own(sources):

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import pytest
 import torch
 from test_learner import torchrun
 
+import eval as eval_module
 from config import load
 from data import DataConfig, load_tokenizer, prompt_tokens
 from eval import PROTOCOLS, Config, average, effective_labels, evaluate, main, maj_at_k, pass_at_k, right_similarity, standard_error, summarize, vendi_score
 from model import Transformer
 from ranks import run_main
 from reward import Grader
-from samples import EvalConfig, collect, eval_sampler, json_lines, name_votes, read_groups
+from samples import EvalConfig, collect, eval_sampler, json_lines, labeller, name_votes, whole_problems
 
 
 def test_pass_at_k_equals_counting_subsets():
@@ -171,7 +173,7 @@ def test_a_cut_samples_file_gives_back_its_whole_problems(tmp_path):
         for _ in range(2):
             assert collect(parts, parts / "kept.jsonl", 2) == expected and [path.name for path in parts.iterdir()] == ["kept.jsonl"]
             assert (parts / "kept.jsonl").read_bytes() == json_lines(sample for p in expected for sample in groups[p])
-        assert [problem for problem, _ in read_groups(parts / "kept.jsonl", 2)] == expected
+        assert [problem for problem, _ in whole_problems(parts / "kept.jsonl", 2)] == expected
 
 
 def test_evaluation_does_not_depend_on_its_parts(tmp_path, monkeypatch):
@@ -227,6 +229,7 @@ def test_each_benchmark_has_its_own_n_and_prompt(tmp_path):
     assert record["samples"] == 3 and asked[0][0].tolist() == prompt_tokens(tokenizer, "47+38+1", DataConfig())
 
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["eval.samples=3", "eval.slots=3", "model.path=tiny/policy", "diversity.embedder=tiny/embedder"]     # 12 rows, four problems, between two writes
 
 
@@ -328,8 +331,8 @@ def test_figures_follow_from_the_samples(finished):
 def test_another_evaluation_in_the_same_folder_is_refused(finished, tmp_path):
     """Other settings, other weights or other problems behind the same paths: nothing is changed, and what differs is said."""
     folder, before = finished[1].parent, contents(finished[1])
-    with pytest.raises(ValueError, match="other settings.*config.toml.*output.dir"):
-        in_process([*finished[0], "eval.seed=1"], folder)
+    with pytest.raises(ValueError, match=r"other settings \(eval.seed: 0 -> 1\); name another output.dir"):
+        in_process([*finished[0], "eval.seed=1", "eval.slots=7"], folder)
     kept = (finished[1] / "identity.json").read_text()
     assert json.loads(kept)["model.safetensors"] == hashlib.sha256(Path("tiny/policy/model.safetensors").read_bytes()).hexdigest()
     source = folder.parent / "a.jsonl"
@@ -339,6 +342,84 @@ def test_another_evaluation_in_the_same_folder_is_refused(finished, tmp_path):
         in_process(finished[0], folder)
     source.write_text(text)
     assert contents(finished[1]) == before
+
+
+def test_what_changes_no_figure_may_change(finished, tmp_path):
+    """Fewer slots, another number of workers, another name of the folder: what a user needs who has run out of memory or has moved things."""
+    shutil.copytree(finished[1].parent, tmp_path / "moved")
+    assert in_process([*finished[0], "eval.slots=2", "output.workers=1", "model.path=tiny/policy/"], tmp_path / "moved") == 0
+    assert contents(tmp_path / "moved" / "tiny-policy") == contents(finished[1])
+
+
+def test_a_start_that_failed_is_no_obstacle(tmp_path):
+    """Nothing was sampled, so settings and problems may still change."""
+    (tmp_path / "d.jsonl").write_text('{"problem": "47+38", "answer": "85"}\n')
+    (tmp_path / "label.py").write_text("def label(text, row):\n    return 7\n")
+    one = [f'eval.benchmarks=["{tmp_path}/d.jsonl"]', "eval.samples=2", "model.path=tiny/policy"]
+    for wrong, words in (("eval.max_new_tokens=256", "lower it"), (f"eval.label={tmp_path}/label.py:label", "must return a string or None; got 7")):
+        with pytest.raises(ValueError, match=words):
+            in_process([*one, wrong], tmp_path / "out")
+    assert in_process(one, tmp_path / "out") == 0
+    assert labeller(EvalConfig()) is None and labeller(EvalConfig(label="tiny/task.py:strategy"))("nothing", {}) is None
+
+
+def test_a_policy_that_cannot_be_used_is_found_before_the_first_is_sampled(tmp_path, monkeypatch):
+    """Two that share a folder, one without weights, one without config: the first one's hours are not spent."""
+    command = ["--config", str(ROOT / "configs/eval_tiny.toml"), f'eval.benchmarks=["{ROOT}/tiny/test.jsonl"]', "eval.label=", f"output.dir={tmp_path}/out"]
+    for name in ("m/final", "a/b", "a-b"):
+        shutil.copytree("tiny/policy", tmp_path / name)
+    (tmp_path / "m" / "final" / "model.safetensors").unlink()
+    monkeypatch.chdir(tmp_path)
+    for second, words in (("m/final", "has no model.safetensors"), ("m", "'m' has no config.json; did you mean m/final"), ("a-b", "a/b and a-b would both be evaluated in .*/a-b;")):
+        with pytest.raises(ValueError, match=words):
+            main([*command, "--model", "a/b", "--model", "./a/b/", "--model", second])
+        assert not list((tmp_path / "out").glob("*/*.jsonl"))
+
+
+@pytest.mark.parametrize("damage", ["zeros", "cut", "line missing"])
+def test_damaged_parts_are_sampled_again(finished, tmp_path, monkeypatch, damage):
+    """What a power failure leaves of a part file: whole problems in front of it are kept, the others made again, and all ends with the same bytes."""
+    def interrupted(*arguments):                        # in b, with four of six problems on disk
+        for i, groups in enumerate(sampled(*arguments)):
+            if arguments[-1] == "b" and i == 2:
+                signal.raise_signal(signal.SIGINT)
+            yield groups
+
+    sampled = eval_module.sample_groups
+    monkeypatch.setattr(eval_module, "sample_groups", interrupted)
+    assert in_process(finished[0], tmp_path) == 130
+    monkeypatch.undo()
+    part, = (tmp_path / "tiny-policy").glob("b.parts/rank0.jsonl")
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join({"zeros": [*lines[:5], b"\0" * 700], "cut": [*lines[:-1], lines[-1][:20]], "line missing": [*lines[:6], *lines[7:]]}[damage]))
+    assert in_process(finished[0], tmp_path) == 0 and contents(tmp_path / "tiny-policy") == contents(finished[1])
+
+
+def test_samples_that_were_not_written_are_missed(finished, tmp_path, monkeypatch):
+    """A write that lost something is an error, not a benchmark with fewer problems; the same command makes up for it."""
+    sampled = eval_module.sample_groups
+    monkeypatch.setattr(eval_module, "sample_groups", lambda *arguments: ([groups[0], *(group[:1] for group in groups[1:])] for groups in sampled(*arguments)))
+    with pytest.raises(ValueError, match=r"kept.jsonl has \d of 14 problems, the others were not written; the same command continues"):
+        in_process(finished[0], tmp_path)
+    monkeypatch.undo()
+    assert in_process(finished[0], tmp_path) == 0 and contents(tmp_path / "tiny-policy") == contents(finished[1])
+    final = tmp_path / "tiny-policy" / "a.samples.jsonl"
+    final.write_bytes(b"".join(final.read_bytes().splitlines(keepends=True)[:4]))
+    results = tmp_path / "tiny-policy" / "results.jsonl"
+    results.write_text("{}\n")
+    with pytest.raises(ValueError, match="results.jsonl, line 1: 'model' is missing.*remove the file"):
+        in_process(finished[0], tmp_path)
+    results.unlink()
+    with pytest.raises(ValueError, match="a.samples.jsonl has whole samples of 1 of 14 problems; remove it"):
+        in_process(finished[0], tmp_path)
+
+
+def test_an_interrupt_while_figures_are_made_leaves_a_whole_folder(finished, tmp_path, monkeypatch):
+    made = eval_module.summarize
+    monkeypatch.setattr(eval_module, "summarize", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    assert in_process(finished[0], tmp_path) == 130 and not (tmp_path / "tiny-policy" / "results.jsonl").exists()
+    monkeypatch.setattr(eval_module, "summarize", made)
+    assert in_process(finished[0], tmp_path) == 0 and contents(tmp_path / "tiny-policy") == contents(finished[1])
 
 
 def test_named_protocol_stands_between_file_and_command_line():
