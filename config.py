@@ -71,8 +71,8 @@ def build(cls: type, tree: dict, prefix: str = "") -> Any:
     for name, value in tree.items():
         key = prefix + name
         if name not in hints:
-            near = difflib.get_close_matches(key, known_keys(cls, prefix), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known_keys(cls, prefix))}"
+            near = difflib.get_close_matches(name, hints, n=1)
+            hint = f"; did you mean {prefix + near[0]!r}?" if near else f"; known: {', '.join(prefix + known for known in hints)}"
             raise ValueError(f"unknown config key {key!r}{hint}")
         values[name] = check(key, value, hints[name])
     for field in dataclasses.fields(cls):
@@ -109,20 +109,11 @@ def check(key: str, value: Any, hint: Any) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        raise ValueError(f"{key} must be of type {type_name(hint)}; got {value!r}")
+        example = f", such as {key}=[{json.dumps(value)}]" if get_origin(hint) is list and isinstance(value, str) else ""
+        raise ValueError(f"{key} must be of type {type_name(hint)}{example}; got {value!r}")
     if hint is float and not math.isfinite(value):
         raise ValueError(f"{key} must be finite; got {value!r}")
     return value
-
-
-def known_keys(cls: type, prefix: str) -> list[str]:
-    """Full paths of the keys of dataclass `cls`, those of its sections included."""
-    keys = []
-    for name, hint in get_type_hints(cls, include_extras=True).items():
-        keys.append(prefix + name)
-        if dataclasses.is_dataclass(hint):
-            keys += known_keys(hint, f"{prefix}{name}.")
-    return keys
 
 
 def type_name(hint: Any) -> str:
@@ -200,10 +191,10 @@ def import_function(key: str, spec: str) -> Any:
     file, colon, name = spec.rpartition(":")
     path = Path(file)
     if not (colon and file.endswith(".py") and path.is_file()):
-        raise ValueError(f"{key} must be \"path.py:function\" with an existing file; got {spec!r}")
+        raise ValueError(f"{key} must be \"path.py:function\" with an existing file, seen from {Path.cwd()}; got {spec!r}")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(module_spec)
-    with naming(key, spec):
+    with naming(key, spec, path):
         module_spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
@@ -211,16 +202,16 @@ def import_function(key: str, spec: str) -> Any:
 
     @functools.wraps(function)
     def named(*arguments, **options):
-        with naming(key, spec):
+        with naming(key, spec, path):
             return function(*arguments, **options)
     return named
 
 
 @contextmanager
-def naming(key: str, spec: str) -> Iterator[None]:
-    """An error in a user's code becomes a ValueError that says where."""
+def naming(key: str, spec: str, path: Path) -> Iterator[None]:
+    """An error in a user's code becomes a ValueError that says where in the user's file, if it came that far."""
     try:
         yield
     except Exception as error:
-        *_, frame = traceback.extract_tb(error.__traceback__)
-        raise ValueError(f"{key}: {spec} raised {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        raise ValueError(f"{key}: {spec} raised {type(error).__name__}: {error}" + (f" ({path}, line {lines[-1]})" if lines else "")) from error

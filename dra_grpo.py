@@ -354,7 +354,6 @@ def train_until(config: Config, stop: Stop) -> int:
     first = rank == 0
     run_dir = Path(config.run.dir)
     if first:
-        checkpoint.write(run_dir / "config.toml", dump(config))
         print(f"{len(kept)} training problems" + (f" ({len(data) - len(kept)} left out: prompt too long)" if len(kept) < len(data) else ""))
         if skipped:
             print(f"{len(skipped)} rows left out as unusable ({skipped[0]})")
@@ -381,12 +380,18 @@ def train_until(config: Config, stop: Stop) -> int:
         meta = checkpoint.load(resume_from, learner.optimizer_state())
         done, sizes = meta["step"], meta["sizes"]
         learner.set_updates(meta["updates"])
-        if first:
-            print(f"continuing at step {done} from {resume_from}")
-    if done >= config.run.steps and (run_dir / "final").exists():
+    if done > config.run.steps:
+        raise ValueError(f"run.dir = {config.run.dir!r} holds a run of {done} steps, run.steps = {config.run.steps} is less; raise it or name another run.dir")
+    if done == config.run.steps and (run_dir / "final").exists():
         if first:
             print(f"the run in {run_dir} is complete ({done} steps); raise run.steps to continue it or name another run.dir")
         return 0
+    if first:
+        if done:
+            print(f"continuing at step {done} from {resume_from}")
+            if (steps := load(Config, run_dir / "config.toml").run.steps) != config.run.steps:
+                print(f"run.steps was {steps}: the learning rate of the first {done} steps followed that, that of the others follows {config.run.steps}")
+        checkpoint.write(run_dir / "config.toml", dump(config))
     sampler.load_weights(full_weights(learner.policy))
     label = labeller(config.eval)
     scale = {"auto": "none" if config.learner.loss == "dr_grpo" else "std"}.get(config.reward.advantage, config.reward.advantage)

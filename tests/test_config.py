@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from config import build, describe, dump, import_function, load
+from config import build, changes, describe, dump, import_function, load, parse_args
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ def test_load_merges_file_defaults_and_overrides(file):
 
 
 @pytest.mark.parametrize(("override", "words"), [
-    ("first.sise=3", ["first.sise", "first.size"]),
-    ("frist.size=3", ["frist", "first"]),
+    ("first.sise=3", ["first.sise", "did you mean 'first.size'"]),
+    ("first.learning=3", ["first.learning", "known: first.size, first.rate, first.kind"]),
+    ("frist.size=3", ["frist", "did you mean 'first'"]),
+    ("third.size=3", ["'third'; known: first, second"]),
+    ("first.names=x", ["first.names", "list[str], such as first.names=[\"x\"]"]),
     ("first.size=1", ["first.size", ">= 2", "1"]),
     ("first.size=2.5", ["first.size", "int", "2.5"]),
     ("first.size=true", ["first.size", "int", "True"]),
@@ -112,9 +115,24 @@ def test_build_requires_what_has_no_default():
         build(Outer, {})
 
 
+def test_settings_may_stand_on_both_sides_of_an_option():
+    args = parse_args(Whole, ["first.size=3", "--config", "f.toml", "first.rate=0"], "Does it.\n\nMore.")
+    assert (args.config, args.overrides) == ("f.toml", ["first.size=3", "first.rate=0"])
+
+
+def test_changes_are_those_that_matter(file):
+    """By hand; keys of one section and a single key are excepted."""
+    before, now = load(Whole, file), load(Whole, file, ["first.size=4", "first.on=false", "second.size=9"])
+    assert changes(before, now, ("second.",)) == "first.size: 3 -> 4; first.on: True -> False" and changes(before, now, ("first.", "second.size")) == ""
+
+
 def test_import_function_names_the_key(tmp_path):
-    (tmp_path / "f.py").write_text("def g(x):\n    return x + 1\n")
+    (tmp_path / "f.py").write_text("def g(x):\n    return x + 1\n\n\ndef deep():\n    return g('x')\n")
     assert import_function("a.b", f"{tmp_path}/f.py:g")(1) == 2
+    with pytest.raises(ValueError, match=r"a.b: .*f.py:deep raised TypeError: .*f.py, line 2\)"):
+        import_function("a.b", f"{tmp_path}/f.py:deep")()
+    with pytest.raises(ValueError, match=r"a.b: .*f.py:g raised TypeError: g\(\) missing 1 required positional argument: 'x'$"):
+        import_function("a.b", f"{tmp_path}/f.py:g")()
     for spec in (f"{tmp_path}/f.py:h", f"{tmp_path}/none.py:g", f"{tmp_path}/f.py"):
         with pytest.raises(ValueError, match="a.b"):
             import_function("a.b", spec)

@@ -16,6 +16,7 @@ import transformers
 from test_learner import torchrun
 
 import checkpoint
+import dra_grpo
 from config import load
 from dra_grpo import Config, main
 from model import Transformer
@@ -244,6 +245,34 @@ def test_interrupt_saves_and_the_same_command_continues(tmp_path, here):
     assert [r["step"] for r in records(metrics) if r["kind"] == "train"] == list(range(1, done + 2))
 
 
+@pytest.mark.parametrize("work", ["update", "save"])
+def test_an_interrupt_outside_sampling_is_remembered(tmp_path, here, monkeypatch, work):
+    """A signal in an update or in a save, which no exception may cut short: the step counts, is saved, and the next run goes on from it."""
+    owner, name = (dra_grpo.Learner, "update") if work == "update" else (checkpoint, "save")
+    done, calls = getattr(owner, name), []
+
+    def interrupted(*arguments):
+        calls.append(0)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return done(*arguments)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    code, _, error = here(*command(tmp_path / "r", *ENDLESS, "run.save_every=1" if work == "save" else "run.keep=2")[2:])
+    assert code == 130 and "interrupted after step 2 of 100000, saved" in error and "Traceback" not in error
+    code, out, _ = here(*command(tmp_path / "r", *ENDLESS, "run.steps=3")[2:])
+    assert code == 0 and "continuing at step 2" in out and "run.steps was 100000: the learning rate of the first 2 steps followed that" in out
+
+
+def test_fewer_steps_than_were_done_are_refused(run, here):
+    before = {path.name: path.read_bytes() for path in run[0].iterdir() if path.is_file() and path.name != "lock"}
+    code, _, error = here(*command(run[0], "run.steps=2")[2:])
+    assert code == 2 and "holds a run of 3 steps, run.steps = 2 is less" in error
+    code, out, _ = here(*command(run[0], "run.save_every=7")[2:])
+    assert code == 0 and "is complete" in out and "continuing" not in out
+    assert {path.name: path.read_bytes() for path in run[0].iterdir() if path.is_file() and path.name != "lock"} == before
+
+
 def test_interrupt_under_torchrun_saves_on_all_ranks(tmp_path):
     """SIGTERM to torchrun reaches both ranks; they agree on the step, save together, and nobody hangs."""
     metrics = tmp_path / "r" / "metrics.jsonl"
@@ -261,8 +290,9 @@ def on_two_ranks(arguments: list[str], **options) -> subprocess.Popen:
 
 def errors(stderr: str) -> list[str]:
     """What our ranks said; torchrun itself ends with a traceback and a summary."""
-    assert stderr.count("Traceback") == 1
-    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+    found = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert stderr.count("Traceback") == 1 and found, stderr
+    return found
 
 
 def test_error_in_a_users_function_on_one_rank_ends_all_with_one_message(tmp_path):
