@@ -39,9 +39,9 @@ import memory
 from config import dump, load, parse_args
 from data import load_benchmarks, load_problems, load_tokenizer, model_folder, opening, prompt_tokens, short_enough
 from eval import format_record, summarize
+from metrics import Trackers, before_and_after, group_figures, step_line
 from model import DTYPES, ModelConfig, Transformer, read_json
 from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
-from report import Trackers, before_and_after, group_figures, step_line
 from reward import Embedder, Grader, PolicyEmbedder, Rewarder, Scores
 from sampler import Completion, Sampler, stop_ids
 from samples import eval_sampler, labeller, sample_problems, settings_of

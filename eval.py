@@ -288,7 +288,7 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     checkpoint.write(out / "identity.json", files)
 
 
-class Evaluation:
+class Evaluator:
     """One policy on all benchmarks; every rank makes one and calls its methods together with the others."""
 
     def __init__(self, config: Config, benchmarks: dict[str, list[dict]], stop: Stop, rank: int, world: int, device: torch.device):
@@ -423,8 +423,8 @@ def main(argv: list[str]) -> int:
 
 def run(config: Config, benchmarks: dict[str, list[dict]], stop: Stop, rank: int, world: int, device: torch.device) -> bool:
     """Evaluates one policy; False if interrupted."""
-    evaluation = Evaluation(config, benchmarks, stop, rank, world, device)
-    return not evaluation.interrupted and evaluation.run()
+    evaluator = Evaluator(config, benchmarks, stop, rank, world, device)
+    return not evaluator.interrupted and evaluator.run()
 
 
 if __name__ == "__main__":

@@ -6,139 +6,29 @@
     python report.py kernel SAMPLES             is this embedder fit for DRA on these texts?
     python report.py regrade RUN_OR_EVAL        grades all kept completions again
 
-RUN is a run's folder or a metrics.jsonl, EVAL a folder that eval.py wrote, SAMPLES the samples.jsonl of either or its folder. The trainer
-imports the figures of a step and the trackers from here, so whatever takes long to import is imported where it is used.
+RUN is a run's folder or a metrics.jsonl, EVAL a folder that eval.py wrote, SAMPLES the samples.jsonl of either or its folder.
 """
 import argparse
-import json
 import re
 from collections import Counter
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from os.path import normpath
 from pathlib import Path
 
 import numpy as np
+from scipy.integrate import quad
+from scipy.stats import bootstrap, norm, permutation_test, t
 
+import checkpoint
+from answers import Grade
 from data import load_tokenizer, opening
 from eval import OF_RIGHT_TEXTS, STRATEGY_SAMPLES, effective_labels, maj_at_k, pass_at_k, standard_error, summarize, with_average
 from grader import Grader
+from metrics import strategies_of
 from ranks import run_main
-from records import Evaluation, beside, read_any, read_groups, read_jsonl, require
+from records import Evaluation, Run, beside, read_any, read_groups, read_jsonl, require
 from samples import by_problem, name_votes, write_jsonl
-
-# ------------------------------------------------------------------------------------------------ a step of the trainer
-
-
-def group_figures(records: list[dict]) -> dict:
-    """Means over all completions and groups of a step, from its samples.jsonl records (those of all ranks)."""
-    groups = [record["completions"] for record in records]
-    flat = [completion for group in groups for completion in group]
-
-    def mean(key: str) -> float:
-        return sum(completion[key] for completion in flat) / len(flat)
-
-    weights = [[c["weight"] for c in group] for group in groups]
-    pushed = [sum(abs(c["advantage"]) for c in group) for group in groups]
-    equal = [len({c["reward"] for c in group}) == 1 for group in groups]
-    similarities = [record["similarity"] for record in records if record["similarity"] is not None]
-    right = [[str(c["label"]) for c in group if c["correct"]] for group in groups if "label" in group[0]]
-    modes = [effective_labels(labels) for labels in right if labels]
-    return {
-        "reward": mean("reward"), "accuracy": mean("correct"), "smi": mean("smi"), "weight": mean("weight"), "adjusted": mean("adjusted"),
-        "density": 1 + mean("smi"), "weight_min": sum(map(min, weights)) / len(groups), "weight_max": sum(map(max, weights)) / len(groups),
-        "similarity": sum(similarities) / len(similarities) if similarities else None, "embed_cut": sum(c["cut"] for c in flat),
-        "equal_group_share": sum(push for push, same in zip(pushed, equal) if same) / (sum(pushed) or 1.0),
-        "rewards": {name: sum(c["rewards"][name] for c in flat) / len(flat) for name in flat[0]["rewards"]},
-        "zero_advantage": sum(all(abs(c["advantage"]) < 1e-6 for c in group) for group in groups) / len(groups),
-        "modes": sum(modes) / len(modes) if modes else None,
-        "tokens": sum(c["length"] for c in flat), "length": mean("length"), "truncated": sum(c["finish"] == "length" for c in flat) / len(flat), "reasons": dict(Counter(c["reason"] for c in flat)),
-    }
-
-
-def step_line(record: dict, steps: int) -> str:
-    """A train record of metrics.jsonl as one line for people; the README explains the names."""
-    modes = "" if record["modes"] is None else f" | modes {record['modes']:.2f}"
-    return (f"step {record['step']}/{steps} | reward {record['reward']:.3f} | acc {record['accuracy']:.3f} | smi {record['smi']:.2f}{modes} | "
-            f"zero-adv {record['zero_advantage']:.2f} | kl {record['kl']:.4f} | ent {record['entropy']:.3f} | gnorm {record['grad_norm']:.2f} | "
-            f"len {record['length']:.0f} | trunc {record['truncated']:.2f} | gap {record['gap']:.0e} | gen {record['sample_s']:.2f}s | rew {record['reward_s']:.2f}s | "
-            f"upd {record['update_s']:.2f}s | {record['tokens_per_s'] / 1000:.1f}k tok/s")
-
-
-def before_and_after(run_dir: Path) -> str:
-    """First and last evaluation of every benchmark, and where things are."""
-    records = [record for record in map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) if record["kind"] == "eval"]
-    lines = [f"\n{'benchmark':<20}{'step':>6}{'accuracy':>20}{'effective strategies':>24}"] if records else []
-    for name in dict.fromkeys(record["benchmark"] for record in records):
-        mine = [record for record in records if record["benchmark"] == name]
-        for record in (mine[0], mine[-1]):
-            strategies = record.get("effective_strategies")
-            shown = "-" if strategies is None else f"{strategies:.2f}"
-            lines.append(f"{name:<20}{record['step']:>6}{record['accuracy']:>12.3f} ± {record['accuracy_se']:.3f}{shown:>24}")
-    lines.append(f"\npolicy       {run_dir}/final\nmetrics      {run_dir}/metrics.jsonl\nsamples      {run_dir}/samples.jsonl\n"
-                 f"checkpoints  {run_dir}/checkpoints\nconfig       {run_dir}/config.toml")
-    return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------------ trackers
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """ValueError unless each of `run.trackers` is known and installed; imports none of them."""
-    for name in names:
-        if name not in ("tensorboard", "wandb"):
-            raise ValueError(f'run.trackers: {name!r} is not known; use "tensorboard" or "wandb"')
-        if find_spec(name) is None:
-            raise ValueError(f"run.trackers: {name!r} is not installed; pip install {name}, or take it out of run.trackers")
-
-
-def scalars(record: dict) -> dict[str, float]:
-    """Numbers of a train or eval record under "train/reward", "train/rewards/format", "eval/test/pass_at_k/4"; without the step."""
-    def flat(prefix: str, value: object) -> dict[str, float]:
-        if isinstance(value, dict):
-            return {name: number for key, part in value.items() for name, number in flat(f"{prefix}/{key}", part).items()}
-        return {prefix: value} if isinstance(value, int | float) else {}
-
-    prefix = "/".join(["train"] if record["kind"] == "train" else ["eval", record["benchmark"]])
-    return flat(prefix, {key: value for key, value in record.items() if key not in ("kind", "step", "benchmark")})
-
-
-class Trackers:
-    """TensorBoard event files in RUN/tensorboard, or a Weights & Biases run in the group named after the run folder; metrics.jsonl has it all."""
-
-    def __init__(self, names: Sequence[str], run_dir: Path, config: dict, step: int):
-        """`step`: how many are done; TensorBoard hides what an interrupted run wrote behind them. A run that goes on is another one of its W&B group."""
-        self.writer = self.wandb = None
-        if "tensorboard" in names:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + (step > 0))
-        if "wandb" in names:
-            import wandb
-
-            try:
-                self.wandb = wandb.init(project="dra-grpo", group=run_dir.name, name=f"{run_dir.name} from {step}", dir=str(run_dir), config=config)
-            except Exception as error:                  # not logged in, offline: errors of many classes
-                what = (str(error).splitlines() or [repr(error)])[0]
-                raise ValueError(f"run.trackers: wandb does not start: {what}; WANDB_MODE=offline keeps its files here") from None
-
-    def log(self, records: Sequence[dict]) -> None:
-        for record in records:
-            if record["kind"] in ("train", "eval"):
-                values = scalars(record)
-                if self.writer:
-                    for name, value in values.items():
-                        self.writer.add_scalar(name, value, record["step"])
-                if self.wandb:
-                    self.wandb.log(values, step=record["step"])
-
-    def close(self) -> None:
-        if self.writer:
-            self.writer.close()
-        if self.wandb:
-            self.wandb.finish()
-
 
 # ------------------------------------------------------------------------------------------------ compare
 
@@ -154,8 +44,6 @@ def paired_bootstrap(differences: Sequence[Sequence[float]]) -> tuple[float, flo
     percentiles are too narrow for few problems (at avg@16 they hold the truth 85 % of the time for 5, 91 % for 10, 93 % for 30); these are
     the expanded ones of Hesterberg (2015, arXiv:1411.5279), at the smallest benchmark's size: 95 % for each. One problem has no interval: -inf, inf.
     """
-    from scipy.stats import bootstrap
-
     samples = [np.asarray(difference, float) for difference in differences]
     centre = float(np.mean([sample.mean() for sample in samples]))
     fewest = min(map(len, samples))
@@ -169,8 +57,6 @@ def paired_bootstrap(differences: Sequence[Sequence[float]]) -> tuple[float, flo
 
 def expanded_tail(n: int) -> float:
     """Share of resamples beyond each end of a 95 % interval for n values: for 2.5 %, t instead of normal, and deviations with ddof 1 instead of 0."""
-    from scipy.stats import norm, t
-
     return float(norm.sf(t.isf(0.025, n - 1) * np.sqrt(n / (n - 1))))
 
 
@@ -179,8 +65,6 @@ def sign_flip_p(differences: Sequence[Sequence[float]]) -> float:
 
     A bootstrap of few differences that are not 0 cannot see how easily they come to lie on one side; this counts it.
     """
-    from scipy.stats import permutation_test
-
     weighted_N = np.concatenate([np.asarray(part, float) / len(part) for part in differences])
     if len(weighted_N) == 1:
         return 1.0
@@ -188,13 +72,13 @@ def sign_flip_p(differences: Sequence[Sequence[float]]) -> float:
                                   batch=max(1, 10**7 // len(weighted_N)), rng=np.random.default_rng(0)).pvalue)
 
 
-def conclusion(centre: float, low: float, high: float, p: float, n: str, unit: str = "points") -> str:
+def conclusion(centre: float, low: float, high: float, p: float, n: int, unit: str = "points", digits: int = 1) -> str:
     """What a difference A - B with its interval and p-value allows to say: a model is ahead if both agree."""
     spread = max(high - centre, centre - low)
     if not np.isfinite(spread):
-        return f"A - B = {centre:+.1f} {unit}: one problem says nothing"
+        return f"A - B = {centre:+.{digits}f} {unit}: one problem says nothing"
     verdict = f"{'A' if low > 0 else 'B'} is ahead" if (low > 0 or high < 0) and p < 0.05 else "not distinguishable"
-    return f"A - B = {centre:+.1f} ± {spread:.1f} {unit}: {verdict} at n = {n}"
+    return f"A - B = {centre:+.{digits}f} ± {spread:.{digits}f} {unit}: {verdict} at n = {n}"
 
 
 def measures(a: dict[int, list[dict]], b: dict[int, list[dict]]) -> dict[str, list[tuple[float, float]]]:
@@ -265,22 +149,31 @@ def compare_two(a: Evaluation, b: Evaluation) -> list[str]:
             by_measure.setdefault(measure, []).append((name, pairs))
     sentences = []
     for measure, parts in by_measure.items():
-        for name, chosen in [*((name, [pairs]) for name, pairs in parts), *([("average", [pairs for _, pairs in parts])] if len(parts) > 1 else [])]:
-            means = [float(np.mean([np.mean([pair[side] for pair in pairs]) for pairs in chosen])) for side in (0, 1)]
-            differences = [[x - y for x, y in pairs] for pairs in chosen]
-            figures = *paired_bootstrap(differences), sign_flip_p(differences)
-            digits, n = 2 if measure == "strategies" else 1, sum(map(len, chosen))
-            interval = f"[{figures[1]:+.{digits}f}, {figures[2]:+.{digits}f}]"
-            lines.append(f"{name + ' ' + measure:<34}{means[0]:>8.{digits}f}{means[1]:>8.{digits}f}{figures[0]:>+8.{digits}f}   {interval:<16}{figures[3]:>7.3f}{n:>10}")
-        sentences.append(f"{name}, {measure}: " + conclusion(*figures, str(n), *(["strategies"] if measure == "strategies" else [])))
+        table, sentence = compare_measure(measure, parts)
+        lines += table
+        sentences.append(sentence)
     return [*lines, "", *sentences]
+
+
+def compare_measure(measure: str, parts: list[tuple[str, list[tuple[float, float]]]]) -> tuple[list[str], str]:
+    """Lines of the table for each benchmark's pairs and, of several, for their average; and the sentence about the last line."""
+    rows = [(name, [pairs]) for name, pairs in parts]
+    if len(parts) > 1:
+        rows.append(("average", [pairs for _, pairs in parts]))
+    unit, digits = ("strategies", 2) if measure == "strategies" else ("points", 1)
+    lines = []
+    for name, benchmarks in rows:
+        a, b = (np.mean([np.mean([pair[side] for pair in pairs]) for pairs in benchmarks]) for side in (0, 1))
+        differences, n = [[x - y for x, y in pairs] for pairs in benchmarks], sum(map(len, benchmarks))
+        (centre, low, high), p = paired_bootstrap(differences), sign_flip_p(differences)
+        interval = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+        lines.append(f"{name + ' ' + measure:<34}{a:>8.{digits}f}{b:>8.{digits}f}{centre:>+8.{digits}f}   {interval:<16}{p:>7.3f}{n:>10}")
+        sentence = f"{name}, {measure}: " + conclusion(centre, low, high, p, n, unit, digits)
+    return lines, sentence
 
 
 def expected_maximum(k: int) -> float:
     """Mean of the largest of k independent standard normal numbers: k times the integral of x phi(x) Phi(x)^(k-1)."""
-    from scipy.integrate import quad
-    from scipy.stats import norm
-
     return quad(lambda x: k * x * norm.pdf(x) * norm.cdf(x) ** (k - 1), -9, 9)[0]
 
 
@@ -294,18 +187,48 @@ def gain_of_choosing(scores_KN: np.ndarray) -> float:
     return max(0.0, float((counts_RN @ (scores_KN - scores_KN.mean(1, keepdims=True)).T / N).max(1).mean()))
 
 
-def curve(title: str, rows: list[tuple[str, float, float, float | None]], gain: float, bound: str) -> list[str]:
-    """Checkpoints of one run, rows of (step, accuracy, standard error, effective strategies) in 0..1, as lines for people."""
+def curve(title: str, rows: list[tuple[str, float, float, str]], gain: float, bound: str) -> list[str]:
+    """Checkpoints of one run, rows of (name, accuracy, standard error in 0..1, effective strategies), as lines for people."""
     best = max(rows, key=lambda row: row[1])
-    lines = [f"\n{title}", f"{'step':>8}{'accuracy':>18}{'strategies':>12}"]
-    for step, accuracy, error, strategies in rows:
-        shown = "-" if strategies is None else f"{strategies:.2f}"
-        lines.append(f"{step:>8}{100 * accuracy:>10.1f} ± {100 * error:<5.1f}{shown:>12}   " + "#" * round(50 * accuracy))
-    return [*lines, f"warning: the best is step {best[0]} with {100 * best[1]:.1f}, but the best of {len(rows)} equally good checkpoints gains {bound}{100 * gain:.1f} points "
+    lines = [f"\n{title}", f"{'step':>8}{'accuracy':>18}{'strategies':>20}"]
+    lines += [f"{name:>8}{100 * accuracy:>10.1f} ± {100 * error:<5.1f}{strategies:>20}   " + "#" * round(50 * accuracy) for name, accuracy, error, strategies in rows]
+    return [*lines, f"warning: the best is {'step ' * best[0].isdigit()}{best[0]} with {100 * best[1]:.1f}, but the best of {len(rows)} equally good checkpoints gains {bound}{100 * gain:.1f} points "
                     "by chance alone; report the last one, or choose on other problems than you report"]
 
 
 CHECKPOINT = re.compile(r"(.*?)/(?:checkpoints/step-(\d+)/policy|(final))")
+
+
+def curves_of_evaluations(evaluations: Sequence[Evaluation]) -> list[str]:
+    """A curve for each benchmark on which several policies of one run were evaluated."""
+    by_run: dict[str, list[tuple[float, str, Evaluation]]] = {}
+    for evaluation in evaluations:
+        if match := CHECKPOINT.fullmatch(normpath(evaluation.model)):
+            by_run.setdefault(match[1], []).append((float(match[2] or "inf"), match[3] or str(int(match[2])), evaluation))
+    lines = []
+    for run, found in by_run.items():
+        found.sort(key=lambda item: item[0])
+        for name in dict.fromkeys(name for *_, evaluation in found for name in evaluation.problems):
+            mine = [(step, evaluation) for _, step, evaluation in found if name in evaluation.problems]
+            if len(mine) < 2:
+                continue
+            for _, evaluation in mine[1:]:
+                require_same_problems(mine[0][1], evaluation)
+            scores_KN = np.array([[np.mean([sample["correct"] for sample in samples]) for samples in evaluation.problems[name].values()] for _, evaluation in mine])
+            rows = [(step, row.mean(), standard_error(row.tolist()), strategies_of(evaluation.results[name])) for (step, evaluation), row in zip(mine, scores_KN)]
+            lines += curve(f"checkpoints of {run} on {name}", rows, gain_of_choosing(scores_KN), "")
+    return lines
+
+
+def curves_of_run(run: Run) -> list[str]:
+    """A curve for each benchmark of a run's own evaluations."""
+    if not run.evals:
+        raise ValueError(f"{run.path} has no evaluations; compare needs some")
+    lines = []
+    for name in dict.fromkeys(record["benchmark"] for record in run.evals):
+        rows = [(str(record["step"]), record["accuracy"], record["accuracy_se"], strategies_of(record)) for record in run.evals if record["benchmark"] == name]
+        lines += curve(f"{run.path} on {name}", rows, expected_maximum(len(rows)) * max(row[2] for row in rows), "up to ")
+    return lines
 
 
 def compare(paths: Sequence[Path]) -> str:
@@ -320,29 +243,9 @@ def compare(paths: Sequence[Path]) -> str:
         lines.append(f"note: {len(evaluations) - 1} comparisons, each with its own 95 %; of 20 comparisons of equal models one is expected to exclude 0")
     if len(evaluations) > 1:
         lines.append("note: intervals are over problems and samples of these very models; whether one recipe beats another takes several training seeds of each")
-    by_run: dict[str, list[tuple[float, str, Evaluation]]] = {}
-    for evaluation in evaluations:
-        if match := CHECKPOINT.fullmatch(normpath(evaluation.model)):
-            by_run.setdefault(match[1], []).append((float(match[2] or "inf"), match[3] or str(int(match[2])), evaluation))
-    for run, found in by_run.items():
-        found.sort(key=lambda item: item[0])
-        for name in dict.fromkeys(name for *_, evaluation in found for name in evaluation.problems):
-            mine = [(step, evaluation) for _, step, evaluation in found if name in evaluation.problems]
-            if len(mine) < 2:
-                continue
-            for _, evaluation in mine[1:]:
-                require_same_problems(mine[0][1], evaluation)
-            scores_KN = np.array([[np.mean([sample["correct"] for sample in samples]) for samples in evaluation.problems[name].values()] for _, evaluation in mine])
-            rows = [(step, row.mean(), standard_error(row.tolist()), evaluation.results[name].get("effective_strategies"))
-                    for (step, evaluation), row in zip(mine, scores_KN)]
-            lines += curve(f"checkpoints of {run} on {name}", rows, gain_of_choosing(scores_KN), "")
+    lines += curves_of_evaluations(evaluations)
     for run in runs:
-        if not run.evals:
-            raise ValueError(f"{run.path} has no evaluations; compare needs some")
-        for name in dict.fromkeys(record["benchmark"] for record in run.evals):
-            rows = [(str(record["step"]), record["accuracy"], record["accuracy_se"], record.get("effective_strategies"))
-                    for record in run.evals if record["benchmark"] == name]
-            lines += curve(f"{run.path} on {name}", rows, expected_maximum(len(rows)) * max(row[2] for row in rows), "up to ")
+        lines += curves_of_run(run)
     return "\n".join(lines).strip("\n")
 
 
@@ -366,10 +269,20 @@ def check_kept(file: Path) -> None:
         raise ValueError(f"{file} is not whole: problems have {min(sizes)} to {max(sizes)} samples")
 
 
-def regrade(path: Path, begun: str | None, out: Path | None) -> str:
+def graded_again(file: Path, grader: Grader, opened: str) -> Iterator[tuple[str, dict, list[tuple[dict, str, Grade]]]]:
+    """(place, record, [(completion, gold, verdict of now) of each completion in it]) of a samples file."""
+    reader = read_jsonl(file)
+    while chunk := list(islice(reader, REGRADED)):
+        groups = [(where, record, record.get("completions", [record]), record.get("gold", record.get("answer"))) for where, record in chunk]
+        grades = iter(grader.grade_batch([opened + completion["text"] for _, _, group, _ in groups for completion in group],
+                                         [gold for _, _, group, gold in groups for _ in group]))
+        yield from ((where, record, [(completion, gold, next(grades)) for completion in group]) for where, record, group, gold in groups)
+
+
+def regrade(path: Path, opened: str | None, out: Path | None) -> str:
     """Verdicts of all kept completions of a run or an evaluation by the grader as it is now, against those that were written.
 
-    `begun` is what the chat template writes of the assistant's turn, None to ask the tokenizer at the config's model.path. With `out`, samples
+    `opened` is what the chat template writes of the assistant's turn, None to ask the tokenizer at the config's model.path. With `out`, samples
     with the new verdicts and results made of them go there; a run's rewards and advantages stay what the policy was trained with.
     """
     files = sorted(path.glob("*samples.jsonl")) if path.is_dir() else [path]
@@ -377,46 +290,47 @@ def regrade(path: Path, begun: str | None, out: Path | None) -> str:
         raise ValueError(f"{path} has no samples.jsonl and no *.samples.jsonl")
     for file in files:
         check_kept(file)
+    config, written = files[0].with_name("config.toml"), files[0].with_name("results.jsonl")
+    settings, old = beside(path), {record["benchmark"]: record for _, record in read_jsonl(written)} if written.exists() else {}
+    if opened is None:
+        folder = settings.get("model", {}).get("path", "")
+        if not (folder and Path(folder).is_dir()):
+            raise ValueError((f"model.path = {folder!r} in {config} is no folder here" if folder else f"there is no {config} that names a policy")
+                             + ': give what its chat template writes of the assistant\'s turn as --opening, "" for nothing')
+        opened = opening(load_tokenizer(folder))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        if there := [file.name for file in [*files, Path("results.jsonl")] if (out / file.name).exists()]:
+        if there := [file.name for file in [*files, written] if (out / file.name).exists()]:
             raise ValueError(f"--out {out} holds {there[0]} already; name another folder")
-    config = beside(path)
-    if begun is None:
-        folder = config.get("model", {}).get("path", "")
-        if not (folder and Path(folder).is_dir()):
-            raise ValueError(f'model.path = {folder!r} is no folder here: give what its chat template writes of a turn as --opening, "" for nothing')
-        begun = opening(load_tokenizer(folder))
-    written = files[0].with_name("results.jsonl")
-    old = {record["benchmark"]: record for _, record in read_jsonl(written)} if written.exists() else {}
-    settings = {**config.get("reward", {}), **config.get("output", {})}
+        if config.exists():
+            checkpoint.write(out / config.name, config.read_text(encoding="utf-8"))
+    strict = {**settings.get("reward", {}), **settings.get("output", {})}
     lines, results = [], []
-    with Grader(settings.get("workers", 2), settings.get("timeout_s", 5.0), settings.get("require_box", True)) as grader:
+    with Grader(strict.get("workers", 2), strict.get("timeout_s", 5.0), strict.get("require_box", True)) as grader:
         for file in files:
-            reader, kept, examples, changes, before, after = read_jsonl(file), [], [], Counter(), [], []
-            while chunk := list(islice(reader, REGRADED)):
-                pairs = [(where, completion, record.get("gold", record.get("answer"))) for where, record in chunk for completion in record.get("completions", [record])]
-                grades = grader.grade_batch([begun + completion["text"] for _, completion, _ in pairs], [gold for *_, gold in pairs])
-                for (where, completion, gold), item in zip(pairs, grades):
+            before, after, kept, examples, changed = [], [], [], [], Counter()
+            for where, record, graded in graded_again(file, grader, opened):
+                for completion, gold, now in graded:
                     before.append(completion["correct"])
-                    after.append(item.correct)
-                    if completion["correct"] != item.correct:
-                        changes[f"{completion.get('reason')} -> {item.reason}"] += 1
-                        examples.append(f"    {where}: {item.answer!r} for {gold!r}")
-                    if completion.get("finish") != "prompt":        # which was not sampled, and says so in its reason
-                        completion |= {"correct": item.correct, "reason": item.reason, "answer": item.answer}
-                kept += [record for _, record in chunk] if out is not None else []
+                    after.append(now.correct)
+                    if completion["correct"] != now.correct:
+                        changed[f"{completion.get('reason')} -> {now.reason}"] += 1
+                        examples.append(f"    {where}: {now.answer!r} for {gold!r}")
+                    if completion.get("finish") != "prompt":    # which was not sampled, and says so in its reason
+                        completion |= {"correct": now.correct, "reason": now.reason, "answer": now.answer}
+                if out is not None:
+                    kept.append(record)
             lines.append(f"{file}: {len(after)} completions, accuracy {np.mean(before):.4f} -> {np.mean(after):.4f}, {len(examples)} verdicts changed")
-            lines += [f"{count:>8}  {change}" for change, count in changes.most_common()] + examples[:10]
-            if out is not None:
-                if "completions" not in kept[0]:
-                    name_votes(list(by_problem(kept).values()), grader)
-                    name = file.name.removesuffix(".samples.jsonl")
-                    known = {key: value for key, value in old.get(name, {}).items() if not (changes and key in OF_RIGHT_TEXTS)}
-                    results.append({"model": config.get("model", {}).get("path", str(path)), **known, **summarize(name, kept)})
+            lines += [f"{count:>8}  {change}" for change, count in changed.most_common()] + examples[:10]
+            if kept and "completions" not in kept[0]:
+                name_votes(list(by_problem(kept).values()), grader)
+                name = file.name.removesuffix(".samples.jsonl")
+                known = {key: value for key, value in old.get(name, {}).items() if not (changed and key in OF_RIGHT_TEXTS)}
+                results.append({"model": settings.get("model", {}).get("path", str(path)), **known, **summarize(name, kept)})
+            if kept:
                 write_jsonl(out / file.name, kept)
     if results:
-        write_jsonl(out / "results.jsonl", with_average(results))
+        write_jsonl(out / written.name, with_average(results))
     return "\n".join(lines)
 
 

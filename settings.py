@@ -7,8 +7,8 @@ import torch
 
 from config import changes, import_function, load
 from data import DataConfig, check_source
+from metrics import check_trackers
 from model import Geometry, ModelConfig, read_json
-from report import check_trackers
 from reward import DraConfig, RewardConfig, reward_function, smi_values
 from sampler import SamplerConfig
 from samples import EvalConfig, check_eval, check_room

@@ -376,7 +376,7 @@ def test_a_policy_that_cannot_be_used_is_found_before_the_first_is_sampled(tmp_p
         assert not list((tmp_path / "out").glob("*/*.jsonl"))
 
 
-@pytest.mark.parametrize("damage", ["zeros", "cut", "line missing"])
+@pytest.mark.parametrize("damage", ["zeros", "cut", "end of line missing", "line missing"])
 def test_damaged_parts_are_sampled_again(finished, tmp_path, monkeypatch, damage):
     """What a power failure leaves of a part file: whole problems in front of it are kept, the others made again, and all ends with the same bytes."""
     def interrupted(*arguments):                        # in b, with four of six problems on disk
@@ -391,7 +391,7 @@ def test_damaged_parts_are_sampled_again(finished, tmp_path, monkeypatch, damage
     monkeypatch.undo()
     part, = (tmp_path / "tiny-policy").glob("b.parts/rank0.jsonl")
     lines = part.read_bytes().splitlines(keepends=True)
-    part.write_bytes(b"".join({"zeros": [*lines[:5], b"\0" * 700], "cut": [*lines[:-1], lines[-1][:20]], "line missing": [*lines[:6], *lines[7:]]}[damage]))
+    part.write_bytes(b"".join({"zeros": [*lines[:5], b"\0" * 700], "cut": [*lines[:-1], lines[-1][:20]], "end of line missing": [*lines[:-1], lines[-1][:-1]], "line missing": [*lines[:6], *lines[7:]]}[damage]))
     assert in_process(finished[0], tmp_path) == 0 and contents(tmp_path / "tiny-policy") == contents(finished[1])
 
 

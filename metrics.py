@@ -1,0 +1,123 @@
+"""The figures of a training step, what is printed of them, and the trackers they go to besides metrics.jsonl."""
+import json
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from eval import effective_labels
+
+
+def group_figures(records: list[dict]) -> dict:
+    """Means over all completions and groups of a step, from its samples.jsonl records (those of all ranks)."""
+    groups = [record["completions"] for record in records]
+    flat = [completion for group in groups for completion in group]
+
+    def mean(key: str) -> float:
+        return sum(completion[key] for completion in flat) / len(flat)
+
+    weights = [[c["weight"] for c in group] for group in groups]
+    pushed = [sum(abs(c["advantage"]) for c in group) for group in groups]
+    equal = [len({c["reward"] for c in group}) == 1 for group in groups]
+    similarities = [record["similarity"] for record in records if record["similarity"] is not None]
+    right = [[str(c["label"]) for c in group if c["correct"]] for group in groups if "label" in group[0]]
+    modes = [effective_labels(labels) for labels in right if labels]
+    return {
+        "reward": mean("reward"), "accuracy": mean("correct"), "smi": mean("smi"), "weight": mean("weight"), "adjusted": mean("adjusted"),
+        "density": 1 + mean("smi"), "weight_min": sum(map(min, weights)) / len(groups), "weight_max": sum(map(max, weights)) / len(groups),
+        "similarity": sum(similarities) / len(similarities) if similarities else None, "embed_cut": sum(c["cut"] for c in flat),
+        "equal_group_share": sum(push for push, same in zip(pushed, equal) if same) / (sum(pushed) or 1.0),
+        "rewards": {name: sum(c["rewards"][name] for c in flat) / len(flat) for name in flat[0]["rewards"]},
+        "zero_advantage": sum(all(abs(c["advantage"]) < 1e-6 for c in group) for group in groups) / len(groups),
+        "modes": sum(modes) / len(modes) if modes else None,
+        "tokens": sum(c["length"] for c in flat), "length": mean("length"), "truncated": sum(c["finish"] == "length" for c in flat) / len(flat),
+        "reasons": dict(Counter(c["reason"] for c in flat)),
+    }
+
+
+def step_line(record: dict, steps: int) -> str:
+    """A train record of metrics.jsonl as one line for people; the README explains the names."""
+    modes = "" if record["modes"] is None else f" | modes {record['modes']:.2f}"
+    return (f"step {record['step']}/{steps} | reward {record['reward']:.3f} | acc {record['accuracy']:.3f} | smi {record['smi']:.2f}{modes} | "
+            f"zero-adv {record['zero_advantage']:.2f} | kl {record['kl']:.4f} | ent {record['entropy']:.3f} | gnorm {record['grad_norm']:.2f} | "
+            f"len {record['length']:.0f} | trunc {record['truncated']:.2f} | gap {record['gap']:.0e} | gen {record['sample_s']:.2f}s | rew {record['reward_s']:.2f}s | "
+            f"upd {record['update_s']:.2f}s | {record['tokens_per_s'] / 1000:.1f}k tok/s")
+
+
+def strategies_of(record: dict) -> str:
+    """Effective strategies of an evaluation's record and on how many problems they rest: "2.41 (131 of 200)"; "-" for none."""
+    if record.get("effective_strategies") is None:
+        return "-"
+    return f"{record['effective_strategies']:.2f} ({record['effective_strategies_problems']} of {record['n']})"
+
+
+def before_and_after(run_dir: Path) -> str:
+    """First and last evaluation of every benchmark, and where things are."""
+    records = [record for record in map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) if record["kind"] == "eval"]
+    lines = [f"\n{'benchmark':<20}{'step':>6}{'accuracy':>20}{'effective strategies':>28}"] if records else []
+    for name in dict.fromkeys(record["benchmark"] for record in records):
+        mine = [record for record in records if record["benchmark"] == name]
+        for record in (mine[0], mine[-1]):
+            lines.append(f"{name:<20}{record['step']:>6}{record['accuracy']:>12.3f} ± {record['accuracy_se']:.3f}{strategies_of(record):>28}")
+    lines.append(f"\npolicy       {run_dir}/final\nmetrics      {run_dir}/metrics.jsonl\nsamples      {run_dir}/samples.jsonl\n"
+                 f"checkpoints  {run_dir}/checkpoints\nconfig       {run_dir}/config.toml")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ trackers
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """ValueError unless each of `run.trackers` is known and installed; imports none of them."""
+    for name in names:
+        if name not in ("tensorboard", "wandb"):
+            raise ValueError(f'run.trackers: {name!r} is not known; use "tensorboard" or "wandb"')
+        if find_spec(name) is None:
+            raise ValueError(f"run.trackers: {name!r} is not installed; pip install {name}, or take it out of run.trackers")
+
+
+def scalars(record: dict) -> dict[str, float]:
+    """Numbers of a train or eval record under "train/reward", "train/rewards/format", "eval/test/pass_at_k/4"; without the step."""
+    def flat(prefix: str, value: object) -> dict[str, float]:
+        if isinstance(value, dict):
+            return {name: number for key, part in value.items() for name, number in flat(f"{prefix}/{key}", part).items()}
+        return {prefix: value} if isinstance(value, int | float) else {}
+
+    prefix = "/".join(["train"] if record["kind"] == "train" else ["eval", record["benchmark"]])
+    return flat(prefix, {key: value for key, value in record.items() if key not in ("kind", "step", "benchmark")})
+
+
+class Trackers:
+    """TensorBoard event files in RUN/tensorboard, or a Weights & Biases run in the group named after the run folder; metrics.jsonl has it all."""
+
+    def __init__(self, names: Sequence[str], run_dir: Path, config: dict, step: int):
+        """`step`: how many are done; TensorBoard hides what an interrupted run wrote behind them. A run that goes on is another one of its W&B group."""
+        self.writer = self.wandb = None
+        if "tensorboard" in names:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + (step > 0))
+        if "wandb" in names:
+            import wandb
+
+            try:
+                self.wandb = wandb.init(project="dra-grpo", group=run_dir.name, name=f"{run_dir.name} from {step}", dir=str(run_dir), config=config)
+            except Exception as error:                  # not logged in, offline: errors of many classes
+                what = (str(error).splitlines() or [repr(error)])[0]
+                raise ValueError(f"run.trackers: wandb does not start: {what}; WANDB_MODE=offline keeps its files here") from None
+
+    def log(self, records: Sequence[dict]) -> None:
+        for record in records:
+            if record["kind"] in ("train", "eval"):
+                values = scalars(record)
+                if self.writer:
+                    for name, value in values.items():
+                        self.writer.add_scalar(name, value, record["step"])
+                if self.wandb:
+                    self.wandb.log(values, step=record["step"])
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()
+        if self.wandb:
+            self.wandb.finish()
