@@ -356,7 +356,7 @@ def train_until(config: Config, stop: Stop) -> int:
     if first:
         print(f"{len(kept)} training problems" + (f" ({len(data) - len(kept)} left out: prompt too long)" if len(kept) < len(data) else ""))
         if skipped:
-            print(f"{len(skipped)} rows left out as unusable ({skipped[0]})")
+            print(f"rows left out as unusable: {len(skipped)} ({skipped[0]})")
 
     dra, embedder = config.dra, None
     if dra.enabled and dra.embedder != "policy":        # before the policy, which may take minutes to load

@@ -403,7 +403,7 @@ def main(argv: list[str]) -> int:
             rank, world, device = start_ranks("float32")
             if rank == 0:
                 print(", ".join(f"{name}: {len(rows)} problems" for name, rows in benchmarks.items())
-                      + (f"; {len(skipped)} rows left out as unusable ({skipped[0]})" if skipped else ""), flush=True)
+                      + (f"; rows left out as unusable: {len(skipped)} ({skipped[0]})" if skipped else ""), flush=True)
             stop.know_processes()
             for each in configs:
                 if not run(each, benchmarks, stop, rank, world, device):

@@ -1,11 +1,11 @@
 """The figures of a training step, what is printed of them, and the trackers they go to besides metrics.jsonl."""
-import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from eval import effective_labels
+from records import read_run
 
 
 def group_figures(records: list[dict]) -> dict:
@@ -53,7 +53,7 @@ def strategies_of(record: dict) -> str:
 
 def before_and_after(run_dir: Path) -> str:
     """First and last evaluation of every benchmark, and where things are."""
-    records = [record for record in map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) if record["kind"] == "eval"]
+    records = read_run(run_dir).evals
     lines = [f"\n{'benchmark':<20}{'step':>6}{'accuracy':>20}{'effective strategies':>28}"] if records else []
     for name in dict.fromkeys(record["benchmark"] for record in records):
         mine = [record for record in records if record["benchmark"] == name]

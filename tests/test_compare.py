@@ -169,7 +169,7 @@ def test_checkpoints_of_a_run_are_a_curve_with_a_warning(tmp_path):
 def test_a_run_alone_is_a_curve():
     text = compare([Path("benchmarks/tiny_runs/tiny-seed0.metrics.jsonl")])
     gain = 100 * expected_maximum(2) * 0.00941988313809822
-    assert "   200      89.5 ± 0.5      2.04 (198 of 200)" in text and f"gains up to {gain:.1f} points" in text
+    assert "   200      89.5 ± 0.5     2.04 (198 of 200)" in text and f"gains up to {gain:.1f} points" in text
 
 
 def test_a_folder_of_evaluations_is_all_of_them(tmp_path):

@@ -38,9 +38,9 @@ def test_group_figures_by_hand():
 
 
 def test_before_and_after_are_the_first_and_the_last(tmp_path):
-    records = [{"kind": "eval", "benchmark": "x", "step": step, "accuracy": step / 100, "accuracy_se": 0.01, "n": 9, "effective_strategies": None if step else 2.5, "effective_strategies_problems": 7}
+    records = [{"kind": "eval", "benchmark": "x", "step": step, "accuracy": step / 100, "accuracy_se": 0.01, "pass_at_k": {}, "n": 9, "effective_strategies": None if step else 2.5, "effective_strategies_problems": 7}
                for step in (0, 50, 100)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [{"kind": "run"}, *records]))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [{"kind": "run", "config": {}, "argv": []}, *records]))
     rows = [line.split() for line in before_and_after(tmp_path).splitlines() if line.startswith("x ")]
     assert rows == [["x", "0", "0.000", "±", "0.010", "2.50", "(7", "of", "9)"], ["x", "100", "1.000", "±", "0.010", "-"]]
 
