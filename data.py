@@ -9,7 +9,7 @@ itself needs no algebra and a prompt that is short in bytes is short in tokens.
 import gc
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -19,6 +19,7 @@ from model import ModelConfig
 
 HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:/([\w.-]+))?(?::([\w.\[\]:%+-]+))?")
 NAMED = re.compile(r"([\w.-]+)=(.+)")
+SURROGATE = re.compile("[\ud800-\udfff]")
 BATCH = 1024                                            # prompts tokenised at a time, on all cores
 
 
@@ -141,7 +142,7 @@ def problem_of(row: dict | bytes, number: int, data: DataConfig) -> dict:
         value = row[column]
         if not isinstance(value, str | int | float) or isinstance(value, bool) or value != value or value in (inf, -inf) or not str(value).strip():
             raise ValueError(f"column {column!r} must be a non-empty string or a finite number; got {value!r}")
-        if isinstance(value, str) and not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        if isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
             raise ValueError(f"column {column!r} has half of a surrogate pair in it, which is no text: {ascii(value)[:60]}")
     if answer == "solution" and last_box(row[answer]) is None:
         raise ValueError("column 'solution' has no answer in \\boxed{}; name the column with the answer with data.answer")
@@ -218,16 +219,20 @@ def prompt_tokens(tokenizer, problem: str, data: DataConfig) -> list[int]:
 def short_enough(tokenizer, rows: Sequence[dict], data: DataConfig, limit: int) -> list[int]:
     """Indices of the rows whose prompt has at most `limit` tokens.
 
-    A token takes at least a byte, so a problem with fewer bytes than the limit has room for needs no tokenizer, and most have; 8 tokens
-    of room are for what may be split differently where problem and template meet, and no normaliser lengthens ASCII.
+    A token takes at least a byte, so a problem with fewer bytes than the limit has room for needs no tokenizer, and most have; no normaliser lengthens
+    ASCII. Of the others, those whose own tokens have room need no chat template. 8 tokens are for what may be split differently where problem and template meet.
     """
     room = limit - len(prompt_tokens(tokenizer, "x", data)) - len(data.template.encode()) - 8
-    long = [i for i, row in enumerate(rows) if len(row["problem"]) > room or not row["problem"].isascii()]
-    too_long = set()
-    for start in range(0, len(long), BATCH):
-        part = long[start : start + BATCH]
-        tokens = tokenizer([prompt_text(tokenizer, rows[i]["problem"], data) for i in part], add_special_tokens=False, verbose=False)["input_ids"]
-        too_long.update(i for i, ids in zip(part, tokens) if len(ids) > limit)
+
+    def long(indices: Sequence[int], most: int, text: Callable[[int], str]) -> Iterator[int]:
+        for start in range(0, len(indices), BATCH):
+            part = indices[start : start + BATCH]
+            tokens = tokenizer([text(i) for i in part], add_special_tokens=False, verbose=False)["input_ids"]
+            yield from (i for i, ids in zip(part, tokens) if len(ids) > most)
+
+    unsure = [i for i, row in enumerate(rows) if len(row["problem"]) > room or not row["problem"].isascii()]
+    unsure = list(long(unsure, room, lambda i: rows[i]["problem"]))
+    too_long = set(long(unsure, limit, lambda i: prompt_text(tokenizer, rows[i]["problem"], data)))
     return [i for i in range(len(rows)) if i not in too_long]
 
 
