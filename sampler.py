@@ -153,12 +153,14 @@ class Cache:
 class Sampler:
     """Samples from its own compute-dtype copy of the policy; `load_weights` refreshes the copy after an optimizer step."""
 
-    def __init__(self, model: Transformer, config: SamplerConfig, stop_ids: Iterable[int], top_p: float = 1.0):
+    def __init__(self, model: Transformer, config: SamplerConfig, stop_ids: Sequence[int], top_p: float = 1.0):
         """`top_p` < 1 cuts the tail of the distribution; like temperature 0 (greedy) it is for evaluation, not for rollouts."""
         self.model, self.config, self.top_p = model.eval(), config, top_p
         self.device = model.norm.weight.device
+        if beyond := [i for i in stop_ids if not 0 <= i < model.g.vocab]:
+            raise ValueError(f"the end of a text is token {beyond[0]}, and the model has {model.g.vocab} of them: it could never end one; is this the model's own tokenizer?")
         self.is_stop = torch.zeros(model.g.vocab, dtype=torch.bool, device=self.device)
-        self.is_stop[list(stop_ids)] = True
+        self.is_stop[stop_ids] = True
         self.look_every, self.rows_multiple = (LOOK_EVERY, 8) if self.device.type == "cuda" else (1, 4)
         self.model.pack()
 

@@ -1,6 +1,6 @@
 """How long a run waits for a large data file, and whether a long evaluation needs more memory the longer it takes.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/evaluation.py [--data FILE.jsonl] [--rows 1000000] [--problems 32] [--tokens 2048] [--threads 2]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/evaluation.py [--data FILE.jsonl] [--rows 1000000] [--problems 24] [--tokens 2048] [--threads 2]
 
 Rows: those of --data over and over fill a file of --rows lines, which is loaded, and the rows whose prompt has at most 512 tokens are found. Without --data
 they are made up: problems of 20 to 2,000 characters (median 225), a twentieth with a letter that is not ASCII, a quarter with a gold that is no number.
@@ -19,17 +19,15 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from data import DataConfig, load_problems, load_tokenizer, short_enough  # noqa: E402
 from grader import Grader  # noqa: E402
 from model import Transformer  # noqa: E402
 from samples import EvalConfig, eval_sampler, sample_groups  # noqa: E402
 
-WORDS, VOCAB, PROMPT_LIMIT = "find the number of all positive integers such that sum product is prime and let be".split(), 8192, 512
+WORDS, PROMPT_LIMIT = "find the number of all positive integers such that sum product is prime and let be".split(), 512
 
 
 def made_up(count: int) -> list[str]:
@@ -59,32 +57,23 @@ def resident_gb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e9
 
 
-def build(folder: Path) -> None:
-    """A policy with a word for each id; the end of a text is an id it does not have."""
-    words = {**{f"w{i}": i for i in range(VOCAB)}, "</s>": VOCAB}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
-    fast.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    fast.save_pretrained(folder)
+def memory(problems: int, tokens: int, folder: Path) -> None:
     torch.manual_seed(0)
-    config = transformers.Qwen2Config(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, vocab_size=VOCAB,
+    config = transformers.Qwen2Config(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, vocab_size=8192,
                                       max_position_embeddings=32768, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=0)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-
-
-def memory(problems: int, tokens: int, folder: Path) -> None:
-    build(folder / "policy")
-    tokenizer, model = load_tokenizer(str(folder / "policy")), Transformer.from_pretrained(folder / "policy")
-    config, data = EvalConfig(samples=2, max_new_tokens=tokens, temperature=1.0, slots=4), DataConfig()
-    asked = [{"id": i, "problem": " ".join(f"w{i + j}" for j in range(32)), "answer": str(i)} for i in range(problems)]
+    tokenizer, model = load_tokenizer("tiny/policy"), Transformer.from_pretrained(folder)
+    model.n_tokens = len(tokenizer)
+    sampler = eval_sampler(model, tokenizer, settings := EvalConfig(samples=2, max_new_tokens=tokens, temperature=1.0, slots=4))
+    sampler.is_stop[:] = False
+    asked = [{"id": i, "problem": f"{i}+38", "answer": str(i + 38)} for i in range(problems)]
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, resident {resident_gb():.3f} GB", flush=True)
     with Grader(2) as grader:
         start, done = time.perf_counter(), 0
-        for groups in sample_groups(eval_sampler(model, tokenizer, config), tokenizer, asked, data, config, grader, progress=False):
+        for groups in sample_groups(sampler, tokenizer, asked, DataConfig(), settings, grader, progress=False):
             lengths = [sample["length"] for group in groups for sample in group]
             done += len(lengths)
-            assert set(lengths) == {tokens} and {sample["finish"] for group in groups for sample in group} == {"length"}
+            assert set(lengths) == {tokens}
             print(f"{done} completions of {tokens} tokens after {time.perf_counter() - start:.0f} s: resident {resident_gb():.3f} GB", flush=True)
 
 
@@ -92,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--problems", type=int, default=32)
+    parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -246,6 +246,13 @@ def test_stop_ids_unite_both_sources():
     assert stop_ids({}, None) == []
 
 
+def test_a_stop_id_the_model_does_not_have_is_refused():
+    model = Transformer.from_pretrained("tiny/policy")
+    Sampler(model, SamplerConfig(), [model.g.vocab - 1])
+    with pytest.raises(ValueError, match=f"token {model.g.vocab}, and the model has {model.g.vocab} of them"):
+        Sampler(model, SamplerConfig(), [3, model.g.vocab])
+
+
 def test_drawn_tokens_follow_the_softmax():
     """Chi-square over 200,000 draws at a temperature; false alarm below 1e-6 (df 15, statistic under 60)."""
     logits = torch.randn(16, generator=torch.Generator().manual_seed(0))
