@@ -160,7 +160,7 @@ class Sampler:
         if beyond := [i for i in stop_ids if not 0 <= i < model.g.vocab]:
             raise ValueError(f"the end of a text is token {beyond[0]}, and the model has {model.g.vocab} of them: it could never end one; is this the model's own tokenizer?")
         self.is_stop = torch.zeros(model.g.vocab, dtype=torch.bool, device=self.device)
-        self.is_stop[stop_ids] = True
+        self.is_stop[list(stop_ids)] = True
         self.look_every, self.rows_multiple = (LOOK_EVERY, 8) if self.device.type == "cuda" else (1, 4)
         self.model.pack()
 
