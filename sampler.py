@@ -23,10 +23,9 @@ from torch import Tensor
 
 from model import Transformer, causal_attention, product_dtype
 
-try:
+varlen_attn = None
+if torch.cuda.is_available():                           # only cards have the kernel, and its import is a fifth of a start
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:                                     # torch < 2.10
-    varlen_attn = None
 
 # P prompts, G completions each, R = P*G rows, S slots, n live rows, T tokens, L layers, H query heads, K key/value heads, D head size, V vocabulary
 
@@ -63,7 +62,7 @@ def row_bucket(live: int, multiple: int) -> int:
 
 def has_varlen(x: Tensor) -> bool:
     """Whether torch's ragged attention kernel can take tensors like `x` (CUDA in half precision, torch >= 2.11)."""
-    return varlen_attn is not None and x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
 
 
 def decode_attention(q_nHD: Tensor, keys_STKD: Tensor, values_STKD: Tensor, used_n: Tensor, bias_nT: Tensor | None) -> Tensor:

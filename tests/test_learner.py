@@ -315,7 +315,7 @@ def test_non_finite_loss_stops_before_the_weights_change():
     assert all(torch.equal(before[name], p) for name, p in learner.policy.named_parameters())
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_update_does_not_depend_on_the_number_of_ranks(ranks, single, tmp_path):
     """FSDP2 on gloo: three updates, all losses, ranks with different numbers of tokens and micro-batches, with one-token rows only, and with none."""
     result = torchrun(ranks, "tests/updates.py", json.dumps(JOBS), str(tmp_path / "out.pt"))
