@@ -15,6 +15,7 @@ from reward import DraConfig, cosine_similarity, smi_values, weights_of_smi
 
 # G completions of a group, P pairs of them, D embedding size, R permutations
 
+
 def similarities(groups: Sequence[dict], dra: DraConfig) -> tuple[list[np.ndarray], int]:
     """Cosines (G, G) of the completions of each group by the embedder of `dra`, and of how many completions it reads only the beginning."""
     if dra.embedder == "policy":
@@ -97,7 +98,7 @@ def consistency(path: Path, overrides: Sequence[str], most: int) -> str:
     dra, groups = dra_config(file, overrides), some_groups(file, most)
     kernels, cut = similarities(groups, dra)
     rng, rewards = np.random.default_rng(0), [[c["reward"] for c in group["completions"]] for group in groups]
-    found = [(group_consistency(rewards_G, similarity_GG, rng), different_orders(rewards_G) >= 20) for rewards_G, similarity_GG in zip(rewards, kernels)]
+    found = [(group_consistency(rewards_G, similarity_GG, rng), different_orders(rewards_G) > 20) for rewards_G, similarity_GG in zip(rewards, kernels)]
     tested = [(*result, reaches) for result, reaches in found if result is not None and np.isfinite(result[1])]
     lines = [f"{file}: {len(groups)} groups; in {len(groups) - len(tested)} all rewards or all texts are equal, which leaves {len(tested)} to test", *about_cut(cut, groups)]
     if not tested:
@@ -113,7 +114,7 @@ def consistency(path: Path, overrides: Sequence[str], most: int) -> str:
     if reaches.any():
         lines.append(f"p < 0.05 by permutation in {(p_permuted[reaches] < 0.05).mean():.1%} of {reaches.sum()}; without any relation it would be at most 5 %")
     if not reaches.all():
-        lines.append(f"in {(~reaches).sum()} groups the rewards have fewer than 20 different orders (a single right answer, say), and no permutation can have p < 0.05")
+        lines.append(f"in {(~reaches).sum()} groups the rewards have at most 20 different orders (a single right answer, say), and no permutation can have p < 0.05")
     for G in sorted({len(group["completions"]) for group in groups}):
         pairs = G * (G - 1) // 2
         powers = ", ".join(f"{spearman_power(rho, pairs):.2f} where rho is {rho}" for rho in (0.1, 0.3, 0.5, 0.7))

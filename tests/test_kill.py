@@ -186,11 +186,6 @@ def run_with_kills(start: Callable[[Path, int], Life], parent: Path, reference: 
         folder = parent / f"run-{len(lives)}"
 
 
-def test_killed_twice_on_one_rank(start, run, tmp_path):
-    """Instants drawn by lot with a fixed seed."""
-    run_with_kills(start, tmp_path, run[0], 1, 2, random.Random(29663))
-
-
 def test_killed_agent_leaves_workers_that_keep_others_out(start, run, run_on_two_ranks, tmp_path, here):  # noqa: F811
     """torchrun killed in the second save while its workers live, stopped so that they cannot end meanwhile; then one worker is killed and the other ends."""
     folder = tmp_path / "r"
