@@ -97,9 +97,9 @@ def grid(titles: Sequence[str], labels: Sequence[str], draw: Callable[[Axes, int
     columns = min(2, len(titles))
     rows = -(-len(titles) // columns)
     legend_rows = -(-len(labels) // columns) if labels else 0
-    height = 2.3 * rows + 0.25 * legend_rows + 0.3
+    height = 2.3 * rows + 0.19 * legend_rows + 0.3
     figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (0.25 * legend_rows + 0.1) / height))
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (0.19 * legend_rows + 0.1) / height))
     for i, ax in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         if i < len(titles):
             draw(ax, i)
