@@ -186,6 +186,7 @@ def run_with_kills(start: Callable[[Path, int], Life], parent: Path, reference: 
         folder = parent / f"run-{len(lives)}"
 
 
+@pytest.mark.slow
 def test_killed_agent_leaves_workers_that_keep_others_out(start, run, run_on_two_ranks, tmp_path, here):  # noqa: F811
     """torchrun killed in the second save while its workers live, stopped so that they cannot end meanwhile; then one worker is killed and the other ends."""
     folder = tmp_path / "r"

@@ -329,6 +329,7 @@ def test_killed_rank_is_named_and_the_others_end(tmp_path):
     assert "rank 1 has ended" in message and "step " in message and "same command" in message
 
 
+@pytest.mark.slow
 def test_two_nodes_train_together(run_on_two_ranks, tmp_path):
     """Two torchrun agents of one rank each that meet over a c10d rendezvous, as on two machines: bit-equal to two ranks of one agent."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
