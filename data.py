@@ -3,8 +3,8 @@
     load_problems("data/aime24.jsonl", DataConfig())        # [{"id": ..., "problem": "...", "answer": "204", other columns}, ...]
 
 A source is a JSON Lines file, a JSON file with a list of objects, a parquet file, or a hub data set, `hub:owner/name[/config][:split]`. Every row is checked
-when it is loaded: a gold that nothing could equal would count against the policy for ever. A million rows take seconds, because a gold that equals
-itself needs no algebra and a prompt that is short in bytes is short in tokens.
+when it is loaded: a gold that nothing could equal would count against the policy for ever. Most of a million rows are quick to check, because a gold
+that equals itself needs no algebra and a prompt that is short in bytes is short in tokens.
 """
 import gc
 import json

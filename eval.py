@@ -27,7 +27,7 @@ import checkpoint
 from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, load_benchmarks, load_problems, load_tokenizer, model_folder
 from grader import Grader
-from model import DTYPES, Geometry, ModelConfig, Transformer, read_json, weight_files
+from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
 from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
 from records import RESULT, read_jsonl, require
 from reward import Embedder, cosine_similarity
@@ -275,7 +275,7 @@ MAY_CHANGE = ("model.path", "eval.slots", "output.dir", "output.workers")     # 
 def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     """Writes config.toml and identity.json into the policy's folder; ValueError if it has samples made with others, or the policy cannot be used."""
     out, folder = out_folder(config), model_folder(config.model)
-    check_room(config.eval, Geometry.from_json(read_json(Path(folder) / "config.json"), f"{folder}/config.json").context)
+    check_room(config.eval, Geometry.from_folder(folder).context)
     weight_files(Path(folder))
     load_tokenizer(folder)
     files = identity(folder, benchmarks)
@@ -358,7 +358,7 @@ class Evaluator:
                         raise ValueError(f"{kept} has {len(there)} of {len(rows)} problems, the others were not written; the same command continues")
                     kept.rename(final)
                 shutil.rmtree(parts, ignore_errors=True)        # a kill may have left it empty
-                samples = [json.loads(line) | {"text": None} for _, lines in whole_problems(final, config.samples) for line in lines.splitlines()]
+                samples = [sample | {"text": None} for group, _ in whole_problems(final, config.samples) for sample in group]
                 if len(samples) != len(rows) * config.samples:
                     raise ValueError(f"{final} has whole samples of {len(samples) // config.samples} of {len(rows)} problems; remove it, and the same command makes it again")
                 record = summarize(name, samples)
@@ -366,8 +366,8 @@ class Evaluator:
             return None
         if self.embedder:
             with self.stop.local(f"{self.config.model.path}, similarity of {name}"):
-                similar = [right_similarity([json.loads(line) for line in lines.splitlines()], self.embedder)
-                           for problem, lines in whole_problems(final, config.samples) if problem % self.world == self.rank]
+                similar = [right_similarity(group, self.embedder) for group, _ in whole_problems(final, config.samples)
+                           if group[0]["problem"] % self.world == self.rank]
             if self.stop.any_rank():
                 return None
             _, cosines, vendi, cut = zip(*sorted(gather_over_ranks(similar)))

@@ -69,6 +69,11 @@ class Geometry:
     qk_norm: bool
 
     @classmethod
+    def from_folder(cls, path: str | Path) -> "Geometry":
+        """That of a Hugging Face folder; raises ValueError as `from_json` does, and for a config.json that is missing or broken."""
+        return cls.from_json(read_json(Path(path) / "config.json"), str(Path(path) / "config.json"))
+
+    @classmethod
     def from_json(cls, config: dict, where: str = "config.json") -> "Geometry":
         """Reads a Hugging Face config; raises ValueError naming the key for anything this module does not implement."""
         architecture = (config.get("architectures") or ["none"])[0]

@@ -186,8 +186,8 @@ def write_jsonl(path: Path, records: Iterable[dict]) -> None:
     path.write_bytes(json_lines(records))
 
 
-def whole_problems(path: Path, n: int) -> Iterator[tuple[int, bytes]]:
-    """(problem, the lines of its n samples) of a samples file, up to the first that are not what was written."""
+def whole_problems(path: Path, n: int) -> Iterator[tuple[list[dict], int]]:
+    """(the n samples of a problem, bytes they take) of a samples file, up to the first that are not what was written."""
     with open(path, "rb") as file:
         while lines := list(islice(file, n)):
             try:
@@ -197,7 +197,7 @@ def whole_problems(path: Path, n: int) -> Iterator[tuple[int, bytes]]:
                     return
             except (ValueError, TypeError, LookupError):
                 return
-            yield problem, b"".join(lines)
+            yield samples, sum(map(len, lines))
 
 
 def collect(parts: Path, to: Path, n: int) -> list[int]:
@@ -206,9 +206,9 @@ def collect(parts: Path, to: Path, n: int) -> list[int]:
     places: dict[int, tuple[Path, int, int]] = {}       # of each problem: file, offset, bytes; texts stay on disk
     for file in files:
         offset = 0
-        for problem, lines in whole_problems(file, n):
-            places[problem] = file, offset, len(lines)
-            offset += len(lines)
+        for samples, size in whole_problems(file, n):
+            places[samples[0]["problem"]] = file, offset, size
+            offset += size
     with open(checkpoint.part_of(to), "wb") as out:
         for problem in sorted(places):
             file, offset, size = places[problem]

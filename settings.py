@@ -8,7 +8,7 @@ import torch
 from config import changes, import_function, load
 from data import DataConfig, check_source
 from metrics import check_trackers
-from model import Geometry, ModelConfig, read_json
+from model import Geometry, ModelConfig
 from reward import DraConfig, RewardConfig, reward_function, smi_values
 from sampler import SamplerConfig
 from samples import EvalConfig, check_eval, check_room
@@ -115,9 +115,8 @@ def check(config: Config, world: int) -> None:
         raise ValueError(f"run.dir = {config.run.dir!r} already holds a run and run.resume is false; name another folder")
     if (Path(config.run.dir) / "config.toml").exists():
         check_unchanged(config, Path(config.run.dir) / "config.toml")
-    path = Path(config.model.path)
-    if path.is_dir():
-        context = Geometry.from_json(read_json(path / "config.json"), str(path / "config.json")).context
+    if Path(config.model.path).is_dir():
+        context = Geometry.from_folder(config.model.path).context
         if config.data.max_prompt_tokens + config.sampler.max_new_tokens > context:
             raise ValueError(f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and sampler.max_new_tokens = "
                              f"{config.sampler.max_new_tokens} exceed the model's context of {context}; lower one of them")

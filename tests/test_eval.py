@@ -173,7 +173,7 @@ def test_a_cut_samples_file_gives_back_its_whole_problems(tmp_path):
         for _ in range(2):
             assert collect(parts, parts / "kept.jsonl", 2) == expected and [path.name for path in parts.iterdir()] == ["kept.jsonl"]
             assert (parts / "kept.jsonl").read_bytes() == json_lines(sample for p in expected for sample in groups[p])
-        assert [problem for problem, _ in whole_problems(parts / "kept.jsonl", 2)] == expected
+        assert [samples[0]["problem"] for samples, _ in whole_problems(parts / "kept.jsonl", 2)] == expected
 
 
 def test_evaluation_does_not_depend_on_its_parts(tmp_path, monkeypatch):
