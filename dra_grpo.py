@@ -193,7 +193,8 @@ class Learner:
         for name, parameter in self.policy.named_parameters():
             moments = self.optimizer.state[parameter]
             if not moments:
-                moments |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+                moments |= {"step": torch.zeros((), device=parameter.device),       # fused AdamW reads it where the parameter is
+                            "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
             state |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
         return state
 
@@ -204,8 +205,13 @@ class Learner:
             moments["step"] = torch.tensor(float(updates), device=moments["step"].device)
 
     def save_policy(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        weights = {name: tensor.cpu() for name, tensor in full_weights(self.policy)}
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        """Writes the policy as a Hugging Face folder from the first rank; every rank calls it, because gathering is collective."""
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        weights = {}
+        for name, tensor in full_weights(self.policy):  # only the first rank keeps what all gather: 7 GB a rank for a 1.5B policy
+            if first:
+                weights[name] = tensor.cpu()
+        if first:
             self.policy.save_pretrained(folder, weights, dtype)
 
     def update(self, rows: Sequence[Row], lr: float) -> dict[str, float]:

@@ -36,6 +36,8 @@ def start_ranks(dtype: str, offload: bool = False) -> tuple[int, int, torch.devi
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+        # cuDNN builds a plan for every new shape of attention, and micro-batches have new shapes in every step: 3 of 12.7 s an update on an H200
+        torch.backends.cuda.enable_cudnn_sdp(False)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"      # sums of the host's figures, and offloaded weights, stay on the host
     if world > 1:
         dist.init_process_group(backend, store=launcher_store(), rank=rank, world_size=world)
