@@ -435,6 +435,7 @@ def train_until(config: Config, stop: Stop) -> int:
     def run_eval(step: int, grader: Grader) -> bool:
         """Evaluates on all benchmarks, each rank its share; False, with nothing logged, if interrupted."""
         results = []
+        sampler.release()                               # the evaluation has a cache of its own
         for name, problems in benchmarks.items():
             if stop.any_rank():
                 return False
@@ -482,6 +483,8 @@ def train_until(config: Config, stop: Stop) -> int:
             advantages = scores.advantage.flatten().tolist()
             learnt = [(step_prompts[i // config.sampler.group_size], completions[i], advantages[i])
                       for i in rows_in_loss(completions, scores.raw, config.learner)]
+            if config.learner.offload:                  # memory is short: the cache and its graphs are made again in the next step
+                sampler.release()
             try:
                 figures = learner.update(learnt, lr_at(step, config.learner, config.run.steps))
             except FloatingPointError as error:

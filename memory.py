@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from model import LOGITS_PER_CHUNK, PACK_FROM, Block, Transformer
+from model import PACK_FROM, Block, Transformer, logits_per_chunk
 from sampler import COLUMNS
 
 CARDS_GB = (16, 24, 40, 80)
@@ -78,9 +78,10 @@ def parts(model: Transformer, *, dtype: torch.dtype, card: bool, world: int, row
     tokens = max(min(micro_batch_tokens, rows * longest), longest)
     inputs = tokens * g.hidden * compute                # of a block
     in_block = block_bytes_per_token(model, dtype) * tokens
-    logits = min(LOGITS_PER_CHUNK, tokens * max_new_tokens // longest * g.vocab)
+    logits = min(logits_per_chunk(card), tokens * max_new_tokens // longest * g.vocab)
     columns = -(-longest // COLUMNS) * COLUMNS
     kv = 2 * g.layers * g.kv_heads * g.head_dim * cached
+    sampling = PHASES if card and not offload else PHASES[:1]       # a GPU keeps the cache and the graphs over it for the next step
     packed = sum(size for name, size in sizes.items() if name.endswith(".weight") and size >= PACK_FROM and not name.startswith("embed"))
     found = [
         held("master weights", total * master),
@@ -88,8 +89,8 @@ def parts(model: Transformer, *, dtype: torch.dtype, card: bool, world: int, row
         held("AdamW's two moments", 2 * total * master),
         held("reference weights", total * master * reference),
         Part("sampler's weights", total * compute + (0 if card else packed * cached)),
-        Part("cache of keys and values", slots * columns * kv, phases=("sampling",)),
-        Part("logits and their cumulative sums", slots * g.vocab * 20, phases=("sampling",)),
+        Part("cache of keys and values", slots * columns * kv, phases=sampling),
+        Part("logits and their cumulative sums", slots * g.vocab * 20, phases=sampling),
         Part("activations, inputs of the blocks", inputs * g.layers, phases=("LM head", "blocks")),
         Part("activations, within blocks", in_block * (1 if checkpointing else g.layers), phases=("blocks",) if checkpointing else ("LM head", "blocks")),
         Part("a block's gradients on their way", 2 * tokens * g.intermediate * compute, phases=("blocks",)),

@@ -33,7 +33,7 @@ ROPE_TYPES = ("default", "llama3")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 PACK_FROM = 2**18                                       # elements of a matrix; for smaller ones the call costs more than the layout saves
 PACKED_FOR_ROWS = 48                                    # oneDNN picks its layout for this many rows and takes any number
-LOGITS_PER_CHUNK = 2**24                                # 64 MB in fp32: what the chunked LM head holds at once
+LOGITS_PER_CHUNK = 2**24                                # 64 MB in fp32: what the chunked LM head holds at once on a CPU
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]    # (layer, q (N,T,H,D), k (N,T,K,D), v (N,T,K,D)) -> (N,T,H,D)
 
@@ -174,6 +174,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
 
 
+def logits_per_chunk(gpu: bool) -> int:
+    """Logits that the LM head holds at once; a GPU takes eight times as many, because each chunk reads the whole matrix."""
+    return 8 * LOGITS_PER_CHUNK if gpu else LOGITS_PER_CHUNK
+
+
 def packed(weight: Tensor) -> Tensor | None:
     """A copy in oneDNN's blocked layout, None for a small matrix."""
     if weight.numel() < PACK_FROM:
@@ -266,15 +271,13 @@ class Transformer(nn.Module):
         return F.linear(self.hidden(tokens_NT), self.head_weight)
 
     def next_logits(self, hidden_NC: Tensor) -> Tensor:
-        """Logits (N, n_tokens) over the tokenizer's ids, without gradient."""
-        if self.packed_head is None:
-            return F.linear(hidden_NC, self.head_weight[: self.n_tokens])
-        return packed_linear(hidden_NC, self.packed_head)
+        """Logits (N, V), at least float32, without gradient; ids that the tokenizer does not know have -1e30."""
+        return head_logits(hidden_NC, self.head_weight, self.n_tokens, self.packed_head)
 
     def pack(self) -> None:
         """Copies the matrices into a layout in which products with few rows, as in decoding, run up to twice as fast on a CPU.
 
-        Without gradient every later product reads the copies: pack again after the weights or n_tokens have changed. Does nothing elsewhere.
+        Without gradient every later product reads the copies: pack again after the weights have changed. Does nothing elsewhere.
         """
         weight = self.norm.weight
         if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
@@ -282,27 +285,20 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.packed = packed(module.weight)
-        self.packed_head = packed(self.head_weight[: self.n_tokens])
+        self.packed_head = packed(self.head_weight)
 
     def token_logprobs(self, tokens_NT: Tensor, mask_NT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability of each token where `mask_NT` is True given the tokens before it, and the entropy of its distribution.
 
         Both (N, T), at least float32, in nats, 0 where the mask is False; the distribution is softmax(logits / temperature) over
-        the tokenizer's ids. Only the entropy is without gradient. The LM head runs over masked positions only, in chunks that
-        are recomputed in the backward pass, so the logits of a whole batch never exist. Column 0 has no predecessor and must
-        be False in the mask.
+        the tokenizer's ids. Only the entropy is without gradient. The LM head runs over masked positions only, in chunks, so
+        the logits of a whole batch never exist. Column 0 has no predecessor and must be False in the mask.
         """
         assert not mask_NT[:, 0].any(), "the first token of a row has nothing before it to be predicted from"
         hidden_MC = self.hidden(tokens_NT)[:, :-1][mask_NT[:, 1:]]
         targets_M = tokens_NT[mask_NT]
-        rows = max(1, LOGITS_PER_CHUNK // self.n_tokens)
-        weight_VC = self.head_weight[: self.n_tokens]
-        parts = [
-            ChunkLogprobs.apply(hidden, targets, weight_VC, temperature) if len(targets_M) <= rows or not torch.is_grad_enabled()
-            else checkpoint(ChunkLogprobs.apply, hidden, targets, weight_VC, temperature, use_reentrant=False)
-            for hidden, targets in zip(hidden_MC.split(rows), targets_M.split(rows))
-        ]
-        logp_M, entropy_M = (torch.cat(part) for part in zip(*parts))
+        rows = max(1, logits_per_chunk(hidden_MC.is_cuda) // self.g.vocab)
+        logp_M, entropy_M = HeadLogprobs.apply(hidden_MC, targets_M, self.head_weight, temperature, self.n_tokens, rows)
         zeros_NT = logp_M.new_zeros(mask_NT.shape)
         return zeros_NT.masked_scatter(mask_NT, logp_M), zeros_NT.masked_scatter(mask_NT, entropy_M)
 
@@ -380,39 +376,75 @@ class Transformer(nn.Module):
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
 
 
-class ChunkLogprobs(torch.autograd.Function):
+def head_logits(hidden_MC: Tensor, weight_VC: Tensor, n_tokens: int, packed_VC: Tensor | None = None) -> Tensor:
+    """Logits (M, V), at least float32, and -1e30 for the ids from `n_tokens` on; `packed_VC` replaces the matrix (see `packed`).
+
+    The product is over all V rows of the matrix, because a GPU is several times slower on an odd number of them. Not -inf: its
+    probability is 0 too, and 0 x -inf would be nan in the entropy.
+    """
+    logits_MV = linear(hidden_MC, weight_VC) if packed_VC is None else packed_linear(hidden_MC, packed_VC)
+    logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+    if n_tokens < logits_MV.shape[-1]:
+        logits_MV[:, n_tokens:] = -1e30
+    return logits_MV
+
+
+class HeadLogprobs(torch.autograd.Function):
     """Log-probs (M,) of `targets_M` under softmax(hidden @ weight^T / temperature), and entropies (M,) without gradient.
 
-    Autograd would pass over the logits twice as often and keep several tensors of their size; here it is one, and it becomes the gradient,
-    d logp / d logits = onehot(target) - softmax (so a second backward pass over the same graph is refused). At least float32 behind
-    the product: logsumexp in bf16 loses 3 digits.
+    Both at least float32, in nats, over the first `n_tokens` ids. Logits exist for `rows` rows at a time, and are computed again in the
+    backward pass (unless all fit at once), where d logp / d logits = onehot(target) - softmax. The gradient of the matrix is summed over the
+    chunks in float32 and rounded once: in bf16 each chunk would add a rounding error.
     """
 
     @staticmethod
-    def forward(ctx, hidden_MC: Tensor, targets_M: Tensor, weight_VC: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits_MV = linear(hidden_MC, weight_VC)
-        logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-        if temperature != 1:
-            logits_MV /= temperature
-        logits_MV -= logits_MV.amax(-1, keepdim=True)
-        exp_MV = logits_MV.exp()
-        total_M = exp_MV.sum(-1)
-        log_z_M = total_M.log()
-        logp_M = logits_MV.gather(-1, targets_M[:, None]).squeeze(-1) - log_z_M
-        entropy_M = log_z_M - torch.linalg.vecdot(exp_MV, logits_MV) / total_M
-        ctx.save_for_backward(hidden_MC, targets_M, weight_VC, exp_MV, total_M)
-        ctx.temperature = temperature
+    def forward(ctx, hidden_MC: Tensor, targets_M: Tensor, weight_VC: Tensor, temperature: float, n_tokens: int,
+                rows: int) -> tuple[Tensor, Tensor]:
+        parts = []
+        for hidden, targets in zip(hidden_MC.split(rows), targets_M.split(rows)):
+            logits_MV = head_logits(hidden, weight_VC, n_tokens)
+            if temperature != 1:
+                logits_MV /= temperature
+            peak_M1 = logits_MV.amax(-1, keepdim=True)
+            logits_MV -= peak_M1
+            exp_MV = logits_MV.exp()
+            total_M = exp_MV.sum(-1)
+            log_z_M = total_M.log()
+            logp_M = logits_MV.gather(-1, targets[:, None]).squeeze(-1) - log_z_M
+            entropy_M = log_z_M - torch.linalg.vecdot(exp_MV, logits_MV) / total_M
+            parts.append((logp_M, entropy_M, log_z_M + peak_M1.squeeze(-1)))
+        logp_M, entropy_M, log_z_M = (torch.cat(part) for part in zip(*parts))
+        only = (exp_MV, total_M) if len(parts) == 1 else (None, None)
+        ctx.save_for_backward(hidden_MC, targets_M, weight_VC, log_z_M, *only)
+        ctx.settings = temperature, n_tokens, rows
         ctx.mark_non_differentiable(entropy_M)
         return logp_M, entropy_M
 
     @staticmethod
     def backward(ctx, grad_M: Tensor, _) -> tuple[Tensor | None, ...]:
-        hidden_MC, targets_M, weight_VC, exp_MV, total_M = ctx.saved_tensors
-        grad_M = grad_M / ctx.temperature
-        grad_MV = exp_MV.mul_((-grad_M / total_M)[:, None]).scatter_add_(-1, targets_M[:, None], grad_M[:, None])
+        hidden_MC, targets_M, weight_VC, log_z_M, exp_MV, total_M = ctx.saved_tensors
+        temperature, n_tokens, rows = ctx.settings
+        grad_M = grad_M / temperature
         dtype = product_dtype(hidden_MC)
-        grad_MV = grad_MV.to(dtype)
-        return (grad_MV @ weight_VC.to(dtype)).to(hidden_MC.dtype), None, (grad_MV.t() @ hidden_MC.to(dtype)).to(weight_VC.dtype), None
+        matrix_VC = weight_VC.to(dtype)
+        grad_hidden_MC = torch.empty_like(hidden_MC)
+        grad_weight_VC = None
+        for start in range(0, max(1, len(targets_M)), rows):
+            chunk = slice(start, start + rows)
+            if exp_MV is None:
+                logits_MV = head_logits(hidden_MC[chunk], weight_VC, n_tokens)
+                softmax_MV = logits_MV.div_(temperature).sub_(log_z_M[chunk, None]).exp_()
+            else:
+                softmax_MV = exp_MV.div_(total_M[:, None])
+            grad_MV = softmax_MV.mul_(-grad_M[chunk, None]).scatter_add_(-1, targets_M[chunk, None], grad_M[chunk, None])
+            grad_MV = grad_MV.to(dtype)
+            grad_hidden_MC[chunk] = grad_MV @ matrix_VC
+            part_VC = grad_MV.t() @ hidden_MC[chunk].to(dtype)
+            if grad_weight_VC is None:
+                grad_weight_VC = part_VC.to(torch.promote_types(dtype, torch.float32)) if exp_MV is None else part_VC
+            else:
+                grad_weight_VC += part_VC
+        return grad_hidden_MC, None, grad_weight_VC.to(weight_VC.dtype), None, None, None
 
 
 def read_json(path: Path) -> dict:

@@ -3,31 +3,34 @@
     sampler = Sampler(model, SamplerConfig(group_size=6), stop_ids=[0])
     groups = sampler.generate([[5, 6, 7], [8, 9]], group_size=6, seed=(run_seed, step))     # groups[p][g].tokens
 
-Each prompt is prefilled once, right-padded, and its keys and values are copied to the G completions. Live rows always occupy
-the slots 0..n-1: a row that finishes leaves at once, the last live row takes its place, and waiting rows fill the free slots.
-So a step costs what its live rows cost, and nothing is padded to the longest completion.
+Each prompt is prefilled once, right-padded, and its keys and values are copied to the G completions. Live rows always
+occupy the slots 0..n-1: a row that finishes leaves at once, the last live row takes its place, and waiting rows fill
+the free slots. So a step costs what its live rows cost, and nothing is padded to the longest completion.
 
-Randomness is by row: the uniform numbers of a completion depend on (seed, prompt position, completion index, token index)
-alone, so its tokens do not depend on slots, batch or ranks (in fp32, up to a draw that sits on a rounding boundary).
-Tokens are drawn by inverse CDF from softmax(logits / temperature), and the log-prob returned is that of the token under this
-full distribution. No rewards, no text, no top-k; top-p is for evaluation only.
+Randomness is by row: the uniform numbers of a completion depend on (seed, prompt position, completion index, token
+index) alone, so its tokens do not depend on slots, batch or ranks (in fp32, up to a draw that sits on a rounding
+boundary). Tokens are drawn by inverse CDF from softmax(logits / temperature), and the log-prob returned is that of the
+token under this full distribution. No rewards, no text, no top-k; top-p is for evaluation only.
+
+On a GPU a decode step is a CUDA graph. A graph keeps the addresses that it was captured with, so everything that a step
+reads or writes lives in one object, `Slots`, together with the graphs over it: whoever moves the one drops the other.
 """
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from model import Transformer, causal_attention, product_dtype
 
-varlen_attn = None
-if torch.cuda.is_available():                           # only cards have the kernel, and its import is a fifth of a start
-    from torch.nn.attention.varlen import varlen_attn
-
-# P prompts, G completions each, R = P*G rows, S slots, n live rows, T tokens, L layers, H query heads, K key/value heads, D head size, V vocabulary
+# P prompts, G completions each, S slots, n live rows, T tokens, W tokens of a window, L layers, H query heads,
+# K key/value heads, D head size, V vocabulary
 
 
 @dataclass(frozen=True)
@@ -50,301 +53,440 @@ class Completion:
     finish: str                                         # "stop" | "length"
 
 
-LOOK_EVERY = 8                                          # steps between two looks of the host at what a GPU has finished
+SYNC_EVERY = 8                                          # steps between two looks of the host at what a GPU has finished
 COLUMNS = 64                                            # tokens by which the cache grows on a CPU
-ONE_THREAD_BELOW = 2**24                                # rows x parameters of a block: for less, waking other threads costs more than they save
+FIRST_COLUMNS = 256                                     # tokens beyond the prompt for which a GPU has room at first
+PREFILL_TOKENS = 2**15                                  # padded tokens of a pass over prompts: 1 GB of K and V at 1.5B
+ONE_THREAD_BELOW = 2**24                                # rows x parameters of a block: for less, one thread is faster
+FREE_SHARE = 0.9                                        # of a GPU's free memory, for keys and values
 
 
-def row_bucket(live: int, multiple: int) -> int:
-    """Rows that are computed for `live` ones: a GPU captures a graph, and a CPU's oneDNN keeps a kernel, for each number of rows."""
+def row_bucket(live: int, gpu: bool) -> int:
+    """Rows that are computed for `live` ones: for each number a GPU captures a graph, a CPU's oneDNN keeps a kernel."""
+    multiple = 4 if not gpu else 8 if live <= 32 else 16 if live <= 128 else 32
     return next((rows for rows in (1, 2, 4) if rows >= live), -(-live // multiple) * multiple)
 
 
 def has_varlen(x: Tensor) -> bool:
-    """Whether torch's ragged attention kernel can take tensors like `x` (CUDA in half precision, torch >= 2.11)."""
-    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+    """Whether torch's ragged attention kernel takes queries and keys like `x` (..., D)."""
+    half = x.dtype in (torch.bfloat16, torch.float16) and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
+    return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
-def decode_attention(q_nHD: Tensor, keys_STKD: Tensor, values_STKD: Tensor, used_n: Tensor, bias_nT: Tensor | None) -> Tensor:
-    """One query per row over the first `used_n` tokens of its slot (rows 0..n-1 of the cache): (n, H, D).
+class Slots:
+    """All that a decode step reads and writes, one slot per row, and the CUDA graphs captured over it.
 
-    The ragged kernel reads live tokens only. Elsewhere `bias_nT` (0 or -inf, T at most the cache's) masks the rest, and the query
-    heads that share a key/value head are folded into its query length, so K and V are neither expanded nor copied.
-    """
-    n, H, D = q_nHD.shape
-    S, T, K, _ = keys_STKD.shape
-    if bias_nT is None:
-        slots = torch.arange(n + 1, dtype=torch.int32, device=q_nHD.device)
-        return varlen_attn(q_nHD, keys_STKD.view(S * T, K, D), values_STKD.view(S * T, K, D), slots, slots * T, 1, T, enable_gqa=H != K,
-                           seqused_k=used_n.int())
-    keys, values = (x[:n, : bias_nT.shape[1]].transpose(1, 2) for x in (keys_STKD, values_STKD))
-    return F.scaled_dot_product_attention(q_nHD.view(n, K, H // K, D), keys, values, bias_nT[:, None, None]).reshape(n, H, D)
+    - Keys and values of each layer, (S, T, K, D) twice. In memory (S, T, K, D) for the ragged kernel, (S, K, T, D) for
+      SDPA, which reads a head's tokens one after the other.
+    - `state_S5`: the position a row writes next, tokens in its window, the last token, tokens it may still draw, and
+      whether it runs. A slot without a row stands still at position 0.
+    - A window of W tokens, log-probs and uniform numbers, which the host reads and fills again; column W takes what a
+      finished row draws until then.
 
-
-class Cache:
-    """Keys and values of the live rows, for each layer (S, T, K, D) twice, and what each row may attend to.
-
-    On a CPU the capacity in tokens grows by COLUMNS at a time, one layer after the other, so memory follows the rows that still run;
-    on CUDA it is reserved at once, because a captured graph keeps its addresses.
+    Memory grows with the rows: on a CPU by COLUMNS tokens at a time, on a GPU in doublings. Only `resize` moves it.
     """
 
-    def __init__(self, model: Transformer, slots: int, tokens: int):
+    def __init__(self, model: Transformer, window: int):
         g, weight = model.g, model.norm.weight
-        self.slots, self.tokens = 0, 0
+        self.window, self.gpu = window, weight.is_cuda
         dtype = product_dtype(weight)
-        self.layers = [[weight.new_empty(0, 0, g.kv_heads, g.head_dim, dtype=dtype) for _ in ("keys", "values")] for _ in range(g.layers)]
-        self.varlen = has_varlen(weight)
+        empty = weight.new_empty(0, 0, g.kv_heads, g.head_dim, dtype=dtype)
+        self.varlen = has_varlen(empty)
+        self.layers = [[empty, empty] for _ in range(g.layers)]
         self.bias_ST = weight.new_empty(0, 0, dtype=dtype)      # 0 where a row may look, -inf elsewhere
-        if weight.is_cuda:
-            self.reserve(0, slots, tokens)
+        self.zero = weight.new_zeros((), dtype=dtype)           # a capture takes no number from the host
+        self.state_S5 = weight.new_zeros(0, 5, dtype=torch.long)
+        self.tokens_SW = self.state_S5.new_zeros(0, window + 1)
+        self.logprobs_SW = self.tokens_SW.float()
+        self.uniform_SW = self.tokens_SW.double()
+        self.count = self.columns = 0                           # capacity: slots, and tokens of each
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}       # a captured step per row bucket
+        self.pool = self.stream = None
 
-    def reserve(self, live: int, slots: int, tokens: int) -> None:
-        """Makes room for `slots` rows of `tokens` tokens, keeping the first `live` rows; cleared, because 0 times a stale nan is nan."""
-        if tokens <= self.tokens and slots <= self.slots:
+    def reserve(self, live: int, slots: int, tokens: int, longest: int) -> None:
+        """Makes room for `slots` rows of `tokens` tokens, keeping the first `live`; none can pass `longest` tokens."""
+        if tokens <= self.columns and slots <= self.count:
             return
-        columns = max(self.tokens, -(-tokens // COLUMNS) * COLUMNS)
+        columns = self.columns
+        if tokens > columns:
+            ahead = (2 * columns or tokens + FIRST_COLUMNS) if self.gpu else 0
+            columns = min(max(tokens, ahead), longest)
+        self.resize(live, slots, -(-columns // COLUMNS) * COLUMNS)
 
-        def kept(old: Tensor, new: Tensor) -> Tensor:
+    def resize(self, live: int, slots: int, columns: int) -> None:
+        """Moves the first `live` rows to new memory, a layer at a time, and drops the graphs captured over the old."""
+        self.graphs = {}
+        if self.gpu:                                    # a pool whose graphs are gone takes no more captures
+            self.pool, self.stream = torch.cuda.graph_pool_handle(), self.stream or torch.cuda.Stream()
+
+        def move(old: Tensor, new: Tensor) -> Tensor:
             new[:live, : old.shape[1]] = old[:live]
             return new
 
-        for layer in self.layers:
-            for i, old in enumerate(layer):
-                K, D = old.shape[2:]
-                # in memory (S, T, K, D) for the ragged kernel, (S, K, T, D) for the other, which reads a head's tokens one after the other
-                layer[i] = kept(old, old.new_zeros(slots, columns, K, D) if self.varlen else old.new_zeros(slots, K, columns, D).transpose(1, 2))
-                del old
-        self.bias_ST = kept(self.bias_ST, self.bias_ST.new_full((slots, columns), float("-inf")))
-        self.slots, self.tokens = slots, columns
+        def move_cache(old: Tensor) -> Tensor:
+            K, D = old.shape[2:]
+            if self.varlen:                             # never reads past a row's last token
+                return move(old, old.new_empty(slots, columns, K, D))
+            return move(old, old.new_zeros(slots, K, columns, D).transpose(1, 2))       # 0 times a stale nan is nan
 
-    def begin_step(self, pos_n: Tensor, longest: int) -> None:
-        """Rows 0..n-1 decode one token each at positions `pos_n`; `longest` is the largest of them plus one."""
-        n = len(pos_n)
-        self.used_n = pos_n + 1
-        self.write_at = torch.arange(n, device=pos_n.device), pos_n
-        self.bias_ST[self.write_at] = 0.0
-        self.bias_nT = None if self.varlen else self.bias_ST[:n, :longest]
+        for layer in self.layers:
+            for i in range(2):
+                layer[i] = move_cache(layer[i])
+        if not self.varlen:
+            self.bias_ST = move(self.bias_ST, self.bias_ST.new_full((slots, columns), float("-inf")))
+        self.state_S5 = move(self.state_S5, self.state_S5.new_zeros(slots, 5))
+        self.position_S, self.drawn_S, self.last_S, self.left_S, self.runs_S = self.state_S5.unbind(1)      # views
+        self.tokens_SW, self.logprobs_SW, self.uniform_SW = (
+            move(old_SW, old_SW.new_zeros(slots, self.window + 1))
+            for old_SW in (self.tokens_SW, self.logprobs_SW, self.uniform_SW))
+        self.slot_S = torch.arange(slots, device=self.state_S5.device)
+        self.starts_S = torch.arange(slots + 1, dtype=torch.int32, device=self.state_S5.device)
+        self.count, self.columns = slots, columns
+
+    def begin_step(self, n: int, longest: int) -> None:
+        """Rows 0..n-1 write one token each at their positions; `longest` bounds the tokens that a row then has."""
+        self.write_at = self.slot_S[:n], self.position_S[:n]
+        if self.varlen:
+            self.used_n = (self.position_S[:n] + 1).int()
+            self.key_starts = self.starts_S[: n + 1] * self.columns
+        else:
+            self.bias_ST.index_put_(self.write_at, self.zero)
+            self.bias_nT = self.bias_ST[:n, :longest]
 
     def attend(self, layer: int, q_n1HD: Tensor, k_n1KD: Tensor, v_n1KD: Tensor) -> Tensor:
-        """Writes this step's keys and values at each row's position and attends to everything up to it."""
+        """Writes this step's keys and values at each row's position and attends to everything up to it.
+
+        The ragged kernel reads live tokens only. Its `max_k`, here all columns, must be at least every row's length at
+        every replay: what lies past it is not read, without a word. Elsewhere a bias masks the rest, and the query
+        heads that share a key/value head are folded into its query length, so K and V are neither expanded nor copied.
+        """
         keys, values = self.layers[layer]
         q_nHD, k_nKD, v_nKD = (x[:, 0].to(keys.dtype) for x in (q_n1HD, k_n1KD, v_n1KD))
         keys[self.write_at], values[self.write_at] = k_nKD, v_nKD
-        return decode_attention(q_nHD, keys, values, self.used_n, self.bias_nT)[:, None].to(q_n1HD.dtype)
+        n, H, D = q_nHD.shape
+        S, T, K, _ = keys.shape
+        if self.varlen:                                 # not varlen_attn, which has no seqused_k in torch 2.11
+            keys, values = keys.view(S * T, K, D), values.view(S * T, K, D)
+            out = torch.ops.aten._flash_attention_forward(q_nHD, keys, values, self.starts_S[: n + 1], self.key_starts,
+                                                          1, T, 0.0, False, False, seqused_k=self.used_n)[0]
+        else:
+            keys, values = (x[:n, : self.bias_nT.shape[1]].transpose(1, 2) for x in (keys, values))
+            out = F.scaled_dot_product_attention(q_nHD.view(n, K, H // K, D), keys, values, self.bias_nT[:, None, None])
+        return out.reshape(n, 1, H, D).to(q_n1HD.dtype)
 
-    def admit(self, slots: slice, prompt_kv: Tensor, length: int) -> None:
-        """Copies one prompt's keys and values (2, L, T, K, D) to the slots and clears the rest of them."""
+    def admit(self, slots: slice, prompt_kv: Tensor, left: list[int]) -> None:
+        """Rows that may draw `left` tokens each take the slots, with one prompt's keys and values (2, L, T, K, D)."""
+        length = prompt_kv.shape[2]
         for layer, kv in zip(self.layers, prompt_kv.unbind(1)):
             for cache, prompt in zip(layer, kv):
                 cache[slots, :length] = prompt
-                cache[slots, length:] = 0
-        self.bias_ST[slots, :length] = 0
-        self.bias_ST[slots, length:] = float("-inf")
+                if not self.varlen:
+                    cache[slots, length:] = 0
+        if not self.varlen:
+            self.bias_ST[slots, :length] = 0
+            self.bias_ST[slots, length:] = float("-inf")
+        self.state_S5[slots] = torch.tensor([[length - 1, 0, 0, n, 1] for n in left], device=self.state_S5.device)
 
-    def move(self, to: Tensor, source: Tensor) -> None:
-        """Rows `source` take the slots `to`."""
-        for layer in self.layers:
-            for cache in layer:
-                cache[to] = cache[source]
-        self.bias_ST[to] = self.bias_ST[source]
+    def move(self, to: list[int], source: list[int], live: int) -> None:
+        """Rows `source` take the slots `to`; from slot `live` on there are none."""
+        if to:
+            to, source = (torch.tensor(slots, device=self.state_S5.device) for slots in (to, source))
+            for x_S in (self.state_S5, self.bias_ST, *chain(*self.layers)):
+                if len(x_S):                            # no bias for the ragged kernel
+                    x_S[to] = x_S[source]
+        self.state_S5[live:] = 0
+
+    def replay(self, n: int, step: Callable[[int, int], None]) -> None:
+        """Runs step(n, columns) as a CUDA graph, captured at its first call."""
+        if n not in self.graphs:
+            saved_S5 = self.state_S5.clone()            # the warm-up runs the step; all else is written again
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                step(n, self.columns)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            self.state_S5.copy_(saved_S5)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                step(n, self.columns)
+            self.graphs[n] = graph
+        self.graphs[n].replay()
 
 
 class Sampler:
-    """Samples from its own compute-dtype copy of the policy; `load_weights` refreshes the copy after an optimizer step."""
+    """Samples from its own compute-dtype copy of the policy; `load_weights` refreshes the copy after an optimizer step.
 
-    def __init__(self, model: Transformer, config: SamplerConfig, stop_ids: Sequence[int], top_p: float = 1.0):
-        """`top_p` < 1 cuts the tail of the distribution; like temperature 0 (greedy) it is for evaluation, not for rollouts."""
-        self.model, self.config, self.top_p = model.eval(), config, top_p
+    On a GPU the slots and their graphs stay for the next call; `release` gives their memory back.
+    """
+
+    def __init__(self, model: Transformer, config: SamplerConfig, stop_ids: Sequence[int], top_p: float = 1.0,
+                 section: str = "sampler"):
+        """`top_p` < 1, like temperature 0 (greedy), is for evaluation. `section`: of the config, for messages."""
+        self.model, self.config, self.top_p, self.section = model.eval(), config, top_p, section
         self.device = model.norm.weight.device
+        self.gpu = self.device.type == "cuda"
         if beyond := [i for i in stop_ids if not 0 <= i < model.g.vocab]:
-            raise ValueError(f"the end of a text is token {beyond[0]}, and the model has {model.g.vocab} of them: it could never end one; is this the model's own tokenizer?")
+            raise ValueError(f"the end of a text is token {beyond[0]}, and the model has {model.g.vocab} of them: it "
+                             "could never end one; is this the model's own tokenizer?")
+        self.stop_ids = set(stop_ids)
         self.is_stop = torch.zeros(model.g.vocab, dtype=torch.bool, device=self.device)
         self.is_stop[list(stop_ids)] = True
-        self.look_every, self.rows_multiple = (LOOK_EVERY, 8) if self.device.type == "cuda" else (1, 4)
+        self.sync_every = SYNC_EVERY if self.gpu else 1
+        self.slots: Slots | None = None
+        self.told = False                               # that there is no memory for all rows at a time
         self.model.pack()
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Copies (our parameter name, full tensor) pairs into the sampler's model; every parameter must come exactly once."""
+        """Copies (our parameter name, full tensor) pairs into the sampler's model; each parameter must come once."""
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, tensor in tensors:
-                parameters.pop(name).copy_(tensor)
+                parameters.pop(name).copy_(tensor)      # in place: captured graphs go on reading them
         assert not parameters, f"sampler weights not refreshed: {list(parameters)}"
         self.model.pack()
 
+    def release(self) -> None:
+        """Gives back the memory of keys, values and graphs; the next call makes them anew."""
+        self.slots = None
+
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[list[int]], group_size: int, seed: Sequence[int], positions: Sequence[int] | None = None) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[list[int]], group_size: int, seed: Sequence[int],
+                 positions: Sequence[int] | None = None) -> list[list[Completion]]:
         """`group_size` completions of each prompt (token ids), in order.
 
-        `positions` are the prompts' places in the step's global list (by default 0..P-1): with `seed` and the completion's
-        index they fix its random numbers, so a prompt that occurs twice gets different completions.
-        Raises ValueError, before anything is allocated, for an empty prompt or one that leaves no room in the context.
+        `positions` are the prompts' places in the step's global list (by default 0..P-1): with `seed` and the
+        completion's index they fix its random numbers, so a prompt that occurs twice gets different completions.
+        Raises ValueError, before anything is allocated, for an empty prompt, one that leaves no room in the context, or
+        a GPU without memory for one row.
         """
         context, max_new = self.model.g.context, self.config.max_new_tokens
         for i, prompt in enumerate(prompts):
             if not prompt:
                 raise ValueError(f"prompt {i} is empty: a completion needs at least one token to follow")
             if len(prompt) + max_new > context:
-                raise ValueError(f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {max_new} it exceeds the model's "
-                                 f"context of {context}")
+                raise ValueError(f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {max_new} it exceeds the "
+                                 f"model's context of {context}")
         if not prompts:
             return []
         positions = range(len(prompts)) if positions is None else positions
-        flat = Rollout(self, prompts, group_size, [(*seed, position, g) for position in positions for g in range(group_size)]).run()
+        seeds = [(*seed, position, g) for position in positions for g in range(group_size)]
+        done = False
+        try:
+            flat = Rollout(self, prompts, group_size, seeds).run()
+            done = True
+        finally:
+            if not (self.gpu and done):                 # interrupted, slots may hold half a step
+                self.release()
         return [flat[p * group_size : (p + 1) * group_size] for p in range(len(prompts))]
+
+    def step(self, n: int, columns: int) -> None:
+        """Decodes a token in slots 0..n-1, none with more than `columns`. Captured on a GPU: it takes no host value."""
+        slots = self.slots
+        slots.begin_step(n, columns)
+        hidden = self.model.hidden(slots.last_S[:n, None], slots.position_S[:n, None], slots.attend)
+        self.draw(self.model.next_logits(hidden[:, 0]), slice(0, n))
+
+    def draw(self, logits_nV: Tensor, rows: slice) -> None:
+        """Draws a token for these slots and records it; a row that has finished, or an empty slot, stands still."""
+        slots = self.slots
+        slot_n, (_, drawn_n, last_n, left_n, runs_n) = slots.slot_S[rows], slots.state_S5[rows].unbind(1)
+        uniform_n = slots.uniform_SW[slot_n, drawn_n]
+        tokens_n, logprobs_n = sample_tokens(logits_nV, uniform_n, self.config.temperature, self.top_p)
+        column_n = torch.where(runs_n > 0, drawn_n, slots.window)
+        slots.tokens_SW[slot_n, column_n] = tokens_n
+        slots.logprobs_SW[slot_n, column_n] = logprobs_n.float()
+        last_n.copy_(tokens_n)
+        slots.state_S5[rows, :2] += runs_n[:, None]     # position and tokens drawn
+        left_n -= runs_n
+        runs_n *= ~(self.is_stop[tokens_n] | (left_n <= 0))
+
+    def bytes_per_token(self) -> int:
+        g = self.model.g
+        return 2 * g.layers * g.kv_heads * g.head_dim * self.model.norm.weight.element_size()
+
+    def fitting(self, slots: int, longest: int) -> int:
+        """How many of `slots` rows to decode at a time: on a GPU no more than fit when all are half of `longest` long.
+
+        Raises ValueError if not even one fits at its longest.
+        """
+        if not self.gpu:
+            return slots
+        held = self.slots.count * self.slots.columns if self.slots else 0
+        cached = max(0, torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device))
+        free = FREE_SHARE * (torch.cuda.mem_get_info(self.device)[0] + cached)
+        tokens = held + int(free / self.bytes_per_token())
+        if tokens < longest:
+            raise self.no_room(longest)
+        return min(slots, max(1, 2 * tokens // longest))
+
+    def no_room(self, longest: int) -> ValueError:
+        size = longest * self.bytes_per_token() / 1e9
+        return ValueError(f"{self.section}.max_new_tokens: a row of {longest} tokens needs {size:.2f} GB of keys and "
+                          f"values, and the GPU has no room for it even with {self.section}.slots = 1; lower it")
 
 
 class Rollout:
-    """The state of one `generate` call: which row sits in which slot, and what each has drawn. Row p * G + g is completion g of prompt p."""
+    """One `generate` call on the host: which row sits in which slot, and what each has drawn.
+
+    Row p * G + g is completion g of prompt p.
+    """
 
     def __init__(self, sampler: Sampler, prompts: Sequence[list[int]], group_size: int, seeds: list[tuple[int, ...]]):
-        self.sampler, self.model, self.prompts, self.G = sampler, sampler.model, prompts, group_size
-        self.device, max_new, rows = sampler.device, sampler.config.max_new_tokens, len(seeds)
-        self.slots = row_bucket(min(sampler.config.slots or rows, rows), sampler.rows_multiple)
-        self.cache = Cache(self.model, self.slots, max(map(len, prompts)) + max_new)
-        # column max_new takes what a finished row draws until the host looks
-        self.uniform_RT = torch.from_numpy(np.stack([np.random.default_rng(seed).random(max_new) for seed in seeds])).to(self.device)
-        self.uniform_RT = F.pad(self.uniform_RT, (0, 1))
-        self.tokens_RT = torch.zeros(rows, max_new + 1, dtype=torch.long, device=self.device)
-        self.logprobs_RT = torch.zeros(rows, max_new + 1, device=self.device)
-        self.limit_R = torch.full((rows,), max_new, device=self.device)
-        # of each slot: the row in it, the position it writes next, how many tokens it has drawn, the last of them, and whether it runs
-        self.state_5S = torch.zeros(5, self.slots, dtype=torch.long, device=self.device)
-        self.live = 0                                   # slots 0..live-1 are occupied
-        self.longest = 0                                # upper bound on their positions
-        self.waiting = 0                                # rows from here on have not been admitted yet
-        self.lengths = [0] * rows
-        self.prompt_kv: dict[int, tuple[Tensor, Tensor]] = {}   # prompts whose group is only partly admitted: (keys and values, logits)
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}       # a captured step per row bucket
-        self.threads, self.block_size = torch.get_num_threads(), sum(p.numel() for p in self.model.blocks[0].parameters())
+        self.sampler, self.prompts, self.G, self.seeds = sampler, prompts, group_size, seeds
+        rows, max_new = len(seeds), sampler.config.max_new_tokens
+        self.limits = [max_new] * rows
+        self.longest_possible = max(map(len, prompts)) + max_new
+        wanted = min(sampler.config.slots or rows, rows)
+        self.width = row_bucket(sampler.fitting(wanted, self.longest_possible), sampler.gpu)    # slots in use
+        self.tell(self.width < wanted)
+        # a CPU's host looks after every token, and reads the windows when a row has finished or they are full
+        self.slots = sampler.slots = sampler.slots or Slots(sampler.model, SYNC_EVERY + 1 if sampler.gpu else COLUMNS)
+        self.waiting = list(reversed(range(rows)))      # rows that have no slot yet; the next is the last
+        self.row_of: list[int] = []                     # of each live slot, the row in it
+        self.filled = 0                                 # upper bound on the tokens in a window
+        self.longest = 0                                # upper bound on the tokens of a live row
+        self.tokens: list[list[int]] = [[] for _ in range(rows)]
+        self.logprobs: list[list[float]] = [[] for _ in range(rows)]
+        self.uniform: dict[int, np.ndarray] = {}        # of live rows, a number per token
+        self.prompt_kv: dict[int, tuple[Tensor, Tensor]] = {}   # of prompts with waiting rows: keys and values, logits
+        self.threads = torch.get_num_threads()
+        self.block_size = sum(p.numel() for p in sampler.model.blocks[0].parameters())
+
+    def tell(self, lowered: bool) -> None:
+        if lowered and not self.sampler.told:
+            self.sampler.told = True
+            print(f"{self.sampler.section}.slots: the GPU has memory for {self.width} rows at a time, so that many are "
+                  "decoded at once; samples do not depend on it", file=sys.stderr)
 
     def run(self) -> list[Completion]:
         try:
-            self.sample()
+            while self.row_of or self.waiting:
+                free = self.width - len(self.row_of)
+                if self.waiting and free >= min(max(1, self.width // 8), len(self.waiting)):
+                    self.admit()                        # an eighth at a time: a prefill interrupts everybody
+                for _ in range(self.sampler.sync_every):
+                    self.decode()
+                self.look()
         finally:
             torch.set_num_threads(self.threads)
-        tokens, logprobs = self.tokens_RT.tolist(), self.logprobs_RT.tolist()
-        stopped = self.sampler.is_stop[self.tokens_RT].tolist()
-        return [Completion(tokens[row][:n], logprobs[row][:n], "stop" if stopped[row][n - 1] else "length") for row, n in enumerate(self.lengths)]
+        return [Completion(tokens, logprobs, "stop" if tokens[-1] in self.sampler.stop_ids else "length")
+                for tokens, logprobs in zip(self.tokens, self.logprobs)]
 
-    def sample(self) -> None:
-        rows = len(self.lengths)
-        while self.live or self.waiting < rows:
-            free, left = self.slots - self.live, rows - self.waiting
-            if left and free >= min(max(1, self.slots // 8), left):         # refill an eighth at a time: a prefill interrupts everybody
-                self.admit(free)
-            for _ in range(self.sampler.look_every):
-                if self.live:
-                    self.decode()
-            self.leave()
+    def reserve(self, tokens: int) -> None:
+        """Room for `tokens` tokens of every row; where a GPU has too little memory, half of the slots are given up."""
+        while True:
+            # when nobody is waiting, a CPU's free slots need no room any more
+            slots = self.width if self.waiting or self.sampler.gpu else row_bucket(len(self.row_of), False)
+            try:
+                return self.slots.reserve(len(self.row_of), slots, tokens, self.longest_possible)
+            except torch.OutOfMemoryError:
+                if self.width == 1:
+                    raise self.sampler.no_room(self.longest_possible) from None
+            self.width = row_bucket(self.width // 2, self.sampler.gpu)
+            self.tell(True)
+            for row in reversed(self.row_of[self.width :]):     # they start again later and draw the same tokens
+                self.tokens[row].clear()
+                self.logprobs[row].clear()
+                self.waiting.append(row)
+            del self.row_of[self.width :]
+            self.slots.move([], [], len(self.row_of))
 
     def decode(self) -> None:
-        """One token for every live row; the dead ones that fill the bucket sit at position 0 of free slots and are ignored."""
-        n = row_bucket(self.live, self.sampler.rows_multiple)
-        self.longest += 1
-        # when nobody is waiting, free slots need no room any more
-        self.cache.reserve(self.live, self.slots if self.waiting < len(self.lengths) else n, self.longest)
-        if self.device.type != "cuda":
-            torch.set_num_threads(1 if n * self.block_size < ONE_THREAD_BELOW else self.threads)
-            self.step(n)
+        """One token for every live row; the dead ones that fill the bucket, at position 0, are ignored."""
+        self.longest = min(self.longest + 1, self.longest_possible)     # a finished row stands still
+        self.reserve(self.longest)
+        self.filled += 1
+        n = row_bucket(len(self.row_of), self.sampler.gpu)
+        if self.sampler.gpu:
+            self.slots.replay(n, self.sampler.step)
             return
-        if n not in self.graphs:
-            self.graphs[n] = self.capture(n)
-        self.graphs[n].replay()
+        torch.set_num_threads(1 if n * self.block_size < ONE_THREAD_BELOW else self.threads)
+        self.sampler.step(n, self.longest)
 
-    def step(self, n: int) -> None:
-        """Decodes slots 0..n-1. On CUDA this is what a graph captures: no host value in it changes from step to step."""
-        _, pos_n, _, last_n, _ = self.state_5S[:, :n]
-        self.cache.begin_step(pos_n, self.cache.tokens if self.device.type == "cuda" else self.longest)
-        hidden = self.model.hidden(last_n[:, None], pos_n[:, None], self.cache.attend)
-        self.draw(self.model.next_logits(hidden[:, 0]), slice(0, n))
-
-    def capture(self, n: int) -> torch.cuda.CUDAGraph:
-        """The step for `n` rows as a CUDA graph; the state is put back, since the warm-up runs the step for real."""
-        kept = self.state_5S.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.step(n)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.state_5S.copy_(kept)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step(n)
-        return graph
-
-    def admit(self, free: int) -> None:
-        """Prefills the prompts of the next `free` waiting rows, copies their keys and values, and draws the first tokens."""
-        end = min(self.waiting + free, len(self.lengths))
-        wanted = range(self.waiting // self.G, (end - 1) // self.G + 1)
-        self.prefill([p for p in wanted if p not in self.prompt_kv])
-        first, logits = self.live, []
-        self.longest = max(self.longest, *(len(self.prompts[p]) for p in wanted), 0)
-        self.cache.reserve(self.live, self.slots, self.longest)
-        for p in wanted:
-            rows = range(max(self.waiting, p * self.G), min(end, (p + 1) * self.G))
-            kv, logits_1V = self.prompt_kv.pop(p) if rows.stop == (p + 1) * self.G else self.prompt_kv[p]
-            slots = slice(self.live, self.live + len(rows))
-            self.cache.admit(slots, kv, len(self.prompts[p]))
-            self.state_5S[:, slots] = torch.tensor([[row, len(self.prompts[p]) - 1, 0, 0, 1] for row in rows], device=self.device).T
-            logits.append(logits_1V.expand(len(rows), -1))
-            self.live += len(rows)
-        self.waiting = end
-        self.draw(torch.cat(logits), slice(first, self.live))
-
-    def prefill(self, prompts: list[int]) -> None:
-        """One causal pass over right-padded prompts; keeps each one's keys and values and the logits of its first new token."""
-        if not prompts:
+    def admit(self) -> None:
+        """Fills free slots: prefills the prompts of waiting rows, copies keys and values, draws the first tokens."""
+        next_rows = self.waiting[len(self.row_of) - self.width :]
+        self.longest = max(self.longest, *(len(self.prompts[row // self.G]) for row in next_rows))
+        self.reserve(self.longest)
+        rows = [self.waiting.pop() for _ in range(min(self.width - len(self.row_of), len(self.waiting)))]
+        if not rows:                                    # reserving has cost the free slots
             return
-        lengths = [len(self.prompts[p]) for p in prompts]
-        tokens_PT = torch.nn.utils.rnn.pad_sequence([torch.tensor(self.prompts[p]) for p in prompts], batch_first=True)
-        keys_values: list[Tensor] = []
+        first, logits = len(self.row_of), []
+        self.prefill({row // self.G for row in rows} - self.prompt_kv.keys())
+        for p, group in groupby(rows, key=lambda row: row // self.G):
+            slots = slice(len(self.row_of), len(self.row_of) + len(group := list(group)))
+            kv, logits_1V = self.prompt_kv[p]
+            self.slots.admit(slots, kv, [self.limits[row] for row in group])
+            logits.append(logits_1V.expand(len(group), -1))
+            self.row_of += group
+        for p in self.prompt_kv.keys() - {row // self.G for row in self.waiting}:
+            del self.prompt_kv[p]
+        self.uniform |= {row: np.random.default_rng(self.seeds[row]).random(self.limits[row]) for row in rows}
+        self.fill_windows(first)
+        self.sampler.draw(torch.cat(logits), slice(first, len(self.row_of)))
+        self.filled += 1
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys_values.append(torch.stack((k, v)))
-            return causal_attention(layer, q, k, v)
+    def prefill(self, prompts: Iterable[int]) -> None:
+        """Passes over right-padded prompts; keeps each one's keys and values and the logits of its first new token."""
+        model, device = self.sampler.model, self.sampler.device
+        order = sorted(prompts, key=lambda p: len(self.prompts[p]))
+        while order:
+            n = max(1, PREFILL_TOKENS // len(self.prompts[order[-1]]))
+            order, batch = order[:-n], order[-n:]
+            lengths = [len(self.prompts[p]) for p in batch]
+            tokens_PT = pad_sequence([torch.tensor(self.prompts[p]) for p in batch], batch_first=True)
+            keys_values: list[Tensor] = []
 
-        hidden = self.model.hidden(tokens_PT.to(self.device), attend=attend)
-        logits = self.model.next_logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
-        for i, p in enumerate(prompts):
-            self.prompt_kv[p] = torch.stack([kv[:, i, : lengths[i]] for kv in keys_values], dim=1), logits[i : i + 1]
+            def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                keys_values.append(torch.stack((k, v)))
+                return causal_attention(layer, q, k, v)
 
-    def draw(self, logits_nV: Tensor, slots: slice) -> None:
-        """Draws one token for the rows in `slots` and records it; a row that has finished, or an empty slot, stands still."""
-        row_n, pos_n, count_n, last_n, runs_n = self.state_5S[:, slots]
-        tokens_n, logprobs_n = sample_tokens(logits_nV, self.uniform_RT[row_n, count_n], self.sampler.config.temperature, self.sampler.top_p)
-        column_n = torch.where(runs_n > 0, count_n, self.tokens_RT.shape[1] - 1)
-        self.tokens_RT[row_n, column_n] = tokens_n
-        self.logprobs_RT[row_n, column_n] = logprobs_n.float()
-        last_n.copy_(tokens_n)
-        pos_n += runs_n
-        count_n += runs_n
-        runs_n *= ~(self.sampler.is_stop[tokens_n] | (count_n >= self.limit_R[row_n]))
+            hidden = model.hidden(tokens_PT.to(device), attend=attend)
+            logits = model.next_logits(hidden[torch.arange(len(batch)), torch.tensor(lengths) - 1])
+            for i, (p, length) in enumerate(zip(batch, lengths)):
+                self.prompt_kv[p] = torch.stack([kv[:, i, :length] for kv in keys_values], dim=1), logits[i : i + 1]
 
-    def leave(self) -> None:
-        """Finished rows leave; the last live rows take their slots, so that live rows stay at 0..n-1."""
-        gone = (self.state_5S[4, : self.live] == 0).nonzero().flatten().tolist()        # the one place where the host waits for the device
-        if not gone:
+    def fill_windows(self, first: int) -> None:
+        """Gives the rows from slot `first` on the uniform numbers of their next window."""
+        uniform_nW = np.zeros((len(self.row_of) - first, self.slots.window + 1))
+        for i, row in enumerate(self.row_of[first:]):
+            numbers = self.uniform[row][len(self.tokens[row]) :][: self.slots.window]
+            uniform_nW[i, : len(numbers)] = numbers
+        self.slots.uniform_SW[first : len(self.row_of)].copy_(torch.from_numpy(uniform_nW))
+
+    def look(self) -> None:
+        """Reads the windows. Finished rows leave, and the last live rows take their slots: live rows stay at 0..n-1."""
+        slots, live = self.slots, len(self.row_of)
+        if not self.sampler.gpu and self.filled < slots.window and slots.runs_S[:live].all():
             return
-        for row, count in self.state_5S[:3:2, gone].T.tolist():
-            self.lengths[row] = count
-        n = self.live - len(gone)
-        to = [slot for slot in gone if slot < n]
-        if to:
-            source = torch.tensor(sorted(set(range(n, self.live)) - set(gone)), device=self.device)
-            to = torch.tensor(to, device=self.device)
-            self.state_5S[:, to] = self.state_5S[:, source]
-            self.cache.move(to, source)
-        self.state_5S[:, n : self.live] = 0
-        self.live = n
-        self.longest = int(self.state_5S[1, :n].max()) if n else 0
+        # the one place where the host waits for the device
+        state, tokens, logprobs = (x_S[:live].tolist() for x_S in (slots.state_S5, slots.tokens_SW, slots.logprobs_SW))
+        for slot, (row, (_, drawn, *_)) in enumerate(zip(self.row_of, state)):
+            self.tokens[row] += tokens[slot][:drawn]
+            self.logprobs[row] += logprobs[slot][:drawn]
+        slots.drawn_S[:live] = 0
+        self.filled = 0
+        finished = [slot for slot in range(live) if not state[slot][-1]]
+        if finished:
+            live -= len(finished)
+            to = [slot for slot in finished if slot < live]
+            source = sorted(set(range(live, len(state))) - set(finished))
+            slots.move(to, source, live)
+            for slot in finished:
+                del self.uniform[self.row_of[slot]]
+            for slot, last in zip(to, source):
+                self.row_of[slot] = self.row_of[last]
+            del self.row_of[live:]
+            self.longest = max((position for position, *_, runs in state if runs), default=0)
+        self.fill_windows(0)
 
 
-def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float,
+                  top_p: float = 1.0) -> tuple[Tensor, Tensor]:
     """One token per row by inverse CDF of softmax(logits / temperature), and its log-prob under that full distribution.
 
-    `uniform_N` in [0, 1), float64. Temperature 0 takes the largest logit and reports log-probs at temperature 1. `top_p` < 1 draws
-    from the smallest set of most likely tokens whose mass reaches top_p (the crossing token stays); log-probs do not change.
+    `uniform_N` in [0, 1), float64. Temperature 0 takes the largest logit and reports log-probs at temperature 1.
+    `top_p` < 1 draws from the smallest set of most likely tokens whose mass reaches top_p (the crossing token stays);
+    log-probs do not change.
     Returns ids (N,) and log-probs (N,), at least float32. Copy-pasteable with `top_p_logits`: needs only torch.
     """
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
@@ -363,7 +505,7 @@ def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float, top_
         # u * mass may round up to mass, which would pick the last id even where its probability is 0
         threshold_N = torch.minimum(uniform_N * mass_N, mass_N.nextafter(torch.zeros_like(mass_N)))
         tokens_N = torch.searchsorted(drawn_from_NV, threshold_N[:, None], right=True).squeeze(-1)
-        tokens_N = tokens_N.clamp(max=logits_NV.shape[-1] - 1)          # nan logits: some id with a nan log-prob, which the learner reports
+        tokens_N = tokens_N.clamp(max=logits_NV.shape[-1] - 1)  # nan logits: an id with a nan log-prob for the learner
     chosen_N = logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1)
     return tokens_N, (chosen_N - peak_N1.squeeze(-1)) - total_N.log().to(logits_NV.dtype)
 
@@ -377,7 +519,7 @@ def top_p_logits(logits_NV: Tensor, top_p: float) -> Tensor:
 
 
 def stop_ids(generation_config: dict, tokenizer_eos: int | None) -> list[int]:
-    """All ids that end a completion: generation_config's list (some models have several) united with the tokenizer's."""
+    """All ids that end a completion: those of generation_config (some models have several) and the tokenizer's."""
     listed = generation_config.get("eos_token_id")
     listed = listed if isinstance(listed, list) else [listed]
     return sorted({i for i in [*listed, tokenizer_eos] if i is not None})

@@ -102,7 +102,7 @@ def eval_sampler(model: Transformer, tokenizer, config: EvalConfig) -> Sampler:
     """A sampler with the evaluation's settings over `model`."""
     check_room(config, model.g.context)
     settings = SamplerConfig(config.samples, config.max_new_tokens, config.temperature, config.slots)
-    return Sampler(model, settings, stop_ids(model.generation_config, tokenizer.eos_token_id), config.top_p)
+    return Sampler(model, settings, stop_ids(model.generation_config, tokenizer.eos_token_id), config.top_p, "eval")
 
 
 def name_votes(groups: Sequence[list[dict]], grader: Grader) -> None:

@@ -49,7 +49,7 @@ class ForcedRollout(Rollout):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.limit_R.copy_(torch.tensor(LENGTHS))
+        self.limits = list(LENGTHS)
 
 
 class AtLengths(transformers.StoppingCriteria):
@@ -69,6 +69,7 @@ def ours(folder: str, name: str, prompts: list[list[int]], share: bool = True):
 
     @torch.inference_mode()
     def run() -> int:
+        sampler.release()
         rollout = ForcedRollout(sampler, prompts, group, [(0, i) for i in range(PROMPTS * GROUP)])
         return sum(len(completion.tokens) for completion in rollout.run())
     return run
