@@ -295,7 +295,7 @@ class Sampler:
         slots.tokens_SW[slot_n, column_n] = tokens_n
         slots.logprobs_SW[slot_n, column_n] = logprobs_n.float()
         last_n.copy_(tokens_n)
-        slots.state_S5[rows, :2] += runs_n[:, None]     # position and tokens drawn
+        slots.state_S5[rows, :2].add_(runs_n[:, None])  # position and tokens drawn
         left_n -= runs_n
         runs_n *= ~(self.is_stop[tokens_n] | (left_n <= 0))
 
