@@ -25,13 +25,14 @@ from torch import Tensor
 
 import checkpoint
 from config import changes, dump, load, parse_args
-from data import DataConfig, benchmark_name, load_benchmarks, load_problems, load_tokenizer, model_folder
+from data import DataConfig, benchmark_name, load_benchmarks, load_problems, remarks
 from grader import Grader
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
+from prompts import check_template, load_tokenizer, model_folder, prompt_text
 from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
 from records import RESULT, read_jsonl, require
 from reward import Embedder, cosine_similarity
-from samples import (EvalConfig, by_problem, check_eval, check_room, collect, eval_sampler, json_lines, sample_groups, sample_problems, settings_of,
+from samples import (EvalConfig, asked, by_problem, check_eval, check_room, collect, eval_sampler, json_lines, sample_groups, sample_problems, settings_of,
                      whole_problems)
 
 # N completions
@@ -242,7 +243,7 @@ def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, co
     """(record, samples) of one benchmark."""
     name, source = benchmark_name(benchmark)
     config = settings_of(config, name)
-    samples = sample_problems(eval_sampler(model, tokenizer, config), tokenizer, load_problems(source, data), data, config, grader, desc=name)
+    samples = sample_problems(eval_sampler(model, tokenizer, config, data), tokenizer, load_problems(source, asked(config, data)), data, config, grader, desc=name)
     return summarize(name, samples), samples
 
 
@@ -277,7 +278,11 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     out, folder = out_folder(config), model_folder(config.model)
     check_room(config.eval, Geometry.from_folder(folder).context)
     weight_files(Path(folder))
-    load_tokenizer(folder)
+    data = asked(config.eval, config.data)
+    tokenizer = load_tokenizer(folder, data)
+    for rows in benchmarks.values():
+        check_template(tokenizer, rows, data)
+    print(f"{config.model.path} | the first prompt: {json.dumps(prompt_text(tokenizer, next(iter(benchmarks.values()))[0], data), ensure_ascii=False)}")
     files = identity(folder, benchmarks)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
         if changed := changes(load(Config, out / "config.toml"), config, MAY_CHANGE):
@@ -295,7 +300,7 @@ class Evaluator:
         self.config, self.benchmarks, self.stop, self.rank, self.world = config, benchmarks, stop, rank, world
         self.out, folder = out_folder(config), model_folder(config.model)
         with stop.local(f"start of {config.model.path}"):
-            self.tokenizer = load_tokenizer(folder)
+            self.tokenizer = load_tokenizer(folder, config.data)
             self.model = Transformer.from_pretrained(folder, DTYPES[config.model.dtype], device)
             self.model.n_tokens = min(self.model.g.vocab, len(self.tokenizer))
             diversity = config.diversity
@@ -344,7 +349,7 @@ class Evaluator:
         with self.stop.local(f"{self.config.model.path}, {name}"):
             if mine:
                 with open(parts / f"rank{self.rank}.jsonl", "ab") as file:
-                    for groups in sample_groups(eval_sampler(self.model, self.tokenizer, config), self.tokenizer, [rows[i] for i in mine], self.config.data, config,
+                    for groups in sample_groups(eval_sampler(self.model, self.tokenizer, config, self.config.data), self.tokenizer, [rows[i] for i in mine], self.config.data, config,
                                                 grader, mine, first, name):
                         file.write(json_lines(sample for group in groups for sample in group))
                         file.flush()
@@ -395,7 +400,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"{other.model.path} and {each.model.path} would both be evaluated in {out_folder(each)}; evaluate them with an output.dir each")
     stop, skipped = Stop(), []
     try:
-        benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
+        benchmarks = load_benchmarks(config.eval.benchmarks, asked(config.eval, config.data), skipped)
         with ExitStack() as locks:
             for each in configs if is_first_rank() else ():
                 locks.enter_context(checkpoint.lock(out_folder(each), "output.dir"))
@@ -404,6 +409,9 @@ def main(argv: list[str]) -> int:
             if rank == 0:
                 print(", ".join(f"{name}: {len(rows)} problems" for name, rows in benchmarks.items())
                       + (f"; rows left out as unusable: {len(skipped)} ({skipped[0]})" if skipped else ""), flush=True)
+                for name, rows in benchmarks.items():
+                    for remark in remarks(rows):
+                        print(f"{name}: {remark}", flush=True)
             stop.know_processes()
             for each in configs:
                 if not run(each, benchmarks, stop, rank, world, device):
