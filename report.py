@@ -22,7 +22,7 @@ from scipy.stats import bootstrap, norm, permutation_test, t
 
 import checkpoint
 from answers import Grade
-from data import load_tokenizer, opening
+from prompts import load_tokenizer, opening
 from eval import OF_RIGHT_TEXTS, STRATEGY_SAMPLES, effective_labels, maj_at_k, pass_at_k, standard_error, summarize, with_average
 from grader import Grader
 from metrics import strategies_of
