@@ -258,6 +258,11 @@ def fill(template: str, row: dict) -> str:
     return row["problem"] if template == "{problem}" else BRACES.sub(text, template)
 
 
+def first_gold(gold: str | list[str]) -> str:
+    """What a right answer is called where all that are right count as one."""
+    return gold if isinstance(gold, str) else gold[0]
+
+
 def remarks(rows: Sequence[dict]) -> list[str]:
     """What somebody should know about `rows` that are all usable: problems that stand there again, columns that take much memory."""
     golds, again, differ, found = {}, {}, {}, []        # by problem: the first gold; how often it stands there; those with another gold

@@ -25,10 +25,10 @@ from torch import Tensor
 
 import checkpoint
 from config import changes, dump, load, parse_args
-from data import DataConfig, benchmark_name, load_benchmarks, load_problems, remarks
+from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchmarks, load_problems, remarks
 from grader import Grader
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
-from prompts import check_template, load_tokenizer, model_folder, prompt_text
+from prompts import check_template, load_tokenizer, messages_of, model_folder, prompt_text
 from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
 from records import RESULT, read_jsonl, require
 from reward import Embedder, cosine_similarity
@@ -177,7 +177,7 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
         "accuracy_se": standard_error([count / n for count in counts]),
         "accuracy_sd": deviation([sum(group[i]["correct"] for group in groups) / len(groups) for i in range(n)]),
         "pass_at_k": {str(k): sum(pass_at_k(n, c, k) for c in counts) / len(counts) for k in ks},
-        "maj_at_k": {str(k): sum(maj_at_k(names, group[0]["gold"], k) for names, group in zip(votes, groups)) / len(groups) for k in ks},
+        "maj_at_k": {str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups)) / len(groups) for k in ks},
         "truncated": share("finish", "length"), "no_answer": share("answer", None), "timeouts": share("reason", "timeout"),
         "too_long": share("finish", "prompt"), "reasons": dict(Counter(sample["reason"] for sample in flat)),
         "length": mean(sample["length"] for sample in flat), "length_right": mean(sample["length"] for sample in flat if sample["correct"]),
@@ -258,10 +258,14 @@ def right_similarity(group: Sequence[dict], embedder: Embedder) -> tuple[int, fl
     return group[0]["problem"], cosine, vendi, sum(embedder.cut(texts))
 
 
-def identity(folder: str, benchmarks: dict[str, list[dict]]) -> str:
+def identity(folder: str, benchmarks: dict[str, list[dict]], data: DataConfig) -> str:
     """SHA-256 of the policy's files and of each benchmark's problems, as JSON: settings name both by paths, where something else may stand tomorrow."""
+    def known(row: dict) -> dict:
+        more = len(columns_of(data.template)) > 1 or "prompt_messages" in row       # than the problem is asked
+        return {key: row[key] for key in ("id", "problem", "answer")} | ({"prompt": messages_of(row, data)} if more else {})
+
     files = [path for path in sorted(Path(folder).iterdir()) if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and path.is_file()]
-    problems = {name: hashlib.sha256(json_lines({key: row[key] for key in ("id", "problem", "answer")} for row in rows)).hexdigest()
+    problems = {name: hashlib.sha256(json_lines(map(known, rows))).hexdigest()
                 for name, rows in benchmarks.items()}
     return json.dumps({**{path.name: checkpoint.digest(path) for path in files}, **problems}, indent=2) + "\n"
 
@@ -283,7 +287,7 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     for rows in benchmarks.values():
         check_template(tokenizer, rows, data)
     print(f"{config.model.path} | the first prompt: {json.dumps(prompt_text(tokenizer, next(iter(benchmarks.values()))[0], data), ensure_ascii=False)}")
-    files = identity(folder, benchmarks)
+    files = identity(folder, benchmarks, data)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
         if changed := changes(load(Config, out / "config.toml"), config, MAY_CHANGE):
             raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 import checkpoint
 from answers import compare_exact, normalize
 from config import import_function
-from data import DataConfig, benchmark_name, check_source, columns_of
+from data import DataConfig, benchmark_name, check_source, columns_of, first_gold
 from grader import Grader
 from model import Transformer
 from prompts import decode, opening, prompt_tokens, stop_ids
@@ -113,7 +113,7 @@ def eval_sampler(model: Transformer, tokenizer, config: EvalConfig, data: DataCo
 
 
 def name_votes(groups: Sequence[list[dict]], grader: Grader) -> None:
-    """Gives each sample of each problem its "vote": the gold for a right answer, None for no answer, else the first equal answer of its problem.
+    """Gives each sample of each problem its "vote": the (first) gold for a right answer, None for no answer, else the first equal answer of its problem.
 
     Wrong answers are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal only as text.
     """
@@ -135,7 +135,7 @@ def name_votes(groups: Sequence[list[dict]], grader: Grader) -> None:
             leaders[i] |= {answer: wrong[i][answer] for answer, leader in answers.items() if answer == leader}
     for group, names in zip(groups, found):
         for s in group:
-            s["vote"] = s["gold"] if s["correct"] else None if s["answer"] is None else names[normalize(s["answer"])]
+            s["vote"] = first_gold(s["gold"]) if s["correct"] else None if s["answer"] is None else names[normalize(s["answer"])]
 
 
 def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig, grader: Grader,
