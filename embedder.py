@@ -106,7 +106,7 @@ class PolicyEmbedder:
 
     def __init__(self, model: Transformer, decode: Callable[[list[int]], str] | None = None, max_tokens: int = 0, part: str = "completion"):
         """`max_tokens`: the policy reads so many tokens of a completion, 0 for all. `part`: "completion" or "reasoning", which needs `decode`, the text of tokens."""
-        self.model, self.decode, self.limit, self.part = model, tokenizer, max_tokens or math.inf, part
+        self.model, self.decode, self.limit, self.part = model, decode, max_tokens or math.inf, part
 
     def read(self, texts: list[str], tokens: Sequence[list[int]]) -> list[list[int]]:
         """The part of each completion that is embedded: those of its tokens that make up the characters, never text tokenised again."""
