@@ -9,7 +9,8 @@ Everything a user can get wrong is one `ValueError` that names the key, the valu
         \"\"\"completions per prompt (G)\"\"\"                   # the sentence under a field is its --help
         decode: Literal["fast", "slow"] = "fast"
 
-Value types: bool, int, float, str, Literal[...], list[str], dict[str, float]; bounds by `Annotated[type, ">= 0", "< 1"]`.
+Value types: bool, int, float, str, Literal[...], list[str], dict[str, float], unions such as str | list[str]; bounds by
+`Annotated[type, ">= 0", "< 1"]`.
 Imports nothing of ours.
 """
 import argparse
@@ -28,6 +29,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 BOUNDS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
@@ -43,7 +45,7 @@ def load(cls: type, path: str | Path, overrides: list[str] = ()) -> Any:
     if not path.is_file():
         raise ValueError(f"config file {str(path)!r} does not exist")
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))      # some editors begin a file with a byte order mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"config file {str(path)!r} is not valid TOML: {error}") from None
     for text in overrides:
@@ -102,6 +104,13 @@ def check(key: str, value: Any, hint: Any) -> Any:
             if not BOUNDS[sign](value, float(limit)):
                 raise ValueError(f"{key} must be {' and '.join(bounds)}; got {value!r}")
         return value
+    if isinstance(hint, UnionType):
+        for option in get_args(hint):
+            try:
+                return check(key, value, option)
+            except ValueError:
+                continue
+        raise ValueError(f"{key} must be of type {type_name(hint)}; got {value!r}")
     if get_origin(hint) is list and isinstance(value, list):
         return [check(f"{key}[{i}]", item, get_args(hint)[0]) for i, item in enumerate(value)]
     if get_origin(hint) is dict and isinstance(value, dict):

@@ -1,49 +1,84 @@
-"""Problems with known answers, and the prompts made of them.
+"""Problems with known answers, from the files and data sets that people have.
 
     load_problems("data/aime24.jsonl", DataConfig())        # [{"id": ..., "problem": "...", "answer": "204", other columns}, ...]
 
-A source is a JSON Lines file, a JSON file with a list of objects, a parquet file, or a hub data set, `hub:owner/name[/config][:split]`. Every row is checked
-when it is loaded: a gold that nothing could equal would count against the policy for ever. Most of a million rows are quick to check, because a gold
-that equals itself needs no algebra and a prompt that is short in bytes is short in tokens.
+A source is a JSON Lines file, a JSON file with a list of objects, a parquet file, a pattern that matches several, or a hub data set,
+`hub:owner/name[/config][:split]`. A column is named by its name or, inside others, by a path with dots. Every row is checked when it is loaded: a gold
+that nothing could equal would count against the policy for ever. Most of a million rows are quick to check, because a gold that equals itself needs
+no algebra.
 """
 import gc
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from glob import glob
 from math import inf
 from pathlib import Path
 
 from answers import gold_of, last_box
-from model import ModelConfig
 
 HUB = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:/([\w.-]+))?(?::([\w.\[\]:%+-]+))?")
+KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
+WILD = re.compile(r"[*?\[]")
 NAMED = re.compile(r"([\w.-]+)=(.+)")
 SURROGATE = re.compile("[\ud800-\udfff]")
-BATCH = 1024                                            # prompts tokenised at a time, on all cores
+PROSE = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")      # two words in a row: a solution, not a bare answer
+# What stands in braces in a template: LaTeX's, as in \boxed{x} or x^{n}, is text; {{x}} is the text {x}; {x} is a column
+BRACES = re.compile(r"(?:\\[A-Za-z]+|[\^_])(?:\{[^{}]*\})+|\{(\{[^{}]*\})\}|\{\s*([^\W\d][^{}]*?)\s*\}")
+TEMPLATE = "data.template (or eval.prompt), where {{x}} is the text {x}"
+BATCH = 1024                                            # rows of a parquet file at a time
+LARGE = 2**30                                           # bytes of further columns from which on a remark is due
 
 
 @dataclass(frozen=True)
 class DataConfig:
     problem: str = "problem"
-    """column with the problem's text; of several names, such as "problem|question", the first that a row has"""
+    """column with the problem's text, or with a list of messages {"role", "content"} that ends with the user's; of several names, such as
+    "problem|question", the first that a row has; a.b is column b inside column a"""
     answer: str = "answer"
-    """column (or several, as above) with the gold answer, or with a solution whose last \\boxed{} holds it; if there is none, "solution" is read"""
+    """column (or several, as above) with the gold answer, a list of golds of which one is to be equalled, or a solution whose last \\boxed{} holds it;
+    if there is none, "solution" is read"""
+    columns: list[str] = field(default_factory=list)
+    """columns that reward and label functions get besides id, problem and answer; empty for all"""
     skip_bad_rows: bool = False
     """leave out and count rows without a usable problem or answer; false stops at the first"""
     system: str = ""
-    """system prompt; empty for none"""
+    """system prompt, for rows whose messages have none; empty for none"""
     template: str = "{problem}"
-    """user turn; {problem} stands for the problem's text"""
+    """user turn (of messages: the last); {problem} stands for the problem's text, {name} for another column, {{name}} for {name} itself"""
+    chat_template: str = ""
+    """chat template: empty for that of the policy's folder, a .jinja file, or "none" for system prompt and user turn alone, as base models are asked"""
+    template_args: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """arguments of the chat template, such as {enable_thinking = false}"""
+    stop: list[str | int] = field(default_factory=list)
+    """further tokens that end a completion, as text or ids, besides those that the policy's folder names"""
 
 
-# ------------------------------------------------------------------------------------------------ problems
+# ------------------------------------------------------------------------------------------------ sources
 
 
-def check_source(key: str, source: str) -> None:
-    """ValueError naming config key `key` if `source` is neither a file nor written like a hub data set; nothing is read."""
-    if not (HUB.fullmatch(source) if source.startswith("hub:") else Path(source).is_file()):
-        raise ValueError(f"{key} = {source!r} is not a file; name a JSONL, JSON or parquet file with problems and answers, or hub:owner/name[/config][:split]")
+def files_of(source: str | Sequence[str]) -> list[str]:
+    """The files and hub data sets that `source` names, patterns replaced by what they match, in the order of the numbers in their names."""
+    if not isinstance(source, str):
+        return [file for part in source for file in files_of(part)]
+    if source.startswith("hub:") or Path(source).exists() or not WILD.search(source):
+        return [source]
+    return sorted(glob(source, recursive=True), key=lambda name: [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)])
+
+
+def check_source(key: str, source: str | Sequence[str]) -> None:
+    """ValueError naming config key `key` if `source` has something that is neither a file of a kind that is read nor written like a hub data set."""
+    remedy = f"name {', '.join(KINDS[:-1])} or {KINDS[-1]} files with problems and answers, a pattern such as DIR/*.parquet, or hub:owner/name[/config][:split]"
+    files = files_of(source)
+    if not files:
+        raise ValueError(f"{key} = {source!r} names no file; {remedy}")
+    for file in files:
+        if not (HUB.fullmatch(file) if file.startswith("hub:") else Path(file).is_file()):
+            raise ValueError(f"{key} = {file!r} is not a file; {remedy}")
+        if not file.startswith("hub:") and not file.lower().endswith(KINDS):
+            raise ValueError(f"{key} = {file!r}: files of this kind are not read; {remedy}")
 
 
 def rows_of(source: str) -> tuple[str, Iterable[dict | bytes]]:
@@ -56,7 +91,7 @@ def rows_of(source: str) -> tuple[str, Iterable[dict | bytes]]:
         try:
             rows = json.loads(Path(source).read_bytes())
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"data file {source!r} is not valid JSON: {error}") from None
+            raise ValueError(f"data file {source!r} is not valid JSON ({error}); a file with an object per line is named .jsonl") from None
         if not isinstance(rows, list):
             raise ValueError(f"data file {source!r} must hold a list of objects; a file with an object per line is named .jsonl")
         return "row", rows
@@ -72,7 +107,7 @@ def parquet_rows(source: str) -> Iterator[dict]:
     from pyarrow import ArrowException, parquet         # comes with datasets
 
     try:
-        for batch in parquet.ParquetFile(source).iter_batches():
+        for batch in parquet.ParquetFile(source).iter_batches(BATCH):
             yield from batch.to_pylist()
     except (ArrowException, OSError) as error:
         raise ValueError(f"data file {source!r} is not a whole parquet file: {error}") from None
@@ -86,7 +121,7 @@ def hub_rows(source: str) -> Iterable[dict]:
     try:
         found = load_dataset(name, config, split=split)
     except Exception as error:                          # offline, no such data set or split, no access: errors of many classes
-        raise ValueError(f"data set {source!r} cannot be had: {(str(error).splitlines() or [repr(error)])[0]}") from None
+        raise ValueError(f"data set {source!r} could not be loaded: {(str(error).splitlines() or [repr(error)])[0]}") from None
     if isinstance(found, DatasetDict):
         if len(found) > 1:
             raise ValueError(f"data set {source!r} has the splits {', '.join(found)}; name one, as in {source}:{next(iter(found))}")
@@ -94,26 +129,32 @@ def hub_rows(source: str) -> Iterable[dict]:
     return found
 
 
-def load_problems(source: str, data: DataConfig, skipped: list[str] | None = None) -> list[dict]:
-    """Rows of a source with "problem" and "answer" as strings and an "id" (by default their place) beside their other columns.
+# ------------------------------------------------------------------------------------------------ problems
 
-    Raises ValueError naming file, line (or row) and column for anything missing or malformed and for answers that nothing can equal; with
-    `data.skip_bad_rows` such rows are left out, and what was wrong with them goes to `skipped`.
+
+def load_problems(source: str | Sequence[str], data: DataConfig, skipped: list[str] | None = None) -> list[dict]:
+    """Rows of a source with "problem" as text, "answer" as text or a list of texts, and an "id" (by default their place) beside their other columns.
+
+    A row whose problem is a list of messages has it as "prompt_messages", and the text of the last as "problem". Raises ValueError naming file, line
+    (or row) and column for anything missing or malformed and for answers that nothing can equal; with `data.skip_bad_rows` such rows are left out, and
+    what was wrong with them goes to `skipped`.
     """
     check_source("data file", source)
-    unit, source_rows = rows_of(source)
-    rows, complaints, collects = [], [], gc.isenabled()
+    rows, complaints, place, collects = [], [], -1, gc.isenabled()
     gc.disable()                                        # a million new objects are no garbage, and looking through them again and again doubles the time
     try:
-        for number, row in enumerate(source_rows, 1):
-            if isinstance(row, bytes) and not row.strip():
-                continue
-            try:
-                rows.append(problem_of(row, number, data))
-            except ValueError as error:
-                complaints.append(f"{source}, {unit} {number}: {error}")
-                if not data.skip_bad_rows:
-                    raise ValueError(f"{complaints[0]}; mend it, or leave such rows out with data.skip_bad_rows = true") from None
+        for file in files_of(source):
+            unit, source_rows = rows_of(file)
+            for number, row in enumerate(source_rows, 1):
+                place += 1
+                if isinstance(row, bytes) and not row.strip():
+                    continue
+                try:
+                    rows.append(problem_of(row, place, data))
+                except ValueError as error:
+                    complaints.append(f"{file}, {unit} {number}: {error}")
+                    if not data.skip_bad_rows:
+                        raise ValueError(f"{complaints[0]}; fix it, or leave such rows out with data.skip_bad_rows = true") from None
     finally:
         if collects:
             gc.enable()
@@ -124,7 +165,7 @@ def load_problems(source: str, data: DataConfig, skipped: list[str] | None = Non
     return rows
 
 
-def problem_of(row: dict | bytes, number: int, data: DataConfig) -> dict:
+def problem_of(row: dict | bytes, place: int, data: DataConfig) -> dict:
     """One row with its problem and gold; ValueError for what is wrong with it."""
     if isinstance(row, bytes):
         try:
@@ -133,26 +174,114 @@ def problem_of(row: dict | bytes, number: int, data: DataConfig) -> dict:
             raise ValueError(f"not valid JSON: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"must be an object with columns; got {row!r}")
-    problem, answer = (first_column(row, names) for names in (data.problem, data.answer))
-    if answer not in row and "solution" in row:
-        answer = "solution"
-    for key, column in (("data.problem", problem), ("data.answer", answer)):
-        if column not in row:
-            raise ValueError(f"no column {column!r} (there are {', '.join(map(str, row))}); name the right one with {key}")
-        value = row[column]
-        if not isinstance(value, str | int | float) or isinstance(value, bool) or value != value or value in (inf, -inf) or not str(value).strip():
-            raise ValueError(f"column {column!r} must be a non-empty string or a finite number; got {value!r}")
-        if isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
-            raise ValueError(f"column {column!r} has half of a surrogate pair in it, which is no text: {ascii(value)[:60]}")
-    if answer == "solution" and last_box(row[answer]) is None:
-        raise ValueError("column 'solution' has no answer in \\boxed{}; name the column with the answer with data.answer")
-    name = row.get("id", number - 1)
-    return {**row, "id": name if isinstance(name, str | int | float | list | None) else str(name), "problem": str(row[problem]), "answer": gold_of(str(row[answer]))}
+    name, problem = column(row, data.problem, "data.problem")
+    messages = {"prompt_messages": messages_in(name, problem)} if isinstance(problem, list) else {}
+    problem = messages["prompt_messages"][-1]["content"] if messages else text_in(name, problem)
+    asked = [key for key in columns_of(data.template) if key != "problem"]
+    for key in asked:
+        text_in(*column(row, key, TEMPLATE))
+    try:
+        name, answer = column(row, data.answer, "data.answer")
+    except ValueError:
+        if "solution" not in row:
+            raise
+        name, answer = "solution", row["solution"]
+    golds = [text_in(name, item) for item in (answer if isinstance(answer, list) and answer else [answer])]
+    if name == "solution" and any(last_box(gold) is None and "####" not in gold and PROSE.search(gold) for gold in golds):
+        raise ValueError("column 'solution' has no answer in \\boxed{} and is none by itself; name the column with the answer with data.answer")
+    golds = list(dict.fromkeys(map(gold_of, golds)))
+    if data.columns:
+        row = {**{key: value for key in data.columns for _, value in columns_in(row, key)}, **{key: column(row, key, TEMPLATE)[1] for key in asked},
+               **({"id": row["id"]} if "id" in row else {})}
+    name = row.get("id", place)
+    return {**row, "id": name if isinstance(name, str | int | float | list | None) else str(name),
+            "problem": problem, "answer": golds[0] if len(golds) == 1 else golds, **messages}
 
 
-def first_column(row: dict, names: str) -> str:
-    """The first of "a|b|c" that `row` has; the first of all if it has none."""
-    return names if names in row else next((name for name in names.split("|") if name in row), names.partition("|")[0])
+def columns_in(row: dict, names: str) -> Iterator[tuple[str, object]]:
+    """(name, value) of those of the columns "a|b.c|d" that `row` has, b.c being c inside b."""
+    for name in dict.fromkeys((names, *names.split("|"))):
+        value, parts = row, [name] if name in row else name.split(".")
+        while parts and isinstance(value, dict) and parts[0] in value:
+            value = value[parts.pop(0)]
+        if not parts:
+            yield name, value
+
+
+def column(row: dict, names: str, key: str) -> tuple[str, object]:
+    """The first of `columns_in`; ValueError naming `key`, where the names come from, if there is none."""
+    for found in columns_in(row, names):
+        return found
+    name = names.partition("|")[0]
+    outer, dot, _ = name.partition(".")
+    place = f"inside {outer!r} there are " if dot and isinstance(row.get(outer), dict) else "there are "
+    raise ValueError(f"no column {name!r} ({place}{', '.join(map(str, row[outer] if place[0] == 'i' else row))}); name the right one with {key}")
+
+
+def text_in(name: str, value: object) -> str:
+    """`value` of column `name` as text; ValueError if it is none."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or value != value or value in (inf, -inf) or not str(value).strip():
+        raise ValueError(f"column {name!r} must be a non-empty string or a finite number; got {value!r}")
+    if isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
+        raise ValueError(f"column {name!r} has half of a surrogate pair in it, which is no text: {ascii(value)[:60]}")
+    return str(value)
+
+
+def messages_in(name: str, value: list) -> list[dict]:
+    """`value` of column `name` as messages with a role and text, the last of them the user's; ValueError if it is none."""
+    messages = []
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise ValueError(f'column {name!r} must be a string or a list of messages {{"role", "content"}}; got {message!r} in it')
+        content = message["content"]
+        if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+            content = "".join(str(part.get("text")) for part in content)
+        # a parquet file gives every message all keys that any has
+        messages.append({**{key: item for key, item in message.items() if item is not None}, "content": text_in(name, content)})
+    if not messages or messages[-1]["role"] != "user":
+        raise ValueError(f"column {name!r} must end with a message of the role 'user'; got the roles {', '.join(m['role'] for m in messages) or 'of none'}")
+    return messages
+
+
+@lru_cache
+def columns_of(template: str) -> tuple[str, ...]:
+    """The columns that stand in braces in `template`."""
+    return tuple(dict.fromkeys(found[2] for found in BRACES.finditer(template) if found[2]))
+
+
+def fill(template: str, row: dict) -> str:
+    """`template` with the columns of `row` for their names in braces; ValueError naming one that the row does not have."""
+    def text(found: re.Match) -> str:
+        if found[2]:
+            return text_in(*column(row, found[2], TEMPLATE))
+        return found[1] or found[0]
+    return row["problem"] if template == "{problem}" else BRACES.sub(text, template)
+
+
+def first_gold(gold: str | list[str]) -> str:
+    """What a right answer is called where all that are right count as one."""
+    return gold if isinstance(gold, str) else gold[0]
+
+
+def remarks(rows: Sequence[dict]) -> list[str]:
+    """What somebody should know about `rows` that are all usable: problems that stand there again, columns that take much memory."""
+    golds, again, differ, found = {}, {}, {}, []        # by problem: the first gold; how often it stands there; those with another gold
+    for row in rows:
+        problem = json.dumps(row["prompt_messages"]) if "prompt_messages" in row else row["problem"]
+        if problem in golds:
+            again[problem] = again.get(problem, 1) + 1
+            if row["answer"] != golds[problem]:
+                differ[problem] = True
+        golds.setdefault(problem, row["answer"])
+    if again:
+        found.append(f"{len(again)} of {len(golds)} different problems stand there more than once ({sum(again.values())} rows)"
+                     + (f", {len(differ)} of them with different golds, such as {next(iter(differ))[:80]!r}" if differ else ""))
+    sample = rows[:: max(1, len(rows) // 100)]
+    sizes = {name: sum(len(str(row.get(name, ""))) for row in sample) / len(sample) * len(rows) for name in sample[0] if name not in ("id", "problem", "answer")}
+    if sum(sizes.values()) > LARGE:
+        largest = max(sizes, key=sizes.get)
+        found.append(f"columns that nobody may need take about {sum(sizes.values()) / 1e9:.1f} GB of memory, {largest!r} most; name those that are needed with data.columns")
+    return found
 
 
 def load_benchmarks(sources: Sequence[str], data: DataConfig, skipped: list[str]) -> dict[str, list[dict]]:
@@ -167,78 +296,14 @@ def load_benchmarks(sources: Sequence[str], data: DataConfig, skipped: list[str]
 
 
 def benchmark_name(text: str) -> tuple[str, str]:
-    """(name, source) of an entry of `eval.benchmarks`."""
+    """(name, source) of an entry of `eval.benchmarks`; ValueError for a pattern that gives no name."""
     if (named := NAMED.fullmatch(text)) and not Path(text).is_file():
         return named.group(1), named.group(2)
-    hub = HUB.fullmatch(text)
-    return (hub.group(1).partition("/")[2] if hub else Path(text).stem), text
-
-
-# ------------------------------------------------------------------------------------------------ prompts
-
-
-def model_folder(config: ModelConfig, patterns: Sequence[str] = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")) -> str:
-    """The local folder of `model.path`; if it is a hub name, the files that match `patterns` are fetched. ValueError if there is none."""
-    if config.path and Path(config.path).is_dir():
-        return config.path
-    if config.path.count("/") != 1 or config.path.startswith((".", "/")):
-        raise ValueError(f"model.path = {config.path!r} is neither a folder nor a hub name owner/name")
-    from huggingface_hub import snapshot_download       # only runs that name a hub model need it
-
-    try:
-        return snapshot_download(config.path, allow_patterns=list(patterns))
-    except Exception as error:                          # offline, no such repository, no access: hub errors of many classes
-        raise ValueError(f"model.path = {config.path!r} is not a folder and the hub did not give it: {str(error).splitlines()[0]}") from None
-
-
-def load_tokenizer(folder: str):
-    from transformers import AutoTokenizer              # seconds of import that --help and config errors should not wait for
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model folder {folder!r} has no usable tokenizer" + (
-            f": {str(error).splitlines()[0]}" if (Path(folder) / "tokenizer.json").is_file() else ", such as a tokenizer.json")) from None
-    if not tokenizer.chat_template:
-        raise ValueError(f"the tokenizer in {folder!r} has no chat template")
-    return tokenizer
-
-
-def prompt_text(tokenizer, problem: str, data: DataConfig) -> str:
-    """The chat up to where the assistant begins."""
-    system = [{"role": "system", "content": data.system}] if data.system else []
-    messages = [*system, {"role": "user", "content": data.template.replace("{problem}", problem)}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-
-def prompt_tokens(tokenizer, problem: str, data: DataConfig) -> list[int]:
-    """The tokens of `prompt_text`; the template alone decides about special tokens."""
-    return tokenizer(prompt_text(tokenizer, problem, data), add_special_tokens=False)["input_ids"]
-
-
-def short_enough(tokenizer, rows: Sequence[dict], data: DataConfig, limit: int) -> list[int]:
-    """Indices of the rows whose prompt has at most `limit` tokens.
-
-    A token takes at least a byte, so a problem with fewer bytes than the limit has room for needs no tokenizer, and most have; no normaliser lengthens
-    ASCII. Of the others, those whose own tokens have room need no chat template. 8 tokens are for what may be split differently where problem and template meet.
-    """
-    room = limit - len(prompt_tokens(tokenizer, "x", data)) - len(data.template.encode()) - 8
-
-    def long(indices: Sequence[int], most: int, text: Callable[[int], str]) -> Iterator[int]:
-        for start in range(0, len(indices), BATCH):
-            part = indices[start : start + BATCH]
-            tokens = tokenizer([text(i) for i in part], add_special_tokens=False, verbose=False)["input_ids"]
-            yield from (i for i, ids in zip(part, tokens) if len(ids) > most)
-
-    unsure = [i for i, row in enumerate(rows) if len(row["problem"]) > room or not row["problem"].isascii()]
-    unsure = list(long(unsure, room, lambda i: rows[i]["problem"]))
-    too_long = set(long(unsure, limit, lambda i: prompt_text(tokenizer, rows[i]["problem"], data)))
-    return [i for i in range(len(rows)) if i not in too_long]
-
-
-def opening(tokenizer) -> str:
-    """What the chat template writes of the assistant's turn from a <think> on, "" if it writes none: completions go on from there."""
-    messages = [{"role": "user", "content": "x"}]
-    asked, turn = (tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False) for prompt in (False, True))
-    _, think, rest = turn.removeprefix(asked).partition("<think>")
-    return think + rest
+    if hub := HUB.fullmatch(text):
+        return hub.group(1).partition("/")[2], text
+    if WILD.search(text) and not Path(text).exists():
+        name = WILD.split(Path(text).name)[0].strip("-_.")
+        if not name:
+            raise ValueError(f"eval.benchmarks: {text!r} is one benchmark of several files and needs a name, as in NAME={text}")
+        return name, text
+    return Path(text).stem, text

@@ -37,14 +37,16 @@ from tqdm import tqdm
 import checkpoint
 import memory
 from config import dump, load, parse_args
-from data import load_benchmarks, load_problems, load_tokenizer, model_folder, opening, prompt_tokens, short_enough
+from data import load_benchmarks, load_problems, remarks
 from eval import format_record, summarize
 from metrics import Trackers, before_and_after, group_figures, step_line
-from model import DTYPES, ModelConfig, Transformer, read_json
+from model import DTYPES, ModelConfig, Transformer, read_config
+from prompts import (check_template, decode, load_tokenizer, model_folder, opening, prompt_text, prompt_tokens, read_files, short_enough, stop_ids,
+                     write_files)
 from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
 from reward import Embedder, Grader, PolicyEmbedder, Rewarder, Scores
-from sampler import Completion, Sampler, stop_ids
-from samples import eval_sampler, labeller, sample_problems, settings_of
+from sampler import Completion, Sampler
+from samples import asked, eval_sampler, labeller, sample_problems, settings_of
 from settings import Config, LearnerConfig, check
 
 # P prompts, G completions each, N = P*G rows, T tokens of a row (prompt and completion, right-padded)
@@ -299,13 +301,13 @@ class Learner:
 # ------------------------------------------------------------------------------------------------ the run
 
 
-def run_record(config: Config, world: int, device: torch.device, step: int) -> dict:
-    """What a reader of metrics.jsonl needs to know about the run."""
+def run_record(config: Config, world: int, device: torch.device, step: int, prompt: str) -> dict:
+    """What a reader of metrics.jsonl needs to know about the run; `prompt` is the first problem as the policy gets it."""
     try:
         git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
     except FileNotFoundError:                           # no git on this machine
         git = None
-    return {"kind": "run", "step": step, "config": asdict(config), "argv": sys.argv, "git": git, "torch": torch.__version__,
+    return {"kind": "run", "step": step, "config": asdict(config), "prompt": prompt, "argv": sys.argv, "git": git, "torch": torch.__version__,
             "python": sys.version.split()[0], "world": world, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
@@ -348,14 +350,17 @@ def train(config: Config) -> int:
 
 
 def train_until(config: Config, stop: Stop) -> int:
-    skipped: list[str] = []
+    folder, skipped = model_folder(config.model), []
+    files, tokenizer = read_files(folder), load_tokenizer(folder, config.data)
     data = load_problems(config.data.train, config.data, skipped)
-    benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
-    folder = model_folder(config.model)
-    tokenizer = load_tokenizer(folder)
+    benchmarks = load_benchmarks(config.eval.benchmarks, asked(config.eval, config.data), skipped)
+    check_template(tokenizer, data, config.data)
+    for rows in benchmarks.values():
+        check_template(tokenizer, rows, asked(config.eval, config.data))
     kept = short_enough(tokenizer, data, config.data, config.data.max_prompt_tokens)
     if not kept:
         raise ValueError(f"data.train: all {len(data)} prompts exceed data.max_prompt_tokens = {config.data.max_prompt_tokens}")
+    first_prompt = prompt_text(tokenizer, data[kept[0]], config.data)
     rank, world, device = start_ranks(config.model.dtype, config.learner.offload)
     first = rank == 0
     run_dir = Path(config.run.dir)
@@ -363,6 +368,9 @@ def train_until(config: Config, stop: Stop) -> int:
         print(f"{len(kept)} training problems" + (f" ({len(data) - len(kept)} left out: prompt too long)" if len(kept) < len(data) else ""))
         if skipped:
             print(f"rows left out as unusable: {len(skipped)} ({skipped[0]})")
+        for remark in remarks(data):
+            print(f"data.train: {remark}")
+        print(f"the first prompt: {json.dumps(first_prompt, ensure_ascii=False)}")
 
     dra, embedder = config.dra, None
     if dra.enabled and dra.embedder != "policy":        # before the policy, which may take minutes to load
@@ -377,9 +385,10 @@ def train_until(config: Config, stop: Stop) -> int:
     dtype = DTYPES[config.model.dtype]
     actor = Transformer.from_pretrained(folder, dtype, device)
     actor.n_tokens = learner.policy.n_tokens = min(n_tokens, actor.g.vocab)
-    sampler = Sampler(actor, config.sampler, stop_ids(actor.generation_config, tokenizer.eos_token_id))
+    stops = stop_ids(actor, tokenizer, config.data)
+    sampler = Sampler(actor, config.sampler, stops)
     if dra.enabled and dra.embedder == "policy":
-        embedder = PolicyEmbedder(actor, tokenizer, dra.max_tokens, dra.text)
+        embedder = PolicyEmbedder(actor, lambda ids: decode(tokenizer, [ids], stops)[0], dra.max_tokens, dra.text)
     metrics_path, samples_path = run_dir / "metrics.jsonl", run_dir / "samples.jsonl"
     done, sizes = 0, {"metrics": 0, "samples": 0}
     if resume_from:
@@ -425,7 +434,7 @@ def train_until(config: Config, stop: Stop) -> int:
         def write_policy(path: Path) -> None:
             learner.save_policy(path)
             if first:
-                tokenizer.save_pretrained(path)
+                write_files(files, path)
 
         checkpoint.save(run_dir, step, write_policy, learner.optimizer_state(), meta, config.run.keep)
 
@@ -442,7 +451,7 @@ def train_until(config: Config, stop: Stop) -> int:
             start, samples, settings = time.perf_counter(), [], settings_of(config.eval, name)
             with stop.local(f"evaluation after step {step}"):
                 places = range(rank, len(problems), world)
-                samples = sample_problems(eval_sampler(actor, tokenizer, settings), tokenizer, [problems[i] for i in places], config.data, settings,
+                samples = sample_problems(eval_sampler(actor, tokenizer, settings, config.data), tokenizer, [problems[i] for i in places], config.data, settings,
                                           grader, places, progress=first, desc=f"eval {name}")
             if stop.any_rank():
                 return False
@@ -454,13 +463,13 @@ def train_until(config: Config, stop: Stop) -> int:
 
     # a run stopped during the evaluation that was due at its last step makes up for it
     evaluated = not eval_due(done) or max_over_ranks(first and f'"kind": "eval", "step": {done},' in metrics_path.read_text(encoding="utf-8")) > 0
-    log(metrics_path, [run_record(config, world, device, done)])
+    log(metrics_path, [run_record(config, world, device, done, first_prompt)])
     stop.immediate = False
     stop.know_processes()
     saved = done
     with closing(trackers), Grader(config.reward.workers, config.reward.timeout_s) as grader, \
             tqdm(total=config.run.steps, initial=done, desc="train", unit="step", disable=not first) as bar:
-        rewarder = Rewarder(config.reward, config.dra, scale, config.sampler.max_new_tokens, grader, embedder, opening(tokenizer))
+        rewarder = Rewarder(config.reward, config.dra, scale, config.sampler.max_new_tokens, grader, embedder, opening(tokenizer, config.data))
         running = evaluated or run_eval(done, grader)
         for step in range(done, config.run.steps):
             if not running or stop.any_rank():
@@ -468,12 +477,12 @@ def train_until(config: Config, stop: Stop) -> int:
             clock = Clock(device)
             pairs = prompts_for_step(config.run.seed, step, rank, world, len(kept), config.data.prompts_per_step)
             rows = [data[kept[i]] for _, i in pairs]
-            step_prompts = [prompt_tokens(tokenizer, row["problem"], config.data) for row in rows]
+            step_prompts = [prompt_tokens(tokenizer, row, config.data) for row in rows]
             with stop.local(f"step {step + 1}"):
                 groups = sampler.generate(step_prompts, config.sampler.group_size, (config.run.seed, step), [position for position, _ in pairs])
                 clock.lap("sample_s")
                 completions = [completion for group in groups for completion in group]
-                texts = tokenizer.batch_decode([completion.tokens for completion in completions], skip_special_tokens=True)
+                texts = decode(tokenizer, [completion.tokens for completion in completions], stops)
                 scores = rewarder(texts, rows, [len(completion.tokens) for completion in completions], config.sampler.group_size,
                                   [completion.tokens for completion in completions])
                 labels = [label(text, rows[i // config.sampler.group_size]) for i, text in enumerate(texts)] if label else []
@@ -513,7 +522,7 @@ def train_until(config: Config, stop: Stop) -> int:
     part = checkpoint.begin(run_dir / "final") if first else checkpoint.part_of(run_dir / "final")
     learner.save_policy(part, dtype)
     if first:
-        tokenizer.save_pretrained(part)
+        write_files(files, part)
         checkpoint.publish(run_dir / "final")
         print(before_and_after(run_dir))
     return 0
@@ -521,9 +530,9 @@ def train_until(config: Config, stop: Stop) -> int:
 
 def dry_run(config: Config) -> str:
     """The table of memory.py for one rank of this run, and its last line for more ranks; of the policy, only config.json is read."""
-    path = Path(model_folder(config.model, ["config.json"])) / "config.json"
+    path = Path(model_folder(config.model, ["config.json"]))
     with torch.device("meta"):
-        model = Transformer(read_json(path), where=str(path))
+        model = Transformer(read_config(path), where=str(path / "config.json"))
 
     def parts(world: int) -> list[memory.Part]:
         rows = -(-config.data.prompts_per_step // world) * config.sampler.group_size

@@ -1,7 +1,7 @@
 """Completions in, one vector each out: what DRA measures similarity with.
 
     Embedder("ibm-granite/granite-embedding-small-english-r2", max_new_tokens=3584).encode(texts)       # a sentence-transformers model reads the texts
-    PolicyEmbedder(sampler.model, tokenizer).encode(texts, tokens)                                      # the policy reads its own tokens
+    PolicyEmbedder(sampler.model).encode(texts, tokens)                                                 # the policy reads its own tokens
 
 Either embeds the whole completion or, with part = "reasoning", what stands before its answer (`reasoning_span`). An embedder that reads
 less than the completions, runs code that came with its files, or was left with random weights tells nothing about diversity, and
@@ -9,7 +9,7 @@ nothing in a run's figures would show it; so each is refused, or asked for by a 
 """
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -104,9 +104,9 @@ class PolicyEmbedder:
     comparing its weights with those of a sentence embedder.
     """
 
-    def __init__(self, model: Transformer, tokenizer=None, max_tokens: int = 0, part: str = "completion"):
-        """`max_tokens`: the policy reads so many tokens of a completion, 0 for all. `part`: "completion" or "reasoning", which needs the tokenizer."""
-        self.model, self.tokenizer, self.limit, self.part = model, tokenizer, max_tokens or math.inf, part
+    def __init__(self, model: Transformer, decode: Callable[[list[int]], str] | None = None, max_tokens: int = 0, part: str = "completion"):
+        """`max_tokens`: the policy reads so many tokens of a completion, 0 for all. `part`: "completion" or "reasoning", which needs `decode`, the text of tokens."""
+        self.model, self.decode, self.limit, self.part = model, decode, max_tokens or math.inf, part
 
     def read(self, texts: list[str], tokens: Sequence[list[int]]) -> list[list[int]]:
         """The part of each completion that is embedded: those of its tokens that make up the characters, never text tokenised again."""
@@ -117,7 +117,7 @@ class PolicyEmbedder:
     def span(self, ids: list[int], start: int, end: int, length: int) -> list[int]:
         """The tokens between two characters of their text; one that straddles a border is left out."""
         def chars(n: int) -> int:
-            return len(self.tokenizer.decode(ids[:n], skip_special_tokens=True))
+            return len(self.decode(ids[:n]))
 
         first = bisect_left(range(len(ids)), start, key=chars) if start else 0
         last = bisect_right(range(len(ids) + 1), end, key=chars) - 1 if end < length else len(ids)

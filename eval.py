@@ -25,13 +25,14 @@ from torch import Tensor
 
 import checkpoint
 from config import changes, dump, load, parse_args
-from data import DataConfig, benchmark_name, load_benchmarks, load_problems, load_tokenizer, model_folder
+from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchmarks, load_problems, remarks
 from grader import Grader
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
+from prompts import check_template, load_tokenizer, messages_of, model_folder, prompt_text
 from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
 from records import RESULT, read_jsonl, require
 from reward import Embedder, cosine_similarity
-from samples import (EvalConfig, by_problem, check_eval, check_room, collect, eval_sampler, json_lines, sample_groups, sample_problems, settings_of,
+from samples import (EvalConfig, asked, by_problem, check_eval, check_room, collect, eval_sampler, json_lines, sample_groups, sample_problems, settings_of,
                      whole_problems)
 
 # N completions
@@ -176,7 +177,7 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
         "accuracy_se": standard_error([count / n for count in counts]),
         "accuracy_sd": deviation([sum(group[i]["correct"] for group in groups) / len(groups) for i in range(n)]),
         "pass_at_k": {str(k): sum(pass_at_k(n, c, k) for c in counts) / len(counts) for k in ks},
-        "maj_at_k": {str(k): sum(maj_at_k(names, group[0]["gold"], k) for names, group in zip(votes, groups)) / len(groups) for k in ks},
+        "maj_at_k": {str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups)) / len(groups) for k in ks},
         "truncated": share("finish", "length"), "no_answer": share("answer", None), "timeouts": share("reason", "timeout"),
         "too_long": share("finish", "prompt"), "reasons": dict(Counter(sample["reason"] for sample in flat)),
         "length": mean(sample["length"] for sample in flat), "length_right": mean(sample["length"] for sample in flat if sample["correct"]),
@@ -242,7 +243,7 @@ def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, co
     """(record, samples) of one benchmark."""
     name, source = benchmark_name(benchmark)
     config = settings_of(config, name)
-    samples = sample_problems(eval_sampler(model, tokenizer, config), tokenizer, load_problems(source, data), data, config, grader, desc=name)
+    samples = sample_problems(eval_sampler(model, tokenizer, config, data), tokenizer, load_problems(source, asked(config, data)), data, config, grader, desc=name)
     return summarize(name, samples), samples
 
 
@@ -257,10 +258,14 @@ def right_similarity(group: Sequence[dict], embedder: Embedder) -> tuple[int, fl
     return group[0]["problem"], cosine, vendi, sum(embedder.cut(texts))
 
 
-def identity(folder: str, benchmarks: dict[str, list[dict]]) -> str:
+def identity(folder: str, benchmarks: dict[str, list[dict]], data: DataConfig) -> str:
     """SHA-256 of the policy's files and of each benchmark's problems, as JSON: settings name both by paths, where something else may stand tomorrow."""
+    def known(row: dict) -> dict:
+        more = len(columns_of(data.template)) > 1 or "prompt_messages" in row       # than the problem is asked
+        return {key: row[key] for key in ("id", "problem", "answer")} | ({"prompt": messages_of(row, data)} if more else {})
+
     files = [path for path in sorted(Path(folder).iterdir()) if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and path.is_file()]
-    problems = {name: hashlib.sha256(json_lines({key: row[key] for key in ("id", "problem", "answer")} for row in rows)).hexdigest()
+    problems = {name: hashlib.sha256(json_lines(map(known, rows))).hexdigest()
                 for name, rows in benchmarks.items()}
     return json.dumps({**{path.name: checkpoint.digest(path) for path in files}, **problems}, indent=2) + "\n"
 
@@ -277,8 +282,12 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     out, folder = out_folder(config), model_folder(config.model)
     check_room(config.eval, Geometry.from_folder(folder).context)
     weight_files(Path(folder))
-    load_tokenizer(folder)
-    files = identity(folder, benchmarks)
+    data = asked(config.eval, config.data)
+    tokenizer = load_tokenizer(folder, data)
+    for rows in benchmarks.values():
+        check_template(tokenizer, rows, data)
+    print(f"{config.model.path} | the first prompt: {json.dumps(prompt_text(tokenizer, next(iter(benchmarks.values()))[0], data), ensure_ascii=False)}")
+    files = identity(folder, benchmarks, data)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
         if changed := changes(load(Config, out / "config.toml"), config, MAY_CHANGE):
             raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
@@ -295,7 +304,7 @@ class Evaluator:
         self.config, self.benchmarks, self.stop, self.rank, self.world = config, benchmarks, stop, rank, world
         self.out, folder = out_folder(config), model_folder(config.model)
         with stop.local(f"start of {config.model.path}"):
-            self.tokenizer = load_tokenizer(folder)
+            self.tokenizer = load_tokenizer(folder, config.data)
             self.model = Transformer.from_pretrained(folder, DTYPES[config.model.dtype], device)
             self.model.n_tokens = min(self.model.g.vocab, len(self.tokenizer))
             diversity = config.diversity
@@ -344,7 +353,7 @@ class Evaluator:
         with self.stop.local(f"{self.config.model.path}, {name}"):
             if mine:
                 with open(parts / f"rank{self.rank}.jsonl", "ab") as file:
-                    for groups in sample_groups(eval_sampler(self.model, self.tokenizer, config), self.tokenizer, [rows[i] for i in mine], self.config.data, config,
+                    for groups in sample_groups(eval_sampler(self.model, self.tokenizer, config, self.config.data), self.tokenizer, [rows[i] for i in mine], self.config.data, config,
                                                 grader, mine, first, name):
                         file.write(json_lines(sample for group in groups for sample in group))
                         file.flush()
@@ -395,7 +404,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"{other.model.path} and {each.model.path} would both be evaluated in {out_folder(each)}; evaluate them with an output.dir each")
     stop, skipped = Stop(), []
     try:
-        benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
+        benchmarks = load_benchmarks(config.eval.benchmarks, asked(config.eval, config.data), skipped)
         with ExitStack() as locks:
             for each in configs if is_first_rank() else ():
                 locks.enter_context(checkpoint.lock(out_folder(each), "output.dir"))
@@ -404,6 +413,9 @@ def main(argv: list[str]) -> int:
             if rank == 0:
                 print(", ".join(f"{name}: {len(rows)} problems" for name, rows in benchmarks.items())
                       + (f"; rows left out as unusable: {len(skipped)} ({skipped[0]})" if skipped else ""), flush=True)
+                for name, rows in benchmarks.items():
+                    for remark in remarks(rows):
+                        print(f"{name}: {remark}", flush=True)
             stop.know_processes()
             for each in configs:
                 if not run(each, benchmarks, stop, rank, world, device):

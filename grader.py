@@ -102,17 +102,18 @@ class Grader:
         self.require_box = require_box
         self.cache: dict[Question, Grade] = {}
 
-    def grade_batch(self, texts: Sequence[str], golds: Sequence[str], progress: bool = False) -> list[Grade]:
-        """A grade for each text against its gold; `progress` shows a bar if it takes more than two seconds."""
-        grades = [grade_exact(text, gold, self.require_box) for text, gold in zip(texts, golds, strict=True)]
+    def grade_batch(self, texts: Sequence[str], golds: Sequence[str | list[str]], progress: bool = False) -> list[Grade]:
+        """A grade for each text against its gold, or the best of those against several; `progress` shows a bar if it takes more than two seconds."""
+        found = [[grade_exact(text, one, self.require_box) for one in (gold if isinstance(gold, list) else [gold])]
+                 for text, gold in zip(texts, golds, strict=True)]
         new: dict[str, list[Question]] = {}             # by gold: one worker reads it once and compares all answers with it
-        for item in dict.fromkeys(grades):
+        for item in dict.fromkeys(item for items in found for item in items):
             if isinstance(item, Question) and item not in self.cache:
                 new.setdefault(item.gold, []).append(item)
         spread = self.threads.map if len(new) > FEW else map           # a worker takes a second to start
         for settled in tqdm(spread(self.settle, new.values()), total=len(new), desc="grade", unit="gold", leave=False, delay=2, disable=not progress):
             self.cache |= settled
-        grades = [self.cache[item] if isinstance(item, Question) else item for item in grades]
+        grades = [max((self.cache[item] if isinstance(item, Question) else item for item in items), key=lambda grade: grade.correct) for items in found]
         for old in list(self.cache)[:-CACHED]:
             del self.cache[old]
         return grades

@@ -29,7 +29,8 @@ from torch.utils.checkpoint import checkpoint
 # N rows, T tokens, C hidden size, H query heads, K key/value heads, D head size, V vocabulary, M sampled tokens of all rows
 
 ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
-ROPE_TYPES = ("default", "llama3")
+ROPE_TYPES = {"default": ("rope_theta",),                # and the numbers that each needs
+              "llama3": ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 PACK_FROM = 2**18                                       # elements of a matrix; for smaller ones the call costs more than the layout saves
 PACKED_FOR_ROWS = 48                                    # oneDNN picks its layout for this many rows and takes any number
@@ -71,7 +72,7 @@ class Geometry:
     @classmethod
     def from_folder(cls, path: str | Path) -> "Geometry":
         """That of a Hugging Face folder; raises ValueError as `from_json` does, and for a config.json that is missing or broken."""
-        return cls.from_json(read_json(Path(path) / "config.json"), str(Path(path) / "config.json"))
+        return cls.from_json(read_config(Path(path)), str(Path(path) / "config.json"))
 
     @classmethod
     def from_json(cls, config: dict, where: str = "config.json") -> "Geometry":
@@ -80,11 +81,19 @@ class Geometry:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"{where}: architecture {architecture!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
         # transformers 5 writes rope_parameters; older files have rope_theta and rope_scaling beside each other
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+            raise ValueError(f"{where}: rope_parameters must be one set for all layers; got {rope!r}")
+        rope = {**rope}
         rope["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
         rope["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", 10000.0))
         if rope["rope_type"] not in ROPE_TYPES:
             raise ValueError(f"{where}: RoPE type {rope['rope_type']!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+        original = "original_max_position_embeddings"
+        rope[original] = config.get(original) or rope.get(original) or config.get("max_position_embeddings")    # in this order, as transformers has it
+        for key in ROPE_TYPES[rope["rope_type"]]:
+            if not isinstance(rope.get(key), int | float) or not 0 < rope[key] < math.inf:
+                raise ValueError(f"{where}: RoPE type {rope['rope_type']!r} needs a positive number {key!r}; got {rope.get(key)!r}")
         sliding = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or [])
         for unsupported, key in (
             (sliding, "use_sliding_window"),
@@ -97,6 +106,10 @@ class Geometry:
                                  "full rotary embedding, unquantised weights")
         qwen2, qwen3 = architecture == "Qwen2ForCausalLM", architecture == "Qwen3ForCausalLM"
         bias = bool(config.get("attention_bias", False))
+        for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "intermediate_size", "vocab_size",
+                    "max_position_embeddings"):
+            if config.get(key) is not None and (type(config[key]) is not int or config[key] < 1):
+                raise ValueError(f"{where}: {key} must be a positive integer; got {config[key]!r}")
         try:
             hidden, heads = config["hidden_size"], config["num_attention_heads"]
             return cls(
@@ -308,20 +321,24 @@ class Transformer(nn.Module):
         path = Path(path)
         generation = path / "generation_config.json"
         with torch.device("meta"):
-            model = cls(read_json(path / "config.json"), read_json(generation) if generation.is_file() else None, str(path / "config.json"))
+            model = cls(read_config(path), read_json(generation) if generation.is_file() else None, str(path / "config.json"))
         model.to(dtype).to_empty(device=device)
         model.inv_freq = rope_frequencies(model.g).to(device)               # always fp32: .to(dtype) above must not round it
         model.load_tensors(read_tensors(path), where=str(path))
         return model
 
     def load_tensors(self, tensors: Iterator[tuple[str, Tensor]], where: str = "state") -> None:
-        """Copies Hugging Face-named tensors into the fused parameters; raises ValueError for missing, extra or misshapen ones."""
-        parameters = dict(self.named_parameters())
+        """Copies Hugging Face-named tensors into the fused parameters; raises ValueError for missing, extra or misshapen ones, for values that are
+        not finite, and for an lm_head.weight that is not the embedding where config.json ties the two."""
+        parameters, head = dict(self.named_parameters()), None
         slots = {hf_name: (name, start, size) for name, parts in self.layout() for hf_name, start, size in parts}
         with torch.no_grad():
             for hf_name, tensor in tensors:
-                if hf_name == "lm_head.weight" and self.g.tied or hf_name.endswith("rotary_emb.inv_freq"):
-                    continue                            # some files repeat the tied matrix or carry the RoPE table
+                if hf_name.endswith("rotary_emb.inv_freq"):
+                    continue                            # some files carry the RoPE table
+                if hf_name == "lm_head.weight" and self.g.tied:
+                    head = tensor                       # or repeat the tied matrix
+                    continue
                 if hf_name not in slots:
                     raise ValueError(f"{where}: unexpected tensor {hf_name!r} for {self.g.architecture}")
                 name, start, size = slots.pop(hf_name)
@@ -329,8 +346,13 @@ class Transformer(nn.Module):
                 if target.shape != tensor.shape:
                     raise ValueError(f"{where}: tensor {hf_name!r} has shape {tuple(tensor.shape)}, config.json asks for {tuple(target.shape)}")
                 target.copy_(tensor)
+                if not target.isfinite().all():
+                    raise ValueError(f"{where}: tensor {hf_name!r} has values that are nan or not finite in {target.dtype}; such weights are of no use")
         if slots:
             raise ValueError(f"{where}: {len(slots)} tensors are missing, among them {', '.join(sorted(slots)[:3])}")
+        if head is not None and not torch.equal(head.to(self.embed.weight), self.embed.weight):
+            raise ValueError(f"{where}: lm_head.weight differs from model.embed_tokens.weight, and config.json ties the two; set tie_word_embeddings to "
+                             "false to keep both matrices, or remove lm_head.weight from the file")
 
     def layout(self) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
         """For each of our parameters the Hugging Face tensors it holds: (name, first row, rows)."""
@@ -369,8 +391,8 @@ class Transformer(nn.Module):
         path.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.to(device="cpu", dtype=dtype).contiguous() for name, tensor in self.hf_tensors(weights)}
         saved = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        key = "torch_dtype" if "torch_dtype" in self.config else "dtype"
-        (path / "config.json").write_text(json.dumps({**self.config, key: saved}, indent=2) + "\n")
+        keys = [key for key in ("dtype", "torch_dtype") if key in self.config] or ["dtype"]
+        (path / "config.json").write_text(json.dumps({**self.config, **dict.fromkeys(keys, saved)}, indent=2) + "\n")
         if self.generation_config:
             (path / "generation_config.json").write_text(json.dumps(self.generation_config, indent=2) + "\n")
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
@@ -453,20 +475,36 @@ def read_json(path: Path) -> dict:
         inside = [folder for name in ("final", "policy") if ((folder := path.parent / name) / path.name).is_file()]       # of a run, of a checkpoint
         raise ValueError(f"model folder {str(path.parent)!r} has no {path.name}" + (f"; did you mean {inside[0]}?" if inside else ""))
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object; got {found!r:.60}")
+    return found
+
+
+def read_config(path: Path) -> dict:
+    """config.json of a model folder; ValueError also for the folder of an adapter, which is no policy by itself."""
+    if (path / "adapter_config.json").is_file():
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        raise ValueError(f"model folder {str(path)!r} has an adapter (adapter_config.json) of the base model {base!r}; merge the two, as with "
+                         "peft's merge_and_unload, and save that as a folder of its own")
+    return read_json(path / "config.json")
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a model folder; ValueError naming one that is missing."""
-    index = path / "model.safetensors.index.json"
-    files = [path / name for name in (sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"])]
-    for file in files:
-        if not file.is_file():
+    """The safetensors files of a model folder: model.safetensors, or the shards of an index; ValueError naming one that is missing."""
+    names, index = ["model.safetensors"], path / "model.safetensors.index.json"
+    if not (path / names[0]).is_file() and index.is_file():         # the single file goes first, as in transformers: an index beside it is stale
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise ValueError(f"{index} has no weight_map of tensors to files")
+        names = sorted(set(shards.values()))
+    for name in names:
+        if not (path / name).is_file():
             has_bin = any(path.glob("*.bin"))
-            raise ValueError(f"model folder {str(path)!r} has no {file.name}" + ("; .bin weights are not read: convert them to safetensors" if has_bin else ""))
-    return files
+            raise ValueError(f"model folder {str(path)!r} has no {name}" + ("; .bin weights are not read: convert them to safetensors" if has_bin else ""))
+    return [path / name for name in names]
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ TRAIN = {"step": int, "reward": NUMBER, "accuracy": NUMBER}
 EVAL = {"step": int, "benchmark": str, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
 GROUP = {"step": int, "position": int, "completions": list}
 COMPLETION = {"text": str, "correct": bool, "reward": NUMBER, "smi": NUMBER, "weight": NUMBER, "adjusted": NUMBER, "advantage": NUMBER}
-SAMPLE = {"problem": int, "sample": int, "text": str, "gold": str, "correct": bool}
+SAMPLE = {"problem": int, "sample": int, "text": str, "gold": (str, list), "correct": bool}
 RESULT = {"model": str, "benchmark": str, "n": int, "samples": int, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
 
 

@@ -22,10 +22,11 @@ from scipy.stats import bootstrap, norm, permutation_test, t
 
 import checkpoint
 from answers import Grade
-from data import load_tokenizer, opening
+from data import DataConfig, first_gold
 from eval import OF_RIGHT_TEXTS, STRATEGY_SAMPLES, effective_labels, maj_at_k, pass_at_k, standard_error, summarize, with_average
 from grader import Grader
 from metrics import strategies_of
+from prompts import load_tokenizer, opening
 from ranks import run_main
 from records import Evaluation, Run, beside, read_any, read_groups, read_jsonl, require
 from samples import by_problem, name_votes, write_jsonl
@@ -98,7 +99,7 @@ def measures(a: dict[int, list[dict]], b: dict[int, list[dict]]) -> dict[str, li
     if k > 1:
         found[f"pass@{k}"] = [tuple(100 * pass_at_k(n, right(samples), k) for samples in pair) for pair in equal]
     if k > 1 and all("vote" in sample for pair in equal for samples in pair for sample in samples):
-        found[f"maj@{k}"] = [tuple(100 * maj_at_k([sample["vote"] for sample in samples], samples[0]["gold"], k) for samples in pair) for pair in equal]
+        found[f"maj@{k}"] = [tuple(100 * maj_at_k([sample["vote"] for sample in samples], first_gold(samples[0]["gold"]), k) for samples in pair) for pair in equal]
     labels = [tuple([str(sample["label"]) for sample in samples if sample["correct"]][:STRATEGY_SAMPLES] for samples in pair)
               for pair in pairs if all("label" in sample for samples in pair for sample in samples)]
     enough = [pair for pair in labels if min(map(len, pair)) == STRATEGY_SAMPLES]
@@ -259,7 +260,7 @@ def check_kept(file: Path) -> None:
     """ValueError unless `file` holds completions that can be graded again and, of an evaluation, what results are made of."""
     sizes = set()
     for group in read_groups(file):
-        require(group, {"answer": str}, str(file), "a file of kept completions")
+        require(group, {"answer": (str, list)}, str(file), "a file of kept completions")
         sizes.add(len(group["completions"]))
         for completion in group["completions"] if "step" not in group else ():
             require(completion, {"length": int, "finish": str, "reason": str}, f"{file}, problem {completion['problem']}", "a sample of an evaluation")
@@ -297,7 +298,10 @@ def regrade(path: Path, opened: str | None, out: Path | None) -> str:
         if not (folder and Path(folder).is_dir()):
             raise ValueError((f"model.path = {folder!r} in {config} is no folder here" if folder else f"there is no {config} that names a policy")
                              + ': give what its chat template writes of the assistant\'s turn as --opening, "" for nothing')
-        opened = opening(load_tokenizer(folder))
+        data = DataConfig(**{key: value for key, value in settings.get("data", {}).items() if key in ("chat_template", "template_args", "template")})
+        if "run" not in settings and (prompt := settings.get("eval", {}).get("prompt")):
+            data = replace(data, template=prompt)
+        opened = opening(load_tokenizer(folder, data), data)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         if there := [file.name for file in [*files, written] if (out / file.name).exists()]:

@@ -516,10 +516,3 @@ def top_p_logits(logits_NV: Tensor, top_p: float) -> Tensor:
     outside_NV = ascending_NV.softmax(-1).cumsum(-1) <= 1 - top_p
     outside_NV[:, -1] = False
     return logits_NV.masked_fill(outside_NV.scatter(-1, order_NV, outside_NV), float("-inf"))
-
-
-def stop_ids(generation_config: dict, tokenizer_eos: int | None) -> list[int]:
-    """All ids that end a completion: those of generation_config (some models have several) and the tokenizer's."""
-    listed = generation_config.get("eos_token_id")
-    listed = listed if isinstance(listed, list) else [listed]
-    return sorted({i for i in [*listed, tokenizer_eos] if i is not None})

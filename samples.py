@@ -17,10 +17,11 @@ from tqdm import tqdm
 import checkpoint
 from answers import compare_exact, normalize
 from config import import_function
-from data import DataConfig, benchmark_name, check_source, opening, prompt_tokens
+from data import DataConfig, benchmark_name, check_source, columns_of, first_gold
 from grader import Grader
 from model import Transformer
-from sampler import Sampler, SamplerConfig, stop_ids
+from prompts import decode, opening, prompt_tokens, stop_ids
+from sampler import Sampler, SamplerConfig
 
 ROWS_PER_CALL = 2048                                    # completions sampled, at most, before they are graded and kept
 SLOTS_PER_CALL = 4                                      # the same in units of eval.slots: with fewer, slots stand empty at the end of each call
@@ -29,13 +30,14 @@ SLOTS_PER_CALL = 4                                      # the same in units of e
 @dataclass(frozen=True)
 class EvalConfig:
     benchmarks: list[str] = field(default_factory=list)
-    """JSONL, JSON or parquet files with a problem and an answer per row, or hub:owner/name[/config][:split]; named as the file is, or NAME=source"""
+    """JSONL, JSON or parquet files with a problem and an answer per row, patterns of such files, or hub:owner/name[/config][:split]; named as the file
+    is, or NAME=source"""
     samples: Annotated[int, ">= 1"] = 16
     """completions per problem (n)"""
     samples_of: dict[str, int] = field(default_factory=dict)
     """completions per problem of single benchmarks, such as {math500 = 4}"""
     prompt: str = ""
-    """user turn of the evaluation with {problem} in it; empty for data.template"""
+    """user turn of the evaluation with {problem} in it, in place of data.template; empty for that"""
     max_new_tokens: Annotated[int, ">= 1"] = 32768
     """completions are cut here"""
     temperature: Annotated[float, ">= 0"] = 0.6
@@ -59,7 +61,7 @@ def check_eval(config: EvalConfig, data: DataConfig) -> None:
         if name not in names or samples < 1:
             raise ValueError(f"eval.samples_of.{name} = {samples}: needs the name of a benchmark ({', '.join(names)}) and at least 1")
     for key, text in (("data.template", data.template), ("eval.prompt", config.prompt or "{problem}")):
-        if "{problem}" not in text:
+        if "problem" not in columns_of(text):
             raise ValueError(f"{key} = {text!r} has no {{problem}} in it")
     if config.label:
         import_function("eval.label", config.label)
@@ -77,6 +79,11 @@ def by_problem(samples: Iterable[dict]) -> dict[int, list[dict]]:
     for sample in samples:
         groups.setdefault(sample["problem"], []).append(sample)
     return groups
+
+
+def asked(config: EvalConfig, data: DataConfig) -> DataConfig:
+    """`data` with the user turn of the evaluation."""
+    return replace(data, template=config.prompt or data.template)
 
 
 def settings_of(config: EvalConfig, benchmark: str) -> EvalConfig:
@@ -98,15 +105,15 @@ def labeller(config: EvalConfig) -> Callable[[str, dict], str | None] | None:
     return label
 
 
-def eval_sampler(model: Transformer, tokenizer, config: EvalConfig) -> Sampler:
+def eval_sampler(model: Transformer, tokenizer, config: EvalConfig, data: DataConfig) -> Sampler:
     """A sampler with the evaluation's settings over `model`."""
     check_room(config, model.g.context)
     settings = SamplerConfig(config.samples, config.max_new_tokens, config.temperature, config.slots)
-    return Sampler(model, settings, stop_ids(model.generation_config, tokenizer.eos_token_id), config.top_p, "eval")
+    return Sampler(model, settings, stop_ids(model, tokenizer, data), config.top_p, "eval")
 
 
 def name_votes(groups: Sequence[list[dict]], grader: Grader) -> None:
-    """Gives each sample of each problem its "vote": the gold for a right answer, None for no answer, else the first equal answer of its problem.
+    """Gives each sample of each problem its "vote": the (first) gold for a right answer, None for no answer, else the first equal answer of its problem.
 
     Wrong answers are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal only as text.
     """
@@ -128,7 +135,7 @@ def name_votes(groups: Sequence[list[dict]], grader: Grader) -> None:
             leaders[i] |= {answer: wrong[i][answer] for answer, leader in answers.items() if answer == leader}
     for group, names in zip(groups, found):
         for s in group:
-            s["vote"] = s["gold"] if s["correct"] else None if s["answer"] is None else names[normalize(s["answer"])]
+            s["vote"] = first_gold(s["gold"]) if s["correct"] else None if s["answer"] is None else names[normalize(s["answer"])]
 
 
 def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig, grader: Grader,
@@ -139,16 +146,16 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
     """
     positions = range(len(rows)) if positions is None else positions
     label = labeller(config)
-    data = replace(data, template=config.prompt or data.template)
-    begun, room = opening(tokenizer), sampler.model.g.context - config.max_new_tokens
+    data = asked(config, data)
+    stops, begun, room = stop_ids(sampler.model, tokenizer, data), opening(tokenizer, data), sampler.model.g.context - config.max_new_tokens
     step = max(1, min(ROWS_PER_CALL, SLOTS_PER_CALL * config.slots or ROWS_PER_CALL) // config.samples)
     with tqdm(total=len(rows), desc=desc, unit="problem", disable=not progress, leave=False) as bar:
         for start in range(0, len(rows), step):
             part, places = rows[start : start + step], positions[start : start + step]
-            prompts = [prompt_tokens(tokenizer, row["problem"], data) for row in part]
+            prompts = [prompt_tokens(tokenizer, row, data) for row in part]
             fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
             sampled = dict(zip(fits, sampler.generate([prompts[i] for i in fits], config.samples, (config.seed,), [places[i] for i in fits])))
-            texts = {i: tokenizer.batch_decode([completion.tokens for completion in group], skip_special_tokens=True) for i, group in sampled.items()}
+            texts = {i: decode(tokenizer, [completion.tokens for completion in group], stops) for i, group in sampled.items()}
             grades = iter(grader.grade_batch([begun + text for i in fits for text in texts[i]], [part[i]["answer"] for i in fits for _ in texts[i]]))
             groups = []
             for i, (row, place) in enumerate(zip(part, places)):

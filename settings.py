@@ -16,8 +16,8 @@ from samples import EvalConfig, check_eval, check_room
 
 @dataclass(frozen=True)
 class TrainDataConfig(DataConfig):
-    train: str = ""
-    """JSONL, JSON or parquet file with a problem and an answer per row, or hub:owner/name[/config][:split]"""
+    train: str | list[str] = ""
+    """JSONL, JSON or parquet file with a problem and an answer per row, a pattern or a list of such files, or hub:owner/name[/config][:split]"""
     max_prompt_tokens: Annotated[int, ">= 1"] = 512
     """problems with a longer prompt are left out and counted"""
     prompts_per_step: Annotated[int, ">= 1"] = 8

@@ -22,9 +22,10 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data import DataConfig, load_problems, load_tokenizer, short_enough  # noqa: E402
+from data import DataConfig, load_problems  # noqa: E402
 from grader import Grader  # noqa: E402
 from model import Transformer  # noqa: E402
+from prompts import load_tokenizer, short_enough  # noqa: E402
 from samples import EvalConfig, eval_sampler, sample_groups  # noqa: E402
 
 WORDS, PROMPT_LIMIT = "find the number of all positive integers such that sum product is prime and let be".split(), 512
@@ -64,7 +65,7 @@ def memory(problems: int, tokens: int, folder: Path) -> None:
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer, model = load_tokenizer("tiny/policy"), Transformer.from_pretrained(folder)
     model.n_tokens = len(tokenizer)
-    sampler = eval_sampler(model, tokenizer, settings := EvalConfig(samples=2, max_new_tokens=tokens, temperature=1.0, slots=4))
+    sampler = eval_sampler(model, tokenizer, settings := EvalConfig(samples=2, max_new_tokens=tokens, temperature=1.0, slots=4), DataConfig())
     sampler.is_stop[:] = False
     asked = [{"id": i, "problem": f"{i}+38", "answer": str(i + 38)} for i in range(problems)]
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, resident {resident_gb():.3f} GB", flush=True)

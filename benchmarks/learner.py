@@ -100,7 +100,8 @@ class Turns:
 def ours(name: str, folder: Path, turns: Turns, **overrides) -> None:
     import dra_grpo
     from config import load, toml_value
-    from data import load_problems, load_tokenizer, prompt_tokens
+    from data import load_problems
+    from prompts import load_tokenizer, prompt_tokens
 
     work, dtype = WORKLOADS[name]
     policy = work["policy"] or str(folder / "policy")
@@ -110,7 +111,7 @@ def ours(name: str, folder: Path, turns: Turns, **overrides) -> None:
                 "run.dir": str(folder / "run"), "run.steps": 10**6, "run.save_every": 10**6, **overrides}
     config = load(dra_grpo.Config, ROOT / "configs/tiny.toml", [f"{key}={toml_value(value)}" for key, value in settings.items()])
     tokenizer = load_tokenizer(policy)
-    prompts = sum(len(prompt_tokens(tokenizer, row["problem"], config.data)) for row in load_problems(config.data.train, config.data))
+    prompts = sum(len(prompt_tokens(tokenizer, row, config.data)) for row in load_problems(config.data.train, config.data))
 
     def step_line(record: dict, steps: int) -> str:
         """Called by the training loop when a step is done and logged."""

@@ -15,6 +15,7 @@ from test_run import records
 import embedder as embedder_module
 from embedder import Embedder, PolicyEmbedder, reasoning_span
 from model import Transformer
+from prompts import decode, load_tokenizer
 from reward import cosine_similarity
 from sampler import Sampler, SamplerConfig
 
@@ -23,7 +24,7 @@ CONTEXT = 64
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return transformers.AutoTokenizer.from_pretrained("tiny/policy")
+    return load_tokenizer("tiny/policy")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_modernbert_is_the_mean_of_its_hidden_states(modernbert, tokenizer):
 def test_long_texts_are_read_up_to_the_limit_and_counted(modernbert, tokenizer):
     """dra.max_tokens, and the embedder's own context, in its tokens; a text that just fits is not cut."""
     words = [f" {i}" for i in range(CONTEXT)]
-    fits, one_more = "".join(words[: CONTEXT // 4]), "".join(words[: CONTEXT // 4]) + " 1"
+    fits, one_more = "".join(words[: CONTEXT // 4]), "".join(words[: CONTEXT // 4]) + " 1 1"
     lengths = [len(tokenizer(text)["input_ids"]) for text in (fits, one_more)]
     assert lengths[0] + 2 == lengths[1]
     for embedder in (Embedder(str(modernbert[1]), max_tokens=lengths[0], max_new_tokens=10**6), Embedder(str(modernbert[1]), max_tokens=lengths[0] + 1)):
@@ -214,11 +215,14 @@ def test_policy_reads_the_tokens_of_the_reasoning(policy, tokenizer):
     assert tokenizer.decode(ids) == text and ids != tokenizer(text)["input_ids"]
     inside = [token for char in " 12+3=15 é" for token in tokenizer(char)["input_ids"]]
     stop = [tokenizer.eos_token_id]
-    embedder, whole = PolicyEmbedder(model, tokenizer, part="reasoning"), PolicyEmbedder(model, tokenizer)
+    def text_of(some: list[int]) -> str:
+        return decode(tokenizer, [some], stop)[0]
+
+    embedder, whole = PolicyEmbedder(model, text_of, part="reasoning"), PolicyEmbedder(model)
     torch.testing.assert_close(embedder.encode([text], [ids + stop]), whole.encode([""], [inside]))
     bare = "\\boxed{15}"
     torch.testing.assert_close(embedder.encode([bare], [tokenizer(bare)["input_ids"] + stop]), whole.encode([""], [tokenizer(bare)["input_ids"] + stop]))
-    short = PolicyEmbedder(model, tokenizer, max_tokens=len(inside) - 1, part="reasoning")
+    short = PolicyEmbedder(model, text_of, max_tokens=len(inside) - 1, part="reasoning")
     assert short.cut([text, text[:10]], [ids, ids[:10]]) == [True, False] and embedder.cut([text], [ids]) == [False]
     torch.testing.assert_close(short.encode([text], [ids]), whole.encode([""], [inside[:-1]]))
 
@@ -237,7 +241,7 @@ def test_a_run_embeds_what_the_sampler_drew_with_the_weights_it_drew_with(tmp_pa
     policies = ["tiny/policy", tmp_path / "r" / "checkpoints" / "step-000001" / "policy"]
     for step, (groups, ((texts, tokens), vectors), path) in enumerate(zip(drawn, embedded, policies, strict=True), 1):
         assert tokens == [completion.tokens for group in groups for completion in group]
-        again = PolicyEmbedder(Transformer.from_pretrained(path), transformers.AutoTokenizer.from_pretrained("tiny/policy"), 20, "reasoning")
+        again = PolicyEmbedder(Transformer.from_pretrained(path), lambda ids: decode(load_tokenizer("tiny/policy"), [ids], [0])[0], 20, "reasoning")
         torch.testing.assert_close(vectors, again.encode(texts, tokens), rtol=0, atol=1e-4)
         found = [record for record in records(tmp_path / "r" / "samples.jsonl") if record["step"] == step]
         assert [completion["cut"] for record in found for completion in record["completions"]] == again.cut(texts, tokens)
@@ -246,7 +250,7 @@ def test_a_run_embeds_what_the_sampler_drew_with_the_weights_it_drew_with(tmp_pa
             assert record["similarity"] == pytest.approx(group[apart].mean().item(), abs=1e-6)
     figures = [record for record in records(tmp_path / "r" / "metrics.jsonl") if record["kind"] == "train"]
     assert sum(record["embed_cut"] for record in figures) == sum(sum(again.cut(*arguments)) for arguments, _ in embedded) > 0
-    assert (embedded[0][1] - PolicyEmbedder(Transformer.from_pretrained(policies[1]), again.tokenizer, 20, "reasoning").encode(*embedded[0][0])).abs().max() > 1e-2
+    assert (embedded[0][1] - PolicyEmbedder(Transformer.from_pretrained(policies[1]), again.decode, 20, "reasoning").encode(*embedded[0][0])).abs().max() > 1e-2
 
 
 def test_a_run_refuses_an_embedder_that_reads_less_than_its_completions(modernbert, tmp_path):

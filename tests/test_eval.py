@@ -18,9 +18,10 @@ from test_learner import torchrun
 
 import eval as eval_module
 from config import load
-from data import DataConfig, load_tokenizer, prompt_tokens
+from data import DataConfig
 from eval import PROTOCOLS, Config, average, effective_labels, evaluate, main, maj_at_k, pass_at_k, right_similarity, standard_error, summarize, vendi_score
 from model import Transformer
+from prompts import load_tokenizer, prompt_tokens
 from ranks import run_main
 from reward import Grader
 from samples import EvalConfig, collect, eval_sampler, json_lines, labeller, name_votes, whole_problems
@@ -194,7 +195,7 @@ def test_evaluation_samples_as_it_is_told():
     """A nucleus of one token is greedy decoding, and both sources of stop ids count."""
     model, tokenizer = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy")
     model.n_tokens, model.generation_config = len(tokenizer), {"eos_token_id": [0, 5]}
-    greedy, narrow, wide = (eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=32, temperature=temperature, top_p=top_p))
+    greedy, narrow, wide = (eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=32, temperature=temperature, top_p=top_p), DataConfig())
                             for temperature, top_p in ((0.0, 1.0), (1.0, 1e-6), (1.0, 1.0)))
     assert narrow.is_stop.nonzero().flatten().tolist() == [0, 5]
     prompts = [prompt_tokens(tokenizer, f"{a}+38", DataConfig()) for a in (47, 12, 60)]
@@ -212,7 +213,7 @@ def test_a_prompt_that_does_not_fit_counts_as_wrong(tmp_path):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
             records[name] = evaluate(model, tokenizer, str(tmp_path / f"{name}.jsonl"), DataConfig(), config, grader)
         with pytest.raises(ValueError, match="eval.max_new_tokens = 256.*context of 256"):
-            eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=256))
+            eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=256), DataConfig())
     record, samples = records["all"]
     assert record["n"] == 3 and record["too_long"] == 1 / 3 and record["reasons"]["prompt too long"] == 2
     assert [s for s in samples if s["problem"] != 1] == [s for s in records["short"][1] if s["problem"] != 1]

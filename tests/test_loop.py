@@ -10,8 +10,9 @@ from test_run import comparable, records
 
 from config import load
 from dra_grpo import Config, Learner, lr_at, train
-from data import DataConfig, load_tokenizer, prompt_tokens
+from data import DataConfig
 from model import Transformer
+from prompts import decode, load_tokenizer, prompt_tokens
 from sampler import Sampler
 
 pytestmark = pytest.mark.exact
@@ -71,7 +72,7 @@ def test_the_learner_gets_what_was_sampled_and_scored(finished):
             adjusted, advantages = (torch.tensor([c[key] for c in figures]) for key in ("adjusted", "advantage"))
             torch.testing.assert_close(advantages, adjusted - adjusted.mean())
             assert group["answer"] == str(sum(map(int, group["problem"].split("+"))))
-            assert tokenizer.batch_decode([c.tokens for c in completions], skip_special_tokens=True) == [c["text"] for c in figures]
+            assert decode(tokenizer, [c.tokens for c in completions], [0]) == [c["text"] for c in figures]
             equal = len({c["reward"] for c in figures}) == 1
             left_out["equal"] += equal and len(set(adjusted.tolist())) > 1
             left_out["truncated"] += sum(c["finish"] == "length" for c in figures)

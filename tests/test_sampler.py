@@ -10,7 +10,8 @@ import transformers
 from conftest import ragged_prompts, random_model
 
 from model import Transformer
-from sampler import Rollout, Sampler, SamplerConfig, sample_tokens, stop_ids, top_p_logits
+from prompts import load_tokenizer
+from sampler import Rollout, Sampler, SamplerConfig, sample_tokens, top_p_logits
 
 LENGTHS = [1, 9, 30, 4, 17]
 
@@ -58,7 +59,7 @@ def test_greedy_equals_generate_on_ragged_prompts(architecture, slots, tmp_path)
 def test_greedy_equals_generate_on_the_tiny_policy():
     """Trained weights, real stop token (id 0, which is also the pad token)."""
     theirs = transformers.AutoModelForCausalLM.from_pretrained("tiny/policy")
-    tokenizer = transformers.AutoTokenizer.from_pretrained("tiny/policy")
+    tokenizer = load_tokenizer("tiny/policy")
     prompts = [tokenizer(f"<|user|>{a}+{b}<|assistant|>", add_special_tokens=False)["input_ids"] for a, b in ((47, 38), (10, 99), (61, 5))]
     got = sampler_for("tiny/policy", temperature=0.0, new=64, stop=(0,), n_tokens=len(tokenizer)).generate(prompts, 2, (0,))
     for prompt, group in zip(prompts, got):
@@ -221,12 +222,6 @@ def test_finish_reasons_and_limits(qwen2):
         sampler_for(folder).generate([[5], []], 2, (0,))
     with pytest.raises(ValueError, match="prompt 0 has 240 tokens.*256"):
         sampler_for(folder).generate([[5] * 240], 2, (0,))
-
-
-def test_stop_ids_unite_both_sources():
-    assert stop_ids({"eos_token_id": [3, 5]}, 9) == [3, 5, 9]
-    assert stop_ids({"eos_token_id": 3}, 3) == [3]
-    assert stop_ids({}, None) == []
 
 
 def test_a_stop_id_the_model_does_not_have_is_refused():

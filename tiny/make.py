@@ -22,9 +22,10 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data import DataConfig, prompt_tokens
+from data import DataConfig
 from eval import evaluate, format_record
 from model import Transformer, rope_frequencies
+from prompts import prompt_tokens
 from reward import Grader, cosine_similarity
 from samples import EvalConfig, write_jsonl
 from tiny.task import STRATEGIES, problems, solution
