@@ -25,6 +25,10 @@ class Section(Base):
     """whom"""
     weights: dict[str, float] = field(default_factory=dict)
     """how much"""
+    files: str | list[str] = ""
+    """from where"""
+    options: dict[str, bool | int | str] = field(default_factory=dict)
+    """with what"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ def test_load_merges_file_defaults_and_overrides(file):
     ("first.kind=c", ["first.kind", "a, b", "'c'"]),
     ("first.names=[1]", ["first.names[0]", "str", "1"]),
     ("first.weights={q = \"x\"}", ["first.weights.q", "float", "'x'"]),
+    ("first.files=3", ["first.files", "str | list[str]", "3"]),
+    ("first.files=[\"a\", 3]", ["first.files", "str | list[str]"]),
+    ("first.options={a = [1]}", ["first.options.a", "bool | int | str", "[1]"]),
     ("first.size", ["section.key=value", "first.size"]),
     ("size=3", ["section.key=value", "size=3"]),
     ("first=3", ["section.key=value"]),
@@ -72,6 +79,20 @@ def test_load_names_key_value_and_remedy(file, override, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_key_may_have_one_of_several_types(file, tmp_path):
+    """And keeps the one that it was given: true is no 1, and one file is no list; both come back from the saved file."""
+    config = load(Whole, file, ["first.files=a.jsonl", 'second.files=["a", "b"]', 'first.options={x = true, y = 1, z = "1"}'])
+    assert config.first.files == "a.jsonl" and config.second.files == ["a", "b"]
+    assert [type(value) for value in config.first.options.values()] == [bool, int, str]
+    (tmp_path / "again.toml").write_text(dump(config))
+    assert load(Whole, tmp_path / "again.toml") == config
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbf[first]\nsize = 3\n")
+    assert load(Whole, tmp_path / "bom.toml").first.size == 3
 
 
 @pytest.mark.parametrize(("text", "words"), [("[first\n", ["not valid TOML", "line 1"]), ("first = 3\n", ["[first]", "3"]), ("x = 1\n", ["'x'"])])

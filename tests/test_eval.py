@@ -118,6 +118,13 @@ def test_wrong_answers_that_are_equal_vote_together():
         ["1/2", "1/2", "1/2", "7", None, "x", "2"], ["x+1", "\\sqrt{8}", "x+1", "\\sqrt{8}", "1/2", "x+1", "x+1+0"], [], [None]]
 
 
+def test_right_answers_vote_together_whichever_gold_they_equal():
+    group = [{**sample, "gold": ["1/2", "0.5"], "correct": i < 2} for i, sample in enumerate(graded("1/2", "0.5", "3"))]
+    with Grader(1) as grader:
+        name_votes([group], grader)
+    assert [sample["vote"] for sample in group] == ["1/2", "1/2", "3"]
+
+
 def test_summarize_by_hand():
     """Two problems, three seeds: 2 + 1 right; one sample cut, one late, one without an answer, one prompt that does not fit."""
     samples = make_samples([[True, True, False], [True, False, False]], [["a", "a", "b"]] * 2)

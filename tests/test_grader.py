@@ -121,6 +121,15 @@ def test_batch_keeps_order_and_agrees_with_grade():
         assert grader.grade_batch(texts, golds) == grades, "the cache answers the same"
 
 
+def test_of_several_golds_one_is_to_be_equalled():
+    """As text or by algebra, whichever place it has; a wrong answer is told as against the first."""
+    texts = ["\\boxed{139.0}", "\\boxed{\\sqrt{4}}", "\\boxed{1+x}", "\\boxed{3}", "none"]
+    golds = [["139", "139.0"], ["x", "2"], ["x+1", "y"], ["1", "2"], ["1", "2"]]
+    with Grader(1) as grader:
+        assert [(grade.correct, grade.reason) for grade in grader.grade_batch(texts, golds)] == [
+            (True, "equal"), (True, "equal"), (True, "equal"), (False, "different"), (False, "no box")]
+
+
 def test_a_silent_worker_is_given_up(tmp_path, monkeypatch):
     """A worker that falls silent for good, with a deadline far shorter than its life: waiting for its end instead would read as a crash."""
     (tmp_path / "silent.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(20)\n")
