@@ -205,14 +205,13 @@ def apply_weights(rewards_G: Tensor, weights_G: Tensor, negative: str = "keep") 
     return torch.where(rewards_G > 0, weighted_G, rewards_G.to(weighted_G.dtype)) if negative == "keep" else weighted_G   # (2)
 
 
-def adjust_rewards(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
-                   scope: str = "all", correct: Tensor | None = None, normalize: str = "none", negative: str = "keep") -> Tensor:
-    """DRA: R~_i = R_i / (1 + SMI_i), rewards (..., G) and similarities (..., G, G) -> (..., G).
+def adjust(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
+           scope: str = "all", correct: Tensor | None = None, normalize: str = "none", negative: str = "keep",
+           weights_G: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """DRA with its parts: (SMI, weights, R~), each (..., G); `weights_G` replaces the weights 1 / (1 + SMI).
 
-    `scope="correct"` counts only the right completions as neighbours: `correct`, a boolean mask, or reward > 0 when it is None.
-    The other options are those of `diversity_weights` and `apply_weights`; `clamp=False, negative="divide"` is the published
-    arithmetic. Raises ValueError as `diversity_weights` does, and for non-finite rewards.
-    Copy-pasteable with `at_least_float32`, `require_finite`, `diversity_weights` and `apply_weights`: needs only torch.
+    Options and errors are those of `adjust_rewards`. Copy-pasteable with `at_least_float32`, `require_finite`, `smi_values`,
+    `weights_of_smi` and `apply_weights`: needs only torch.
     """
     if scope not in ("all", "correct"):
         raise ValueError(f"scope must be all or correct; got {scope!r}")
@@ -220,10 +219,27 @@ def adjust_rewards(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_c
         raise ValueError(f"rewards {tuple(rewards_G.shape)} do not fit similarity {tuple(similarity_GG.shape)}")
     rewards_G = at_least_float32(rewards_G)
     require_finite(rewards_G, "rewards")
-    if scope == "correct":
-        correct = rewards_G > 0 if correct is None else correct
-    weights_G = diversity_weights(similarity_GG, smi, sharpen, clamp, correct if scope == "correct" else None, normalize)
-    return apply_weights(rewards_G, weights_G, negative)
+    if scope == "all":
+        correct = None
+    elif correct is None:
+        correct = rewards_G > 0
+    smi_G = smi_values(similarity_GG, smi, sharpen, clamp, correct)
+    if weights_G is None:
+        weights_G = weights_of_smi(smi_G, normalize)
+    return smi_G, weights_G, apply_weights(rewards_G, weights_G, negative)
+
+
+def adjust_rewards(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
+                   scope: str = "all", correct: Tensor | None = None, normalize: str = "none", negative: str = "keep") -> Tensor:
+    """DRA: R~_i = R_i / (1 + SMI_i), rewards (..., G) and similarities (..., G, G) -> (..., G).
+
+    `scope="correct"` counts only the right completions as neighbours: `correct`, a boolean mask, or reward > 0 when it is None.
+    The other options are those of `diversity_weights` and `apply_weights`; `clamp=False, negative="divide"` is the published
+    arithmetic. Raises ValueError as `diversity_weights` does, and for non-finite rewards.
+    Copy-pasteable with `adjust`: needs only torch.
+    """
+    *_, adjusted_G = adjust(rewards_G, similarity_GG, smi, sharpen, clamp, scope, correct, normalize, negative)
+    return adjusted_G
 
 
 def group_advantages(rewards_G: Tensor, scale: str = "std", eps: float = 1e-4) -> Tensor:
@@ -356,10 +372,9 @@ class Rewarder:
             dra = self.dra
             similarity_PGG = cosine_similarity(embeddings_PGD)
             similarity_P = (graph_cut_smi(similarity_PGG).mean(-1) / (group_size - 1)).tolist()
-            neighbours = correct_PG if dra.scope == "correct" else None
-            smi_PG = smi_values(similarity_PGG, dra.smi, dra.sharpen, dra.clamp, neighbours)
-            weight_PG = self.weights_by_hook(similarity_PGG, raw_PG, rows) if self.hook else weights_of_smi(smi_PG, dra.normalize)
-            adjusted_PG = apply_weights(raw_PG, weight_PG, dra.negative)
+            hooked_PG = self.weights_by_hook(similarity_PGG, raw_PG, rows) if self.hook else None
+            smi_PG, weight_PG, adjusted_PG = adjust(raw_PG, similarity_PGG, dra.smi, dra.sharpen, dra.clamp, dra.scope, correct_PG,
+                                                    dra.normalize, dra.negative, hooked_PG)
         advantage_PG = group_advantages(adjusted_PG, self.scale)
         clock.append(time.perf_counter())
         seconds = dict(zip(("grade_s", "embed_s", "dra_s"), (b - a for a, b in zip(clock, clock[1:]))))

@@ -62,6 +62,8 @@ CALLS = {                                               # every path through eac
     "reward.diversity_weights": [lambda f: f(SIMILARITY), lambda f: f(SIMILARITY, "log_det", normalize="mean")],
     "reward.apply_weights": [lambda f: f(REWARDS, SIMILARITY[0]), lambda f: f(REWARDS, SIMILARITY[0], "divide")],
     "reward.adjust_rewards": [lambda f: f(REWARDS, SIMILARITY), lambda f: f(REWARDS, SIMILARITY, scope="correct", normalize="mean", negative="divide")],
+    "reward.adjust": [lambda f: torch.stack(f(REWARDS, SIMILARITY, "graph_cut", 2.0, scope="correct")),
+                      lambda f: torch.stack(f(REWARDS, SIMILARITY, weights_G=SIMILARITY[0]))],
     "reward.group_advantages": [lambda f: f(REWARDS), lambda f: f(REWARDS, "none")],
     "dra_grpo.token_weights": [lambda f, loss=loss: f(torch.ones(2, 3), loss, rows=2, tokens=6, max_new_tokens=9) for loss in ("grpo", "dr_grpo", "dapo")],
     "dra_grpo.policy_loss": [lambda f: f(LOGP, torch.zeros(2, 6), torch.tensor([1.0, -2.0]), 0.2, 0.3)],
