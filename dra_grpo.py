@@ -36,16 +36,18 @@ from tqdm import tqdm
 
 import checkpoint
 import memory
-from config import dump, load, parse_args
+from config import dump, import_function, load, parse_args
 from data import load_benchmarks, load_problems, load_tokenizer, model_folder, opening, prompt_tokens, short_enough
+from embedder import Embedder, PolicyEmbedder
 from eval import format_record, summarize
+from grader import Grader
 from metrics import Trackers, before_and_after, group_figures, step_line
 from model import DTYPES, ModelConfig, Transformer, read_json
 from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
-from reward import Embedder, Grader, PolicyEmbedder, Rewarder, Scores
+from reward import Rewarder, Scores
 from sampler import Completion, Sampler, stop_ids
 from samples import eval_sampler, labeller, sample_problems, settings_of
-from settings import Config, LearnerConfig, check
+from settings import Config, LearnerConfig, check, reward_functions
 
 # P prompts, G completions each, N = P*G rows, T tokens of a row (prompt and completion, right-padded)
 
@@ -459,7 +461,9 @@ def train_until(config: Config, stop: Stop) -> int:
     saved = done
     with closing(trackers), Grader(config.reward.workers, config.reward.timeout_s) as grader, \
             tqdm(total=config.run.steps, initial=done, desc="train", unit="step", disable=not first) as bar:
-        rewarder = Rewarder(config.reward, config.dra, scale, config.sampler.max_new_tokens, grader, embedder, opening(tokenizer))
+        hook = import_function("dra.weights", dra.weights) if dra.weights else None
+        rewarder = Rewarder(reward_functions(config.reward), dra, scale, config.sampler.max_new_tokens, grader, embedder,
+                            opening(tokenizer), hook)
         running = evaluated or run_eval(done, grader)
         for step in range(done, config.run.steps):
             if not running or stop.any_rank():

@@ -26,11 +26,12 @@ from torch import Tensor
 import checkpoint
 from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, load_benchmarks, load_problems, load_tokenizer, model_folder
+from embedder import Embedder
 from grader import Grader
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
 from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
 from records import RESULT, read_jsonl, require
-from reward import Embedder, cosine_similarity
+from reward import cosine_similarity
 from samples import (EvalConfig, by_problem, check_eval, check_room, collect, eval_sampler, json_lines, sample_groups, sample_problems, settings_of,
                      whole_problems)
 

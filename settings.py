@@ -9,7 +9,7 @@ from config import changes, import_function, load
 from data import DataConfig, check_source
 from metrics import check_trackers
 from model import Geometry, ModelConfig
-from reward import DraConfig, RewardConfig, reward_function, smi_values
+from reward import DraConfig, RewardConfig, RewardFunction, reward_function, smi_values
 from sampler import SamplerConfig
 from samples import EvalConfig, check_eval, check_room
 
@@ -102,8 +102,7 @@ def check(config: Config, world: int) -> None:
         raise ValueError(f"data.prompts_per_step = {config.data.prompts_per_step} is less than one prompt for each of {world} ranks")
     if not config.reward.functions:
         raise ValueError("reward.functions is empty; name at least one, such as {accuracy = 1.0}")
-    for name in config.reward.functions:
-        reward_function(name, config.reward)
+    reward_functions(config.reward)
     if config.dra.enabled and config.dra.embedder.startswith((".", "/")) and not Path(config.dra.embedder).is_dir():
         raise ValueError(f'dra.embedder = {config.dra.embedder!r} does not exist; name a sentence-transformers folder, a hub name, or "policy"')
     if config.dra.enabled:                              # the refusals of reward.py, with the keys they name
@@ -132,3 +131,9 @@ def check_unchanged(config: Config, saved: Path) -> None:
     """ValueError listing what differs from the settings a run was started with, but for keys that do not change its course."""
     if changed := changes(load(Config, saved), config, MAY_CHANGE):
         raise ValueError(f"run.dir = {config.run.dir!r} holds a run with other settings ({changed}); name another run.dir or change them back")
+
+
+def reward_functions(config: RewardConfig) -> dict[str, tuple[RewardFunction, float]]:
+    """The functions that `reward.functions` names, ours and those of users, with their weights."""
+    return {name: (import_function("reward.functions", name) if ":" in name else reward_function(name, config), weight)
+            for name, weight in config.functions.items()}

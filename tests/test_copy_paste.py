@@ -3,6 +3,9 @@ import ast
 import importlib
 import math
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
@@ -96,3 +99,13 @@ def test_every_call_belongs_to_a_marked_function():
         used = {node.id for node in ast.walk(body) if isinstance(node, ast.Name)}
         helpers, needs = promise(module, name)
         assert set(helpers) | set(needs) <= used | {"torch", "builtins"}, f"{module}.{name} names what it does not use"
+
+
+@pytest.mark.parametrize("module", ["reward", "config", "answers"])
+def test_a_module_that_says_so_can_be_copied_alone(module, tmp_path):
+    """Into an empty folder, from where nothing else of ours can be imported, and started there; reward.py shows its example."""
+    path = shutil.copy(ROOT / f"{module}.py", tmp_path)
+    assert "Imports nothing of ours" in (ROOT / f"{module}.py").read_text(encoding="utf-8")
+    result = subprocess.run([sys.executable, "-I", path], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == (9 if module == "reward" else 0), "a header and eight completions"

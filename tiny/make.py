@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerFast
 
 from data import DataConfig, prompt_tokens
 from eval import evaluate, format_record
+from grader import Grader
 from model import Transformer, rope_frequencies
-from reward import Grader, cosine_similarity
+from reward import cosine_similarity
 from samples import EvalConfig, write_jsonl
 from tiny.task import STRATEGIES, problems, solution
 
