@@ -4,34 +4,20 @@
     python dra_grpo.py --help                               every key with type, default and a sentence
 
 One step: prompts -> G completions each (sampler.py) -> grades, embeddings, SMI, adjusted rewards, advantages (reward.py) ->
-clipped policy gradient with optional KL penalty (here) -> sampler.load_weights. The objective (arXiv:2402.03300, eq. 3) is
-
-    sum_it w_it [ min(rho_it A_i, clip(rho_it, 1 - clip_low, 1 + clip_high) A_i) - beta (exp(r_it) - r_it - 1) ]
-
-with rho the probability ratio to the policy that sampled, r = log(reference / policy), and w the weight of a token: GRPO
-(mean over a completion, then over completions), Dr. GRPO (sum / (N max_new_tokens), arXiv:2503.20783) and DAPO (sum / tokens,
-arXiv:2503.14476) differ in w alone. Weights come from counts over all ranks before the first backward, so an update does not
-depend on ranks, micro-batches or the order of rows.
-
-Departures from the papers: (1) without a second update per rollout the ratio is 1 and nothing is clipped; (2) the temperature
-is inside every log-prob; (3) the learning rate warms up from lr / warm-up steps, not from 0, so no step is lost.
+clipped policy gradient with optional KL penalty (learner.py) -> sampler.load_weights. Data order and random numbers are
+functions of (seed, step, position), so whatever ends a run, the same command continues it as if it had never stopped.
 """
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
-from math import cos, isfinite, pi
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 import checkpoint
@@ -41,20 +27,16 @@ from data import load_benchmarks, load_problems, load_tokenizer, model_folder, o
 from embedder import Embedder, PolicyEmbedder
 from eval import format_record, summarize
 from grader import Grader
+from learner import Clock, Learner, Row, lr_at, rows_in_loss
 from metrics import Trackers, before_and_after, group_figures, step_line
-from model import DTYPES, ModelConfig, Transformer, read_json
-from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, shard, start_ranks, sum_over_ranks
+from model import DTYPES, Transformer, read_json
+from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
 from reward import Rewarder, Scores
 from sampler import Completion, Sampler, stop_ids
 from samples import eval_sampler, labeller, sample_problems, settings_of
-from settings import Config, LearnerConfig, check, reward_functions
+from settings import Config, check, reward_functions
 
-# P prompts, G completions each, N = P*G rows, T tokens of a row (prompt and completion, right-padded)
-
-Row = tuple[list[int], Completion, float]               # what the learner trains on: prompt, completion, advantage
-
-
-# ------------------------------------------------------------------------------------------------ pure functions
+# P prompts, G completions each, N = P*G rows
 
 
 def prompts_for_step(seed: int, step: int, rank: int, world: int, rows: int, per_step: int) -> list[tuple[int, int]]:
@@ -70,232 +52,6 @@ def prompts_for_step(seed: int, step: int, rank: int, world: int, rows: int, per
             epochs[epoch] = np.random.default_rng((seed, epoch)).permutation(rows)
         pairs.append((position, int(epochs[epoch][place])))
     return pairs
-
-
-PASS_TOKENS = 256                                       # what one more micro-batch costs, in tokens of padding that would cost as much
-
-
-def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Row indices, longest first, in the cheapest cuts with rows x longest row within `budget` tokens (a longer row stands alone).
-
-    The cost of a cut into micro-batches is the sum of rows x longest row + PASS_TOKENS, so padding is paid only where it saves passes.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    cost, start_of = [0] + [0] * len(order), [0] * (len(order) + 1)     # of the cheapest cut of the first rows, and where its last batch starts
-    for end in range(1, len(order) + 1):
-        options = []
-        for start in reversed(range(end)):
-            padded = (end - start) * lengths[order[start]]
-            if padded > budget and end - start > 1:
-                break
-            options.append((cost[start] + padded + PASS_TOKENS, start))
-        cost[end], start_of[end] = min(options)
-    batches, end = [], len(order)
-    while end:
-        batches.append(order[start_of[end] : end])
-        end = start_of[end]
-    return batches[::-1]
-
-
-def rows_in_loss(completions: Sequence[Completion], rewards_PG: Tensor, config: LearnerConfig) -> list[int]:
-    """Indices of the rows that the loss sums over and its denominators count; `rewards_PG` are the raw ones, before DRA."""
-    equal_P = (rewards_PG == rewards_PG[:, :1]).all(-1).tolist()
-    G = rewards_PG.shape[1]
-    return [i for i, completion in enumerate(completions)
-            if not (config.mask_truncated and completion.finish == "length" or config.drop_equal_groups and equal_P[i // G])]
-
-
-def token_weights(mask_NT: Tensor, loss: str, *, rows: int, tokens: int, max_new_tokens: int) -> Tensor:
-    """Weight of each token in the step's loss; `rows` and `tokens` are totals over all micro-batches and ranks.
-
-    Copy-pasteable: needs only torch.
-    """
-    match loss:
-        case "grpo":                                    # mean over a completion, then over completions
-            return mask_NT / mask_NT.sum(-1, keepdim=True).clamp(min=1) / rows
-        case "dr_grpo":                                 # a constant for the length, so long completions are not discounted
-            return mask_NT / (rows * max_new_tokens)
-        case "dapo":                                    # every token of the step counts the same
-            return mask_NT / max(tokens, 1)
-    raise ValueError(f"learner.loss must be grpo, dr_grpo or dapo; got {loss!r}")
-
-
-def policy_loss(logp_NT: Tensor, old_logp_NT: Tensor, advantage_N: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """Clipped surrogate per token, -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), (N, T).
-
-    rho = exp(logp - old_logp); the caller multiplies by `token_weights` and sums. Copy-pasteable: needs only torch.
-    """
-    ratio_NT = (logp_NT - old_logp_NT).exp()
-    advantage_N1 = advantage_N[:, None]
-    return -torch.minimum(ratio_NT * advantage_N1, ratio_NT.clamp(1 - clip_low, 1 + clip_high) * advantage_N1)
-
-
-def kl_k3(logp_NT: Tensor, ref_logp_NT: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(policy || reference) per token: exp(r) - r - 1 with r = ref_logp - logp; >= 0, in nats.
-
-    Unbiased as a value for tokens drawn from the policy; its gradient is not the gradient of the KL. Copy-pasteable: needs only torch.
-    """
-    r_NT = ref_logp_NT - logp_NT
-    return r_NT.exp() - r_NT - 1
-
-
-def lr_at(step: int, config: LearnerConfig, steps: int) -> float:
-    """Learning rate of step 0..steps-1: linear warm-up to config.lr, then constant or a cosine down to floor * lr."""
-    warm = round(config.warmup * steps)
-    if step < warm:
-        return config.lr * (step + 1) / warm                                                   # (3)
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - warm) / max(1, steps - 1 - warm)
-    return config.lr * (config.floor + (1 - config.floor) * 0.5 * (1 + cos(pi * progress)))
-
-
-# ------------------------------------------------------------------------------------------------ the learner
-
-
-class Clock:
-    """Seconds by part of a step; waits for a GPU at every border, so that work counts where it was asked for."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.seconds = device, {}
-        self.start = self.last = time.perf_counter()
-
-    def lap(self, part: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
-        self.last = now
-
-
-class Learner:
-    """Policy, optimizer and (when kl_beta > 0) frozen reference of one rank."""
-
-    def __init__(self, model: ModelConfig, config: LearnerConfig, folder: str, device: torch.device, n_tokens: int, temperature: float, max_new_tokens: int,
-                 weights_from: str | Path | None = None):
-        """`weights_from` is the policy folder of a checkpoint; the reference always starts from `folder`."""
-        dtype = DTYPES[model.dtype]
-        self.config, self.device, self.temperature, self.max_new_tokens = config, device, temperature, max_new_tokens
-
-        def build(path: str | Path) -> Transformer:
-            built = Transformer.from_pretrained(path, torch.promote_types(dtype, torch.float32), device)
-            built.n_tokens, built.checkpoint_activations = n_tokens, model.activation_checkpointing
-            return shard(built, dtype, config.offload)
-
-        self.policy = build(weights_from or folder)
-        self.reference = build(folder).requires_grad_(False) if config.kl_beta > 0 else None
-        matrices = [p for p in self.policy.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.policy.parameters() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}], fused=True)
-        self.updates = 0
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """The moments under "moment.parameter" names; zeros before the first update."""
-        state = {}
-        for name, parameter in self.policy.named_parameters():
-            moments = self.optimizer.state[parameter]
-            if not moments:
-                moments |= {"step": torch.zeros((), device=parameter.device),       # fused AdamW reads it where the parameter is
-                            "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-            state |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
-        return state
-
-    def set_updates(self, updates: int) -> None:
-        """Tells the optimizer how many updates its moments have seen (after they were loaded)."""
-        self.updates = updates
-        for moments in self.optimizer.state.values():
-            moments["step"] = torch.tensor(float(updates), device=moments["step"].device)
-
-    def save_policy(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Writes the policy as a Hugging Face folder from the first rank; every rank calls it, because gathering is collective."""
-        first = not dist.is_initialized() or dist.get_rank() == 0
-        weights = {}
-        for name, tensor in full_weights(self.policy):  # only the first rank keeps what all gather: 7 GB a rank for a 1.5B policy
-            if first:
-                weights[name] = tensor.cpu()
-        if first:
-            self.policy.save_pretrained(folder, weights, dtype)
-
-    def update(self, rows: Sequence[Row], lr: float) -> dict[str, float]:
-        """`updates_per_rollout` optimizer steps on this rank's rows; returns the step's figures, and seconds by part under "..._s".
-
-        Collective: every rank calls it, with any number of rows, and runs the same number of micro-batches. Raises
-        FloatingPointError on all ranks, leaving the weights alone, if the loss or the gradient is not finite on any.
-        """
-        config, clock = self.config, Clock(self.device)
-        total_rows, tokens = map(int, sum_over_ranks([len(rows), sum(len(completion.tokens) for _, completion, _ in rows)]))
-        batches = [self.batch([rows[i] for i in batch], total_rows, tokens)
-                   for batch in micro_batches([len(prompt) + len(completion.tokens) for prompt, completion, _ in rows], config.micro_batch_tokens)]
-        # FSDP2 needs the same number of passes on every rank: the missing ones, and one if nobody has a row, are two tokens without weight
-        own, passes = len(batches), max(1, int(max_over_ranks(len(batches))))
-        batches += [self.batch([([0], Completion([0], [0.0], "length"), 0.0)], 0, 0)] * (passes - own)
-        world = dist.get_world_size() if dist.is_initialized() else 1
-
-        with torch.no_grad():
-            references = [self.reference.token_logprobs(batch[0], batch[1], self.temperature)[0] if self.reference else None for batch in batches]
-            olds = [self.policy.token_logprobs(batch[0], batch[1], self.temperature)[0] if config.updates_per_rollout > 1 else None for batch in batches]
-        clock.lap("logprob_s")
-        sums = dict.fromkeys(("loss", "kl", "entropy", "gap", "clipped"), 0.0)
-        gap_max = 0.0
-        for update in range(config.updates_per_rollout):
-            for i, ((tokens_NT, mask_NT, sampled_NT, advantage_N, weights_NT), old_NT, reference_NT) in enumerate(zip(batches, olds, references)):
-                logp_NT, entropy_NT = self.policy.token_logprobs(tokens_NT, mask_NT, self.temperature)                 # (2)
-                old_NT = logp_NT.detach() if old_NT is None else old_NT                                               # (1)
-                per_token_NT = policy_loss(logp_NT, old_NT, advantage_N, config.clip_low, config.clip_high)
-                kl_NT = torch.zeros_like(logp_NT) if reference_NT is None else kl_k3(logp_NT, reference_NT)
-                loss = (weights_NT * (per_token_NT + config.kl_beta * kl_NT)).sum()
-                if i < own:
-                    with torch.no_grad():
-                        gap_NT = (logp_NT - sampled_NT).abs() * mask_NT
-                        ratio_NT = (logp_NT - old_NT).exp()
-                        sums["loss"] += loss.item()
-                        sums["kl"] += (kl_NT * mask_NT).sum().item()
-                        sums["entropy"] += entropy_NT.sum().item()
-                        sums["clipped"] += (((ratio_NT < 1 - config.clip_low) | (ratio_NT > 1 + config.clip_high)) * mask_NT).sum().item()
-                        if update == 0:                 # later passes differ from the sampler because the weights do
-                            sums["gap"] += gap_NT.sum().item()
-                            gap_max = max(gap_max, gap_NT.max().item())
-                clock.lap("forward_s")
-                (loss * world).backward()               # FSDP2 averages gradients over ranks; the weights already count all of them
-                clock.lap("backward_s")
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters()])
-            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            total = sum_over_ranks([sums["loss"]])[0]
-            if not (isfinite(total) and torch.isfinite(norm)):
-                ranks = [str(rank) for rank, loss in enumerate(gather_over_ranks([sums["loss"]])) if not isfinite(loss)]
-                raise FloatingPointError(f"loss {total} or gradient norm {norm.item()} is not finite" + (f" (loss of rank {', '.join(ranks)})" if ranks else ""))
-            torch.nn.utils.clip_grads_with_norm_(self.policy.parameters(), config.max_grad_norm, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.updates += 1
-            clock.lap("optimizer_s")
-        totals = dict(zip(sums, sum_over_ranks(list(sums.values()))))
-        updates = config.updates_per_rollout
-        figures = {key: totals[key] / max(tokens, 1) / (1 if key == "gap" else updates) for key in ("kl", "entropy", "gap", "clipped")}
-        return {"loss": totals["loss"] / updates, **figures, "gap_max": max_over_ranks(gap_max), "grad_norm": norm.item(), "lr": lr, "rows": total_rows,
-                **clock.seconds}
-
-    def batch(self, rows: Sequence[Row], total_rows: int, total_tokens: int) -> tuple[Tensor, ...]:
-        """(tokens, mask of sampled ones, sampler's log-probs, advantages, weights) of one micro-batch, right-padded; no weight if the totals are 0.
-
-        The mask comes from lengths, never from token values: the stop token is trained, and pad may equal it.
-        """
-        width = max(len(prompt) + len(completion.tokens) for prompt, completion, _ in rows)
-        tokens_NT = torch.zeros(len(rows), width, dtype=torch.long)
-        mask_NT = torch.zeros(len(rows), width, dtype=torch.bool)
-        dtype = torch.promote_types(self.policy.norm.weight.dtype, torch.float32)
-        sampled_NT = torch.zeros(len(rows), width, dtype=dtype)
-        for i, (prompt, completion, _) in enumerate(rows):
-            end = len(prompt) + len(completion.tokens)
-            tokens_NT[i, :end] = torch.tensor(prompt + completion.tokens)
-            mask_NT[i, len(prompt) : end] = True
-            sampled_NT[i, len(prompt) : end] = torch.tensor(completion.logprobs, dtype=dtype)
-        counted_NT = mask_NT.to(dtype) if total_rows else torch.zeros_like(sampled_NT)
-        weights_NT = token_weights(counted_NT, self.config.loss, rows=max(total_rows, 1), tokens=total_tokens, max_new_tokens=self.max_new_tokens)
-        advantage_N = torch.tensor([advantage for *_, advantage in rows], dtype=dtype)
-        return tuple(x.to(self.device) for x in (tokens_NT, mask_NT, sampled_NT, advantage_N, weights_NT))
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -484,7 +240,7 @@ def train_until(config: Config, stop: Stop) -> int:
             if stop.any_rank():
                 break                                   # the unfinished step is dropped: nothing has changed yet
             advantages = scores.advantage.flatten().tolist()
-            learnt = [(step_prompts[i // config.sampler.group_size], completions[i], advantages[i])
+            learnt = [Row(step_prompts[i // config.sampler.group_size], completions[i], advantages[i])
                       for i in rows_in_loss(completions, scores.raw, config.learner)]
             try:
                 figures = learner.update(learnt, lr_at(step, config.learner, config.run.steps))

@@ -1,12 +1,13 @@
 """The settings of a training run, section by section, and what can be known to be wrong with them before anything is loaded."""
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 
 from config import changes, import_function, load
 from data import DataConfig, check_source
+from learner import LearnerConfig
 from metrics import check_trackers
 from model import Geometry, ModelConfig
 from reward import DraConfig, RewardConfig, RewardFunction, reward_function, smi_values
@@ -22,40 +23,6 @@ class TrainDataConfig(DataConfig):
     """problems with a longer prompt are left out and counted"""
     prompts_per_step: Annotated[int, ">= 1"] = 8
     """prompts in one step, over all ranks"""
-
-
-@dataclass(frozen=True)
-class LearnerConfig:
-    loss: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
-    """how tokens are weighted: mean per completion, constant length, or mean over all tokens"""
-    clip_low: Annotated[float, ">= 0", "< 1"] = 0.2
-    """the probability ratio is clipped at 1 - clip_low"""
-    clip_high: Annotated[float, ">= 0", "< 1"] = 0.2
-    """the probability ratio is clipped at 1 + clip_high"""
-    mask_truncated: bool = False
-    """completions cut at max_new_tokens stay out of the loss and of its denominators (not out of their group's mean)"""
-    drop_equal_groups: bool = False
-    """groups whose raw rewards are all equal stay out of the loss and of its denominators; these are the groups where DRA acts most"""
-    kl_beta: Annotated[float, ">= 0"] = 0.0
-    """weight of the KL penalty (k3) to the frozen initial policy; 0 loads no reference"""
-    updates_per_rollout: Annotated[int, ">= 1"] = 1
-    """optimizer steps on each step's completions"""
-    micro_batch_tokens: Annotated[int, ">= 1"] = 16384
-    """rows x longest row of a micro-batch on one rank"""
-    offload: bool = False
-    """master weights, gradients and moments in host memory; a card holds the block that computes (slower, for small cards)"""
-    lr: Annotated[float, ">= 0"] = 1e-6
-    """peak learning rate of AdamW"""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """learning rate after the warm-up"""
-    warmup: Annotated[float, ">= 0", "< 1"] = 0.1
-    """share of the steps over which the rate rises linearly"""
-    floor: Annotated[float, ">= 0", "<= 1"] = 0.1
-    """share of lr at which the cosine ends"""
-    weight_decay: Annotated[float, ">= 0"] = 0.0
-    """AdamW's decoupled weight decay, on matrices only"""
-    max_grad_norm: Annotated[float, "> 0"] = 1.0
-    """the gradient is scaled down to this norm"""
 
 
 @dataclass(frozen=True)

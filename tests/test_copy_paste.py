@@ -68,9 +68,9 @@ CALLS = {                                               # every path through eac
     "reward.adjust": [lambda f: torch.stack(f(REWARDS, SIMILARITY, "graph_cut", 2.0, scope="correct")),
                       lambda f: torch.stack(f(REWARDS, SIMILARITY, weights_G=SIMILARITY[0]))],
     "reward.group_advantages": [lambda f: f(REWARDS), lambda f: f(REWARDS, "none")],
-    "dra_grpo.token_weights": [lambda f, loss=loss: f(torch.ones(2, 3), loss, rows=2, tokens=6, max_new_tokens=9) for loss in ("grpo", "dr_grpo", "dapo")],
-    "dra_grpo.policy_loss": [lambda f: f(LOGP, torch.zeros(2, 6), torch.tensor([1.0, -2.0]), 0.2, 0.3)],
-    "dra_grpo.kl_k3": [lambda f: f(LOGP, torch.zeros(2, 6))],
+    "learner.token_weights": [lambda f, loss=loss: f(torch.ones(2, 3), loss, rows=2, tokens=6, max_new_tokens=9) for loss in ("grpo", "dr_grpo", "dapo")],
+    "learner.policy_loss": [lambda f: f(LOGP, torch.zeros(2, 6), torch.tensor([1.0, -2.0]), 0.2, 0.3)],
+    "learner.kl_k3": [lambda f: f(LOGP, torch.zeros(2, 6))],
     "sampler.sample_tokens": [lambda f, options=options: torch.stack([x.double() for x in f(LOGITS, UNIFORM, *options)])
                               for options in ((0.7,), (0.0,), (1.0, 0.5))],
     "eval.pass_at_k": [lambda f: f(8, 3, 2)],

@@ -28,7 +28,7 @@ AREAS = {                                               # of mutants.toml: the f
     "embedder": ("embedder.py", ["tests/test_embedder.py"]),
     "answers": ("answers.py", ["tests/test_grader.py"]),
     "grader": ("grader.py", ["tests/test_grader.py"]),
-    "learner": ("dra_grpo.py", ["tests/test_learner.py"]),
+    "learner": ("learner.py", ["tests/test_learner.py"]),
     "ranks": ("ranks.py", ["tests/test_ranks.py", "tests/test_learner.py"]),
     "loop": ("dra_grpo.py", ["tests/test_loop.py", "tests/test_run.py"]),
     "settings": ("settings.py", ["tests/test_settings.py"]),
