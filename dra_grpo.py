@@ -7,7 +7,6 @@ One step: prompts -> G completions each (sampler.py) -> grades, embeddings, SMI,
 clipped policy gradient with optional KL penalty (learner.py) -> sampler.load_weights. Data order and random numbers are
 functions of (seed, step, position), so whatever ends a run, the same command continues it as if it had never stopped.
 """
-import json
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
+import files
 import memory
 from config import dump, import_function, load, parse_args
 from data import load_benchmarks, load_problems, load_tokenizer, model_folder, opening, prompt_tokens, short_enough
@@ -91,14 +91,14 @@ def train(config: Config) -> int:
     stop = Stop()
     try:
         check(config, int(os.environ.get("WORLD_SIZE", 1)))
-        with checkpoint.lock(Path(config.run.dir)) if is_first_rank() else nullcontext():
+        with files.lock(Path(config.run.dir)) if is_first_rank() else nullcontext():
             return train_until(config, stop)
     except Interrupted:                                 # outside the steps: nothing has changed since the last checkpoint
         print("interrupted", file=sys.stderr)
         return 128 + stop.signum
     except Exception as error:
         again = "run the same command again, it continues from the last checkpoint"
-        if checkpoint.disk_is_full(error):
+        if files.disk_is_full(error):
             raise ValueError(f"{of_rank()}run.dir = {config.run.dir!r}: no room left to write; make room and {again}") from error
         if isinstance(error, RuntimeError) and (gone := stop.ranks_gone()):     # its connections broke
             raise ValueError(f"{stop.doing}: rank {', '.join(map(str, gone))} has ended (killed, or out of memory); {again}") from error
@@ -155,7 +155,7 @@ def train_until(config: Config, stop: Stop) -> int:
             print(f"continuing at step {done} from {resume_from}")
             if (steps := load(Config, run_dir / "config.toml").run.steps) != config.run.steps:
                 print(f"run.steps was {steps}: the learning rate of the first {done} steps followed that, that of the others follows {config.run.steps}")
-        checkpoint.write(run_dir / "config.toml", dump(config))
+        files.write(run_dir / "config.toml", dump(config))
     sampler.load_weights(full_weights(learner.policy))
     label = labeller(config.eval)
     scale = {"auto": "none" if config.learner.loss == "dr_grpo" else "std"}.get(config.reward.advantage, config.reward.advantage)
@@ -164,20 +164,19 @@ def train_until(config: Config, stop: Stop) -> int:
             with open(path, "ab") as file:
                 file.truncate(size)
         if (run_dir / "final").exists():                # of fewer steps: it must not pass for the end of this run if that is never reached
-            checkpoint.remove(run_dir / "final")
+            files.remove(run_dir / "final")
 
     trackers = Trackers(config.run.trackers if first else [], run_dir, asdict(config), done)
 
     def log(path: Path, records: list[dict]) -> None:
         if first:
-            with open(path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            files.append_jsonl(path, records)
             if path == metrics_path:
                 trackers.log(records)
 
     def save(step: int) -> None:
         for path in (metrics_path, samples_path) if first else ():
-            checkpoint.sync(path)                       # the sizes in meta.json must be those on disk
+            files.sync(path)                       # the sizes in meta.json must be those on disk
         meta = {"updates": learner.updates, "world": world, "sizes": {"metrics": metrics_path.stat().st_size, "samples": samples_path.stat().st_size}} if first else {}
 
         def write_policy(path: Path) -> None:
@@ -267,11 +266,11 @@ def train_until(config: Config, stop: Stop) -> int:
         if first:
             print(f"interrupted after step {done} of {config.run.steps}, saved in {run_dir}; the same command continues", file=sys.stderr)
         return 128 + int(max_over_ranks(stop.signum))
-    part = checkpoint.begin(run_dir / "final") if first else checkpoint.part_of(run_dir / "final")
+    part = files.begin(run_dir / "final") if first else files.part_of(run_dir / "final")
     learner.save_policy(part, dtype)
     if first:
         tokenizer.save_pretrained(part)
-        checkpoint.publish(run_dir / "final")
+        files.publish(run_dir / "final")
         print(before_and_after(run_dir))
     return 0
 

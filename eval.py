@@ -24,15 +24,17 @@ import torch
 from torch import Tensor
 
 import checkpoint
+import files
 from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, load_benchmarks, load_problems, load_tokenizer, model_folder
 from embedder import Embedder
+from files import json_lines, read_jsonl, require
 from grader import Grader
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
 from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
-from records import RESULT, read_jsonl, require
+from records import RESULT
 from reward import cosine_similarity
-from samples import (EvalConfig, by_problem, check_eval, check_room, collect, eval_sampler, json_lines, sample_groups, sample_problems, settings_of,
+from samples import (EvalConfig, by_problem, check_eval, check_room, collect, eval_sampler, sample_groups, sample_problems, settings_of,
                      whole_problems)
 
 # N completions
@@ -260,10 +262,11 @@ def right_similarity(group: Sequence[dict], embedder: Embedder) -> tuple[int, fl
 
 def identity(folder: str, benchmarks: dict[str, list[dict]]) -> str:
     """SHA-256 of the policy's files and of each benchmark's problems, as JSON: settings name both by paths, where something else may stand tomorrow."""
-    files = [path for path in sorted(Path(folder).iterdir()) if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and path.is_file()]
+    suffixes = (".safetensors", ".json", ".jinja", ".model", ".txt")
+    paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix in suffixes and path.is_file()]
     problems = {name: hashlib.sha256(json_lines({key: row[key] for key in ("id", "problem", "answer")} for row in rows)).hexdigest()
                 for name, rows in benchmarks.items()}
-    return json.dumps({**{path.name: checkpoint.digest(path) for path in files}, **problems}, indent=2) + "\n"
+    return json.dumps({**{path.name: files.digest(path) for path in paths}, **problems}, indent=2) + "\n"
 
 
 def out_folder(config: Config) -> Path:
@@ -279,14 +282,14 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     check_room(config.eval, Geometry.from_folder(folder).context)
     weight_files(Path(folder))
     load_tokenizer(folder)
-    files = identity(folder, benchmarks)
+    contents = identity(folder, benchmarks)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
         if changed := changes(load(Config, out / "config.toml"), config, MAY_CHANGE):
             raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
-        if (out / "identity.json").read_text(encoding="utf-8") != files:
+        if (out / "identity.json").read_text(encoding="utf-8") != contents:
             raise ValueError(f"{out} holds an evaluation with other weights or problems (see its identity.json); name another output.dir")
-    checkpoint.write(out / "config.toml", dump(config))
-    checkpoint.write(out / "identity.json", files)
+    files.write(out / "config.toml", dump(config))
+    files.write(out / "identity.json", contents)
 
 
 class Evaluator:
@@ -319,7 +322,7 @@ class Evaluator:
                     records[name] = {"model": self.config.model.path, **record, "settings": asdict(settings_of(self.config.eval, name))}
                 if self.rank == 0:                      # the others have no figures
                     written = list(records.values()) if name != last else with_average(list(records.values()))
-                    checkpoint.write(results, json_lines(written).decode())
+                    files.write_jsonl(results, written)
                     for record in (records[name], *written[len(records):]):
                         print(f"{self.config.model.path} | {format_record(record)}", flush=True)
         if self.rank == 0:
@@ -399,7 +402,7 @@ def main(argv: list[str]) -> int:
         benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
         with ExitStack() as locks:
             for each in configs if is_first_rank() else ():
-                locks.enter_context(checkpoint.lock(out_folder(each), "output.dir"))
+                locks.enter_context(files.lock(out_folder(each), "output.dir"))
                 claim(each, benchmarks)
             rank, world, device = start_ranks("float32")
             if rank == 0:
@@ -414,7 +417,7 @@ def main(argv: list[str]) -> int:
     except Interrupted:                                 # before the first sample
         return 128 + stop.signum
     except Exception as error:
-        if checkpoint.disk_is_full(error):
+        if files.disk_is_full(error):
             raise ValueError(f"{of_rank()}output.dir = {config.output.dir!r}: no room left to write; make room and run the same command again") from error
         if isinstance(error, RuntimeError) and (gone := stop.ranks_gone()):
             raise ValueError(f"{stop.doing}: rank {', '.join(map(str, gone))} has ended (killed, or out of memory); the same command continues") from error

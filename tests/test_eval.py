@@ -20,10 +20,11 @@ import eval as eval_module
 from config import load
 from data import DataConfig, load_tokenizer, prompt_tokens
 from eval import PROTOCOLS, Config, average, effective_labels, evaluate, main, maj_at_k, pass_at_k, right_similarity, standard_error, summarize, vendi_score
+from files import json_lines
 from grader import Grader
 from model import Transformer
 from ranks import run_main
-from samples import EvalConfig, collect, eval_sampler, json_lines, labeller, name_votes, whole_problems
+from samples import EvalConfig, collect, eval_sampler, labeller, name_votes, whole_problems
 
 
 def test_pass_at_k_equals_counting_subsets():

@@ -24,10 +24,11 @@ from transformers import PreTrainedTokenizerFast
 
 from data import DataConfig, prompt_tokens
 from eval import evaluate, format_record
+from files import write_jsonl
 from grader import Grader
 from model import Transformer, rope_frequencies
 from reward import cosine_similarity
-from samples import EvalConfig, write_jsonl
+from samples import EvalConfig
 from tiny.task import STRATEGIES, problems, solution
 
 SEED = 0

@@ -33,6 +33,7 @@ AREAS = {                                               # of mutants.toml: the f
     "loop": ("dra_grpo.py", ["tests/test_loop.py", "tests/test_run.py"]),
     "settings": ("settings.py", ["tests/test_settings.py"]),
     "checkpoint": ("checkpoint.py", ["tests/test_checkpoint.py"]),
+    "files": ("files.py", ["tests/test_files.py", "tests/test_checkpoint.py", "tests/test_compare.py"]),
     "memory": ("memory.py", ["tests/test_memory.py"]),
     "config": ("config.py", ["tests/test_config.py"]),
     "data": ("data.py", ["tests/test_data.py"]),
