@@ -31,10 +31,10 @@ from embedder import Embedder
 from files import json_lines, read_jsonl, require
 from grader import Grader
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
-from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
+from ranks import Stop, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
 from records import RESULT
 from reward import cosine_similarity
-from samples import (EvalConfig, by_problem, check_eval, check_room, collect, eval_sampler, sample_groups, sample_problems, settings_of,
+from samples import (LESS_MEMORY, EvalConfig, by_problem, check_eval, check_room, collect, eval_sampler, sample_groups, sample_problems, settings_of,
                      whole_problems)
 
 # N completions
@@ -298,7 +298,7 @@ class Evaluator:
     def __init__(self, config: Config, benchmarks: dict[str, list[dict]], stop: Stop, rank: int, world: int, device: torch.device):
         self.config, self.benchmarks, self.stop, self.rank, self.world = config, benchmarks, stop, rank, world
         self.out, folder = out_folder(config), model_folder(config.model)
-        with stop.local(f"start of {config.model.path}"):
+        with stop.interruptible(f"start of {config.model.path}"):
             self.tokenizer = load_tokenizer(folder)
             self.model = Transformer.from_pretrained(folder, DTYPES[config.model.dtype], device)
             self.model.n_tokens = min(self.model.g.vocab, len(self.tokenizer))
@@ -345,7 +345,7 @@ class Evaluator:
         mine = [] if complete else [i for i in range(len(rows)) if i not in done][self.rank :: self.world]
         if first and done:
             print(f"{self.config.model.path} | {name}: continuing with {len(rows) - len(done)} of {len(rows)} problems", flush=True)
-        with self.stop.local(f"{self.config.model.path}, {name}"):
+        with self.stop.interruptible(f"{self.config.model.path}, {name}"):
             if mine:
                 with open(parts / f"rank{self.rank}.jsonl", "ab") as file:
                     for groups in sample_groups(eval_sampler(self.model, self.tokenizer, config), self.tokenizer, [rows[i] for i in mine], self.config.data, config,
@@ -355,7 +355,7 @@ class Evaluator:
         if self.stop.any_rank():
             return None
         record, similar = {}, []
-        with self.stop.local(f"{self.config.model.path}, figures of {name}"):
+        with self.stop.interruptible(f"{self.config.model.path}, figures of {name}"):
             if first:
                 if not complete:
                     if len(there := collect(parts, kept, config.samples)) < len(rows):
@@ -369,7 +369,7 @@ class Evaluator:
         if self.stop.any_rank():
             return None
         if self.embedder:
-            with self.stop.local(f"{self.config.model.path}, similarity of {name}"):
+            with self.stop.interruptible(f"{self.config.model.path}, similarity of {name}"):
                 similar = [right_similarity(group, self.embedder) for group, _ in whole_problems(final, config.samples)
                            if group[0]["problem"] % self.world == self.rank]
             if self.stop.any_rank():
@@ -397,8 +397,8 @@ def main(argv: list[str]) -> int:
         model_folder(each.model)
         if (other := folders.setdefault(out_folder(each), each)) is not each:
             raise ValueError(f"{other.model.path} and {each.model.path} would both be evaluated in {out_folder(each)}; evaluate them with an output.dir each")
-    stop, skipped = Stop(), []
-    try:
+    stop, skipped = Stop(f"output.dir = {config.output.dir!r}", LESS_MEMORY), []
+    with stop.users_errors():
         benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
         with ExitStack() as locks:
             for each in configs if is_first_rank() else ():
@@ -414,14 +414,6 @@ def main(argv: list[str]) -> int:
                     if rank == 0:
                         print("interrupted; the same command continues", file=sys.stderr)
                     return 128 + int(max_over_ranks(stop.signum))
-    except Interrupted:                                 # before the first sample
-        return 128 + stop.signum
-    except Exception as error:
-        if files.disk_is_full(error):
-            raise ValueError(f"{of_rank()}output.dir = {config.output.dir!r}: no room left to write; make room and run the same command again") from error
-        if isinstance(error, RuntimeError) and (gone := stop.ranks_gone()):
-            raise ValueError(f"{stop.doing}: rank {', '.join(map(str, gone))} has ended (killed, or out of memory); the same command continues") from error
-        raise
     return 0
 
 

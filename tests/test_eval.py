@@ -296,6 +296,16 @@ def test_an_evaluation_continues_where_it_was_interrupted(finished, tmp_path, mo
     assert contents(continued) == contents(whole) and "average: accuracy" in capsys.readouterr().out
 
 
+def test_out_of_memory_names_the_settings_that_help(finished, tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(eval_sampler.__globals__["Sampler"], "generate", fail)
+    with pytest.raises(ValueError, match=r"tiny/policy, a: out of GPU memory; lower eval.slots \(0 is all rows\) or eval.max_new_tokens"):
+        in_process(finished[0], tmp_path)
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_two_ranks_evaluate_alike(finished, tmp_path):
     """Each samples its share and embeds its share: the same bytes as one rank."""
     result = torchrun(2, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}")
