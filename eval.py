@@ -24,15 +24,19 @@ import torch
 from torch import Tensor
 
 import checkpoint
+import files
 from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchmarks, load_problems, remarks
+from embedder import Embedder
+from files import json_lines, read_jsonl, require
 from grader import Grader
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
 from prompts import check_template, load_tokenizer, messages_of, model_folder, prompt_text
-from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
-from records import RESULT, read_jsonl, require
-from reward import Embedder, cosine_similarity
-from samples import (EvalConfig, asked, by_problem, check_eval, check_room, collect, eval_sampler, json_lines, sample_groups, sample_problems, settings_of,
+from ranks import Stop, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
+from records import RESULT
+from reward import cosine_similarity
+from samples import (LESS_MEMORY, EvalConfig, asked, by_problem, check_eval, check_room, collect, eval_sampler,
+                     sample_groups, sample_problems, settings_of,
                      whole_problems)
 
 # N completions
@@ -264,10 +268,11 @@ def identity(folder: str, benchmarks: dict[str, list[dict]], data: DataConfig) -
         more = len(columns_of(data.template)) > 1 or "prompt_messages" in row       # than the problem is asked
         return {key: row[key] for key in ("id", "problem", "answer")} | ({"prompt": messages_of(row, data)} if more else {})
 
-    files = [path for path in sorted(Path(folder).iterdir()) if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and path.is_file()]
+    suffixes = (".safetensors", ".json", ".jinja", ".model", ".txt")
+    paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix in suffixes and path.is_file()]
     problems = {name: hashlib.sha256(json_lines(map(known, rows))).hexdigest()
                 for name, rows in benchmarks.items()}
-    return json.dumps({**{path.name: checkpoint.digest(path) for path in files}, **problems}, indent=2) + "\n"
+    return json.dumps({**{path.name: files.digest(path) for path in paths}, **problems}, indent=2) + "\n"
 
 
 def out_folder(config: Config) -> Path:
@@ -286,15 +291,16 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     tokenizer = load_tokenizer(folder, data)
     for rows in benchmarks.values():
         check_template(tokenizer, rows, data)
-    print(f"{config.model.path} | the first prompt: {json.dumps(prompt_text(tokenizer, next(iter(benchmarks.values()))[0], data), ensure_ascii=False)}")
-    files = identity(folder, benchmarks, data)
+    first = prompt_text(tokenizer, next(iter(benchmarks.values()))[0], data)
+    print(f"{config.model.path} | the first prompt: {json.dumps(first, ensure_ascii=False)}")
+    contents = identity(folder, benchmarks, data)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
         if changed := changes(load(Config, out / "config.toml"), config, MAY_CHANGE):
             raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
-        if (out / "identity.json").read_text(encoding="utf-8") != files:
+        if (out / "identity.json").read_text(encoding="utf-8") != contents:
             raise ValueError(f"{out} holds an evaluation with other weights or problems (see its identity.json); name another output.dir")
-    checkpoint.write(out / "config.toml", dump(config))
-    checkpoint.write(out / "identity.json", files)
+    files.write(out / "config.toml", dump(config))
+    files.write(out / "identity.json", contents)
 
 
 class Evaluator:
@@ -303,7 +309,7 @@ class Evaluator:
     def __init__(self, config: Config, benchmarks: dict[str, list[dict]], stop: Stop, rank: int, world: int, device: torch.device):
         self.config, self.benchmarks, self.stop, self.rank, self.world = config, benchmarks, stop, rank, world
         self.out, folder = out_folder(config), model_folder(config.model)
-        with stop.local(f"start of {config.model.path}"):
+        with stop.interruptible(f"start of {config.model.path}"):
             self.tokenizer = load_tokenizer(folder, config.data)
             self.model = Transformer.from_pretrained(folder, DTYPES[config.model.dtype], device)
             self.model.n_tokens = min(self.model.g.vocab, len(self.tokenizer))
@@ -327,7 +333,7 @@ class Evaluator:
                     records[name] = {"model": self.config.model.path, **record, "settings": asdict(settings_of(self.config.eval, name))}
                 if self.rank == 0:                      # the others have no figures
                     written = list(records.values()) if name != last else with_average(list(records.values()))
-                    checkpoint.write(results, json_lines(written).decode())
+                    files.write_jsonl(results, written)
                     for record in (records[name], *written[len(records):]):
                         print(f"{self.config.model.path} | {format_record(record)}", flush=True)
         if self.rank == 0:
@@ -350,7 +356,7 @@ class Evaluator:
         mine = [] if complete else [i for i in range(len(rows)) if i not in done][self.rank :: self.world]
         if first and done:
             print(f"{self.config.model.path} | {name}: continuing with {len(rows) - len(done)} of {len(rows)} problems", flush=True)
-        with self.stop.local(f"{self.config.model.path}, {name}"):
+        with self.stop.interruptible(f"{self.config.model.path}, {name}"):
             if mine:
                 with open(parts / f"rank{self.rank}.jsonl", "ab") as file:
                     for groups in sample_groups(eval_sampler(self.model, self.tokenizer, config, self.config.data), self.tokenizer, [rows[i] for i in mine], self.config.data, config,
@@ -360,7 +366,7 @@ class Evaluator:
         if self.stop.any_rank():
             return None
         record, similar = {}, []
-        with self.stop.local(f"{self.config.model.path}, figures of {name}"):
+        with self.stop.interruptible(f"{self.config.model.path}, figures of {name}"):
             if first:
                 if not complete:
                     if len(there := collect(parts, kept, config.samples)) < len(rows):
@@ -374,7 +380,7 @@ class Evaluator:
         if self.stop.any_rank():
             return None
         if self.embedder:
-            with self.stop.local(f"{self.config.model.path}, similarity of {name}"):
+            with self.stop.interruptible(f"{self.config.model.path}, similarity of {name}"):
                 similar = [right_similarity(group, self.embedder) for group, _ in whole_problems(final, config.samples)
                            if group[0]["problem"] % self.world == self.rank]
             if self.stop.any_rank():
@@ -402,12 +408,12 @@ def main(argv: list[str]) -> int:
         model_folder(each.model)
         if (other := folders.setdefault(out_folder(each), each)) is not each:
             raise ValueError(f"{other.model.path} and {each.model.path} would both be evaluated in {out_folder(each)}; evaluate them with an output.dir each")
-    stop, skipped = Stop(), []
-    try:
+    stop, skipped = Stop(f"output.dir = {config.output.dir!r}", LESS_MEMORY), []
+    with stop.users_errors():
         benchmarks = load_benchmarks(config.eval.benchmarks, asked(config.eval, config.data), skipped)
         with ExitStack() as locks:
             for each in configs if is_first_rank() else ():
-                locks.enter_context(checkpoint.lock(out_folder(each), "output.dir"))
+                locks.enter_context(files.lock(out_folder(each), "output.dir"))
                 claim(each, benchmarks)
             rank, world, device = start_ranks("float32")
             if rank == 0:
@@ -422,14 +428,6 @@ def main(argv: list[str]) -> int:
                     if rank == 0:
                         print("interrupted; the same command continues", file=sys.stderr)
                     return 128 + int(max_over_ranks(stop.signum))
-    except Interrupted:                                 # before the first sample
-        return 128 + stop.signum
-    except Exception as error:
-        if checkpoint.disk_is_full(error):
-            raise ValueError(f"{of_rank()}output.dir = {config.output.dir!r}: no room left to write; make room and run the same command again") from error
-        if isinstance(error, RuntimeError) and (gone := stop.ranks_gone()):
-            raise ValueError(f"{stop.doing}: rank {', '.join(map(str, gone))} has ended (killed, or out of memory); the same command continues") from error
-        raise
     return 0
 
 

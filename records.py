@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from files import read_jsonl, require
+
 NUMBER = (int, float)
 TRAIN = {"step": int, "reward": NUMBER, "accuracy": NUMBER}
 EVAL = {"step": int, "benchmark": str, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
@@ -15,35 +17,6 @@ GROUP = {"step": int, "position": int, "completions": list}
 COMPLETION = {"text": str, "correct": bool, "reward": NUMBER, "smi": NUMBER, "weight": NUMBER, "adjusted": NUMBER, "advantage": NUMBER}
 SAMPLE = {"problem": int, "sample": int, "text": str, "gold": (str, list), "correct": bool}
 RESULT = {"model": str, "benchmark": str, "n": int, "samples": int, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
-
-
-def require(record: object, schema: dict, where: str, what: str) -> None:
-    """ValueError unless `record` has the keys of `schema` with values of their types."""
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: {json.dumps(record)[:60]} is not {what}")
-    for key, kind in schema.items():
-        if not isinstance(record.get(key), kind) or isinstance(record[key], bool) != (kind is bool):
-            found = f"is {json.dumps(record[key])[:60]}" if key in record else "is missing"
-            raise ValueError(f"{where}: {key!r} {found}, so this is not {what}")
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
-    """("file, line n", value) of every line; ValueError for a missing or empty file and a line that is not JSON.
-
-    A last line without its newline that cannot be read is being written this moment, and is left out.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    number = 0
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:       # RecursionError: nested a thousand deep
-                if line.endswith("\n"):
-                    raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
-    if not number:
-        raise ValueError(f"{path} is empty")
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,17 @@ import numpy as np
 from scipy.integrate import quad
 from scipy.stats import bootstrap, norm, permutation_test, t
 
-import checkpoint
+import files
 from answers import Grade
 from data import DataConfig, first_gold
 from eval import OF_RIGHT_TEXTS, STRATEGY_SAMPLES, effective_labels, maj_at_k, pass_at_k, standard_error, summarize, with_average
+from files import read_jsonl, require
 from grader import Grader
 from metrics import strategies_of
 from prompts import load_tokenizer, opening
 from ranks import run_main
-from records import Evaluation, Run, beside, read_any, read_groups, read_jsonl, require
-from samples import by_problem, name_votes, write_jsonl
+from records import Evaluation, Run, beside, read_any, read_groups
+from samples import by_problem, name_votes
 
 # ------------------------------------------------------------------------------------------------ compare
 
@@ -286,12 +287,12 @@ def regrade(path: Path, opened: str | None, out: Path | None) -> str:
     `opened` is what the chat template writes of the assistant's turn, None to ask the tokenizer at the config's model.path. With `out`, samples
     with the new verdicts and results made of them go there; a run's rewards and advantages stay what the policy was trained with.
     """
-    files = sorted(path.glob("*samples.jsonl")) if path.is_dir() else [path]
-    if not files:
+    sources = sorted(path.glob("*samples.jsonl")) if path.is_dir() else [path]
+    if not sources:
         raise ValueError(f"{path} has no samples.jsonl and no *.samples.jsonl")
-    for file in files:
+    for file in sources:
         check_kept(file)
-    config, written = files[0].with_name("config.toml"), files[0].with_name("results.jsonl")
+    config, written = sources[0].with_name("config.toml"), sources[0].with_name("results.jsonl")
     settings, old = beside(path), {record["benchmark"]: record for _, record in read_jsonl(written)} if written.exists() else {}
     if opened is None:
         folder = settings.get("model", {}).get("path", "")
@@ -304,14 +305,14 @@ def regrade(path: Path, opened: str | None, out: Path | None) -> str:
         opened = opening(load_tokenizer(folder, data), data)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        if there := [file.name for file in [*files, written] if (out / file.name).exists()]:
+        if there := [file.name for file in [*sources, written] if (out / file.name).exists()]:
             raise ValueError(f"--out {out} holds {there[0]} already; name another folder")
         if config.exists():
-            checkpoint.write(out / config.name, config.read_text(encoding="utf-8"))
+            files.write(out / config.name, config.read_text(encoding="utf-8"))
     strict = {**settings.get("reward", {}), **settings.get("output", {})}
     lines, results = [], []
     with Grader(strict.get("workers", 2), strict.get("timeout_s", 5.0), strict.get("require_box", True)) as grader:
-        for file in files:
+        for file in sources:
             before, after, kept, examples, changed = [], [], [], [], Counter()
             for where, record, graded in graded_again(file, grader, opened):
                 for completion, gold, now in graded:
@@ -332,9 +333,9 @@ def regrade(path: Path, opened: str | None, out: Path | None) -> str:
                 known = {key: value for key, value in old.get(name, {}).items() if not (changed and key in OF_RIGHT_TEXTS)}
                 results.append({"model": settings.get("model", {}).get("path", str(path)), **known, **summarize(name, kept)})
             if kept:
-                write_jsonl(out / file.name, kept)
+                files.write_jsonl(out / file.name, kept)
     if results:
-        write_jsonl(out / written.name, with_average(results))
+        files.write_jsonl(out / written.name, with_average(results))
     return "\n".join(lines)
 
 

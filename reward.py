@@ -15,6 +15,9 @@ Departures from the paper, each an option whose published value is `clamp=False,
 (3) the diagonal of the cosine matrix is set to 1, so a zero embedding has 1 + SMI = 1 instead of 0;
 (4) sharper kernels, counting right completions only, and weights of mean 1 are offered; none is on by default.
 
+Imports nothing of ours, so the file can be copied alone: grades (grader.py), embeddings (embedder.py) and the functions of users
+are handed to `Rewarder`, and dra_grpo.py hands in ours.
+
     python reward.py         prints a small example with and without DRA
 """
 import math
@@ -23,15 +26,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
-
-from answers import Grade, grade  # noqa: F401  (grade is part of this module's interface)
-from config import import_function
-from embedder import Embedder, PolicyEmbedder
-from grader import Grader
 
 # P prompts, G completions of each, D embedding size
 
@@ -205,14 +203,13 @@ def apply_weights(rewards_G: Tensor, weights_G: Tensor, negative: str = "keep") 
     return torch.where(rewards_G > 0, weighted_G, rewards_G.to(weighted_G.dtype)) if negative == "keep" else weighted_G   # (2)
 
 
-def adjust_rewards(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
-                   scope: str = "all", correct: Tensor | None = None, normalize: str = "none", negative: str = "keep") -> Tensor:
-    """DRA: R~_i = R_i / (1 + SMI_i), rewards (..., G) and similarities (..., G, G) -> (..., G).
+def adjust(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
+           scope: str = "all", correct: Tensor | None = None, normalize: str = "none", negative: str = "keep",
+           weights_G: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """DRA with its parts: (SMI, weights, R~), each (..., G); `weights_G` replaces the weights 1 / (1 + SMI).
 
-    `scope="correct"` counts only the right completions as neighbours: `correct`, a boolean mask, or reward > 0 when it is None.
-    The other options are those of `diversity_weights` and `apply_weights`; `clamp=False, negative="divide"` is the published
-    arithmetic. Raises ValueError as `diversity_weights` does, and for non-finite rewards.
-    Copy-pasteable with `at_least_float32`, `require_finite`, `diversity_weights` and `apply_weights`: needs only torch.
+    Options and errors are those of `adjust_rewards`. Copy-pasteable with `at_least_float32`, `require_finite`, `smi_values`,
+    `weights_of_smi` and `apply_weights`: needs only torch.
     """
     if scope not in ("all", "correct"):
         raise ValueError(f"scope must be all or correct; got {scope!r}")
@@ -220,10 +217,27 @@ def adjust_rewards(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_c
         raise ValueError(f"rewards {tuple(rewards_G.shape)} do not fit similarity {tuple(similarity_GG.shape)}")
     rewards_G = at_least_float32(rewards_G)
     require_finite(rewards_G, "rewards")
-    if scope == "correct":
-        correct = rewards_G > 0 if correct is None else correct
-    weights_G = diversity_weights(similarity_GG, smi, sharpen, clamp, correct if scope == "correct" else None, normalize)
-    return apply_weights(rewards_G, weights_G, negative)
+    if scope == "all":
+        correct = None
+    elif correct is None:
+        correct = rewards_G > 0
+    smi_G = smi_values(similarity_GG, smi, sharpen, clamp, correct)
+    if weights_G is None:
+        weights_G = weights_of_smi(smi_G, normalize)
+    return smi_G, weights_G, apply_weights(rewards_G, weights_G, negative)
+
+
+def adjust_rewards(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
+                   scope: str = "all", correct: Tensor | None = None, normalize: str = "none", negative: str = "keep") -> Tensor:
+    """DRA: R~_i = R_i / (1 + SMI_i), rewards (..., G) and similarities (..., G, G) -> (..., G).
+
+    `scope="correct"` counts only the right completions as neighbours: `correct`, a boolean mask, or reward > 0 when it is None.
+    The other options are those of `diversity_weights` and `apply_weights`; `clamp=False, negative="divide"` is the published
+    arithmetic. Raises ValueError as `diversity_weights` does, and for non-finite rewards.
+    Copy-pasteable with `adjust`: needs only torch.
+    """
+    *_, adjusted_G = adjust(rewards_G, similarity_GG, smi, sharpen, clamp, scope, correct, normalize, negative)
+    return adjusted_G
 
 
 def group_advantages(rewards_G: Tensor, scale: str = "std", eps: float = 1e-4) -> Tensor:
@@ -250,6 +264,15 @@ def group_advantages(rewards_G: Tensor, scale: str = "std", eps: float = 1e-4) -
 # Called with keyword arguments: texts (the assistant's turns), golds, rows (the problems' columns), grades, lengths (tokens),
 # max_new_tokens; each is a list with one entry per completion (but the last) and so is the result.
 
+RewardFunction = Callable[..., Sequence[float]]
+
+
+class Grade(Protocol):
+    """A verdict on one completion, such as answers.Grade."""
+    correct: bool
+    reason: str
+    answer: str | None
+
 
 def accuracy_reward(grades: Sequence[Grade], **_) -> list[float]:
     return [float(item.correct) for item in grades]
@@ -269,8 +292,8 @@ def cosine_reward(progress: str, texts: Sequence[str], grades: Sequence[Grade], 
     return [item.correct - 0.5 + 0.25 * (1 + math.cos(math.pi * share)) for item, share in zip(grades, shares, strict=True)]
 
 
-def reward_function(name: str, config: RewardConfig) -> Callable[..., Sequence[float]]:
-    """The function a key of `reward.functions` names, with its settings; ValueError with the known names otherwise."""
+def reward_function(name: str, config: RewardConfig) -> RewardFunction:
+    """The function of ours that a key of `reward.functions` names, with its settings; ValueError with the known names otherwise."""
     match name:
         case "accuracy":
             return accuracy_reward
@@ -281,9 +304,18 @@ def reward_function(name: str, config: RewardConfig) -> Callable[..., Sequence[f
                 raise ValueError(f"reward.format = {config.format!r} is not a regular expression: {error}") from None
         case "cosine":
             return partial(cosine_reward, config.cosine)
-    if ":" not in name:
-        raise ValueError(f'reward.functions: {name!r} is not known; use accuracy, format, cosine or "path.py:function"')
-    return import_function("reward.functions", name)
+    raise ValueError(f'reward.functions: {name!r} is not known; use accuracy, format, cosine or "path.py:function"')
+
+
+def hook_weights(hook: Callable[..., Tensor], similarity_PGG: Tensor, raw_PG: Tensor, rows: list[dict]) -> Tensor:
+    """What the function of `dra.weights` returns, or ValueError; it gets copies."""
+    weight_PG = hook(similarity_PGG.clone(), raw_PG.clone(), rows)
+    if not isinstance(weight_PG, Tensor) or not weight_PG.is_floating_point():
+        raise ValueError(f"dra.weights returned {getattr(weight_PG, 'dtype', type(weight_PG).__name__)}; expected a tensor of floats")
+    if weight_PG.shape != raw_PG.shape:
+        raise ValueError(f"dra.weights returned shape {tuple(weight_PG.shape)}; expected {tuple(raw_PG.shape)}")
+    require_finite(weight_PG, "dra.weights: the weights")
+    return weight_PG.detach().to(raw_PG)
 
 
 # ------------------------------------------------------------------------------------------------ stateful pieces
@@ -304,66 +336,79 @@ class Scores:
     advantage: Tensor
     seconds: dict[str, float]                           # of grading and the reward functions, of embedding, of DRA's arithmetic
 
+    def of(self, p: int, g: int) -> dict:
+        """What samples.jsonl says of completion `g` of prompt `p`."""
+        i = p * self.raw.shape[1] + g
+        return {"correct": self.grades[i].correct, "reason": self.grades[i].reason, "answer": self.grades[i].answer,
+                "rewards": {name: part[p, g].item() for name, part in self.parts.items()}, "reward": self.raw[p, g].item(),
+                "cut": self.cut[i], "smi": self.smi[p, g].item(), "weight": self.weight[p, g].item(),
+                "adjusted": self.adjusted[p, g].item(), "advantage": self.advantage[p, g].item()}
+
+
+class GraderLike(Protocol):
+    """What `Rewarder` needs of grader.Grader."""
+
+    def grade_batch(self, texts: Sequence[str], golds: Sequence[str]) -> list[Grade]: ...
+
+
+class EmbedderLike(Protocol):
+    """What `Rewarder` needs of embedder.Embedder: vectors (N, D), and which texts it read only the beginning of."""
+
+    def encode(self, texts: list[str], tokens: Sequence[list[int]] | None = None) -> Tensor: ...
+
+    def cut(self, texts: list[str], tokens: Sequence[list[int]] | None = None) -> list[bool]: ...
+
 
 class Rewarder:
     """Texts of whole groups in, advantages out, by the `[reward]` and `[dra]` sections."""
 
-    def __init__(self, config: RewardConfig, dra: DraConfig, scale: str, max_new_tokens: int, grader: Grader,
-                 embedder: Embedder | PolicyEmbedder | None, opening: str = ""):
-        """`opening`: what the chat template has written of the assistant's turn, before the completion."""
-        self.opening = opening
-        self.dra, self.scale, self.max_new_tokens, self.grader, self.embedder = dra, scale, max_new_tokens, grader, embedder
-        self.functions = {name: (reward_function(name, config), weight) for name, weight in config.functions.items()}
-        self.hook = import_function("dra.weights", dra.weights) if dra.weights else None
+    def __init__(self, functions: dict[str, tuple[RewardFunction, float]], dra: DraConfig, scale: str, max_new_tokens: int,
+                 grader: GraderLike, embedder: EmbedderLike | None, opening: str = "", hook: Callable[..., Tensor] | None = None):
+        """`functions`: by name, with their weights. `scale`: of `group_advantages`. `embedder`: None without DRA.
+        `opening`: what the chat template has written of the assistant's turn, before the completion. `hook`: the function
+        that `dra.weights` names.
+        """
+        self.functions, self.dra, self.scale, self.max_new_tokens = functions, dra, scale, max_new_tokens
+        self.grader, self.embedder, self.opening, self.hook = grader, embedder, opening, hook
 
-    def weights_by_hook(self, similarity_PGG: Tensor, raw_PG: Tensor, rows: list[dict]) -> Tensor:
-        """What the function of `dra.weights` returns, or ValueError; it gets copies."""
-        weight_PG = self.hook(similarity_PGG.clone(), raw_PG.clone(), rows)
-        if not isinstance(weight_PG, Tensor) or not weight_PG.is_floating_point():
-            raise ValueError(f"dra.weights returned {getattr(weight_PG, 'dtype', type(weight_PG).__name__)}; expected a tensor of floats")
-        if weight_PG.shape != raw_PG.shape:
-            raise ValueError(f"dra.weights returned shape {tuple(weight_PG.shape)}; expected {tuple(raw_PG.shape)}")
-        require_finite(weight_PG, "dra.weights: the weights")
-        return weight_PG.detach().to(raw_PG)
-
-    def __call__(self, texts: list[str], rows: list[dict], lengths: list[int], group_size: int, tokens: list[list[int]] | None = None) -> Scores:
+    def __call__(self, texts: list[str], rows: list[dict], lengths: list[int], group_size: int,
+                 tokens: list[list[int]] | None = None) -> Scores:
         """`texts`, `lengths` (tokens) of P*G completions, group by group, and the P problems they answer (with an "answer" column).
 
         `tokens` are the completions as sampled, which `dra.embedder = "policy"` reads.
         """
-        clock = [time.perf_counter()]
-        rows_N = [row for row in rows for _ in range(group_size)]
-        golds = [row["answer"] for row in rows_N]
-        turns = [self.opening + text for text in texts]
-        grades = self.grader.grade_batch(turns, golds)
+        dra, start = self.dra, time.perf_counter()
+        turns, rows_N = [self.opening + text for text in texts], [row for row in rows for _ in range(group_size)]
+        grades = self.grader.grade_batch(turns, [row["answer"] for row in rows_N])
         correct_PG = torch.tensor([item.correct for item in grades]).view(-1, group_size)
-        parts = {}
-        for name, (function, _) in self.functions.items():
-            values = function(texts=turns, golds=golds, rows=rows_N, grades=grades, lengths=lengths, max_new_tokens=self.max_new_tokens)
-            if len(values) != len(texts):
-                raise ValueError(f"reward function {name!r} returned {len(values)} values for {len(texts)} completions")
-            parts[name] = torch.tensor(values, dtype=torch.float32).view(-1, group_size)
+        parts = {name: self.values(name, turns, rows_N, grades, lengths).view(-1, group_size) for name in self.functions}
         raw_PG = sum(weight * parts[name] for name, (_, weight) in self.functions.items())
         require_finite(raw_PG, "rewards")
+        graded = time.perf_counter()
+
         smi_PG, weight_PG, adjusted_PG = torch.zeros_like(raw_PG), torch.ones_like(raw_PG), raw_PG
-        clock.append(time.perf_counter())
-        similarity_P, cut = [None] * len(rows), [False] * len(texts)
-        if self.dra.enabled:
+        similarity_P, cut, embedded = [None] * len(rows), [False] * len(texts), graded
+        if dra.enabled:
             embeddings_PGD = self.embedder.encode(texts, tokens).view(*raw_PG.shape, -1)
             cut = self.embedder.cut(texts, tokens)
-        clock.append(time.perf_counter())
-        if self.dra.enabled:
-            dra = self.dra
+            embedded = time.perf_counter()
             similarity_PGG = cosine_similarity(embeddings_PGD)
             similarity_P = (graph_cut_smi(similarity_PGG).mean(-1) / (group_size - 1)).tolist()
-            neighbours = correct_PG if dra.scope == "correct" else None
-            smi_PG = smi_values(similarity_PGG, dra.smi, dra.sharpen, dra.clamp, neighbours)
-            weight_PG = self.weights_by_hook(similarity_PGG, raw_PG, rows) if self.hook else weights_of_smi(smi_PG, dra.normalize)
-            adjusted_PG = apply_weights(raw_PG, weight_PG, dra.negative)
+            hooked_PG = hook_weights(self.hook, similarity_PGG, raw_PG, rows) if self.hook else None
+            smi_PG, weight_PG, adjusted_PG = adjust(raw_PG, similarity_PGG, dra.smi, dra.sharpen, dra.clamp, dra.scope, correct_PG,
+                                                    dra.normalize, dra.negative, hooked_PG)
         advantage_PG = group_advantages(adjusted_PG, self.scale)
-        clock.append(time.perf_counter())
-        seconds = dict(zip(("grade_s", "embed_s", "dra_s"), (b - a for a, b in zip(clock, clock[1:]))))
+        seconds = {"grade_s": graded - start, "embed_s": embedded - graded, "dra_s": time.perf_counter() - embedded}
         return Scores(grades, correct_PG, parts, raw_PG, similarity_P, cut, smi_PG, weight_PG, adjusted_PG, advantage_PG, seconds)
+
+    def values(self, name: str, turns: list[str], rows_N: list[dict], grades: list[Grade], lengths: list[int]) -> Tensor:
+        """(N,) values of one reward function, before its weight."""
+        function, _ = self.functions[name]
+        values = function(texts=turns, golds=[row["answer"] for row in rows_N], rows=rows_N, grades=grades, lengths=lengths,
+                          max_new_tokens=self.max_new_tokens)
+        if len(values) != len(turns):
+            raise ValueError(f"reward function {name!r} returned {len(values)} values for {len(turns)} completions")
+        return torch.tensor(values, dtype=torch.float32)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from tqdm import tqdm
 
-import checkpoint
+import files
 from answers import compare_exact, normalize
 from config import import_function
 from data import DataConfig, benchmark_name, check_source, columns_of, first_gold
@@ -24,6 +24,7 @@ from prompts import decode, opening, prompt_tokens, stop_ids
 from sampler import Sampler, SamplerConfig
 
 ROWS_PER_CALL = 2048                                    # completions sampled, at most, before they are graded and kept
+LESS_MEMORY = "lower eval.slots (0 is all rows) or eval.max_new_tokens"       # what to do when it runs out
 SLOTS_PER_CALL = 4                                      # the same in units of eval.slots: with fewer, slots stand empty at the end of each call
 
 
@@ -185,14 +186,6 @@ def sample_problems(*arguments, **options) -> list[dict]:
 # goes on and when it is done: then as NAME.samples.jsonl.
 
 
-def json_lines(records: Iterable[dict]) -> bytes:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
-
-
-def write_jsonl(path: Path, records: Iterable[dict]) -> None:
-    path.write_bytes(json_lines(records))
-
-
 def whole_problems(path: Path, n: int) -> Iterator[tuple[list[dict], int]]:
     """(the n samples of a problem, bytes they take) of a samples file, up to the first that are not what was written."""
     with open(path, "rb") as file:
@@ -209,21 +202,21 @@ def whole_problems(path: Path, n: int) -> Iterator[tuple[list[dict], int]]:
 
 def collect(parts: Path, to: Path, n: int) -> list[int]:
     """Puts the whole problems of all files in `parts` into the file `to`, in order, and removes those files; returns the problems."""
-    files = sorted(parts.glob("*.jsonl"))
+    sources = sorted(parts.glob("*.jsonl"))
     places: dict[int, tuple[Path, int, int]] = {}       # of each problem: file, offset, bytes; texts stay on disk
-    for file in files:
+    for file in sources:
         offset = 0
         for samples, size in whole_problems(file, n):
             places[samples[0]["problem"]] = file, offset, size
             offset += size
-    with open(checkpoint.part_of(to), "wb") as out:
+    with open(files.part_of(to), "wb") as out:
         for problem in sorted(places):
             file, offset, size = places[problem]
             with open(file, "rb") as source:
                 source.seek(offset)
                 out.write(source.read(size))
-    checkpoint.publish(to)
-    for file in files:
+    files.publish(to)
+    for file in sources:
         if file != to:
             file.unlink()
     return sorted(places)

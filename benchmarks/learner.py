@@ -127,7 +127,7 @@ def trl(name: str, folder: Path, turns: Turns, **settings) -> None:
     import datasets
     from trl import GRPOConfig, GRPOTrainer
 
-    from reward import Grader
+    from grader import Grader
 
     work, dtype = WORKLOADS[name]
     policy = work["policy"] or str(folder / "policy")

@@ -9,7 +9,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from reward import DraConfig, Embedder, adjust_rewards, at_least_float32, cosine_similarity
+from embedder import Embedder
+from reward import DraConfig, adjust_rewards, at_least_float32, cosine_similarity
 
 
 class GroupRewards:

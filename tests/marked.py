@@ -14,11 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import checkpoint  # noqa: E402
 import dra_grpo  # noqa: E402
+import files  # noqa: E402
 from ranks import is_first_rank, run_main  # noqa: E402
 
-PHASES = [(checkpoint, "write", "startup"), (dra_grpo, "sample_problems", "eval"), (dra_grpo.Sampler, "generate", "sample"),
+PHASES = [(files, "write", "startup"), (dra_grpo, "sample_problems", "eval"), (dra_grpo.Sampler, "generate", "sample"),
           (dra_grpo.Rewarder, "__call__", "reward"), (dra_grpo.Learner, "update", "update"), (checkpoint, "save", "save"),
-          (dra_grpo.Learner, "save_policy", "final"), (checkpoint, "publish", "final")]
+          (dra_grpo.Learner, "save_policy", "final"), (files, "publish", "final")]
 file = os.open(os.environ["PHASE"], os.O_WRONLY)
 times: Counter[str] = Counter()
 nested = False

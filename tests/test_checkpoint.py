@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import checkpoint
+import files
 
 
 def write_policy(folder):
@@ -57,9 +58,9 @@ def test_a_change_in_any_file_is_noticed(tmp_path, capsys):
     save(tmp_path / "whole", 1)
     save(tmp_path / "whole", 2)
     newest = checkpoint.newest_intact(tmp_path / "whole")
-    files = [path.relative_to(newest) for path in newest.rglob("*") if path.is_file() and path.name != "meta.json"]
-    assert len(files) >= 2
-    for i, name in enumerate(files):
+    contents = [path.relative_to(newest) for path in newest.rglob("*") if path.is_file() and path.name != "meta.json"]
+    assert len(contents) >= 2
+    for i, name in enumerate(contents):
         shutil.copytree(tmp_path / "whole", tmp_path / str(i))
         path = checkpoint.folder_of(tmp_path / str(i), 2) / name
         data = path.read_bytes()
@@ -70,23 +71,14 @@ def test_a_change_in_any_file_is_noticed(tmp_path, capsys):
 def test_everything_is_on_disk_before_the_name_is(tmp_path, monkeypatch):
     """A power cut after the rename must find the data: every file and folder is synced before it, and the folder that holds the name after it."""
     synced, at_rename = [], []
-    replace, sync = os.replace, checkpoint.sync
+    replace, sync = os.replace, files.sync
 
     def renamed(part, final):
         at_rename.extend(synced)
         assert {path for path in part.rglob("*")} <= set(synced)
         replace(part, final)
 
-    monkeypatch.setattr("checkpoint.sync", lambda path: synced.append(path) or sync(path))
+    monkeypatch.setattr("files.sync", lambda path: synced.append(path) or sync(path))
     monkeypatch.setattr("os.replace", renamed)
     save(tmp_path, 1)
     assert at_rename and tmp_path / "checkpoints" in synced[len(at_rename):]
-
-
-def test_a_lock_is_held_by_one_and_ends_with_it(tmp_path):
-    with checkpoint.lock(tmp_path):
-        with pytest.raises(ValueError, match=f"run.dir = .*process {os.getpid()} "):
-            with checkpoint.lock(tmp_path):
-                pass
-    with checkpoint.lock(tmp_path):
-        pass

@@ -3,6 +3,9 @@ import ast
 import importlib
 import math
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
@@ -62,10 +65,12 @@ CALLS = {                                               # every path through eac
     "reward.diversity_weights": [lambda f: f(SIMILARITY), lambda f: f(SIMILARITY, "log_det", normalize="mean")],
     "reward.apply_weights": [lambda f: f(REWARDS, SIMILARITY[0]), lambda f: f(REWARDS, SIMILARITY[0], "divide")],
     "reward.adjust_rewards": [lambda f: f(REWARDS, SIMILARITY), lambda f: f(REWARDS, SIMILARITY, scope="correct", normalize="mean", negative="divide")],
+    "reward.adjust": [lambda f: torch.stack(f(REWARDS, SIMILARITY, "graph_cut", 2.0, scope="correct")),
+                      lambda f: torch.stack(f(REWARDS, SIMILARITY, weights_G=SIMILARITY[0]))],
     "reward.group_advantages": [lambda f: f(REWARDS), lambda f: f(REWARDS, "none")],
-    "dra_grpo.token_weights": [lambda f, loss=loss: f(torch.ones(2, 3), loss, rows=2, tokens=6, max_new_tokens=9) for loss in ("grpo", "dr_grpo", "dapo")],
-    "dra_grpo.policy_loss": [lambda f: f(LOGP, torch.zeros(2, 6), torch.tensor([1.0, -2.0]), 0.2, 0.3)],
-    "dra_grpo.kl_k3": [lambda f: f(LOGP, torch.zeros(2, 6))],
+    "learner.token_weights": [lambda f, loss=loss: f(torch.ones(2, 3), loss, rows=2, tokens=6, max_new_tokens=9) for loss in ("grpo", "dr_grpo", "dapo")],
+    "learner.policy_loss": [lambda f: f(LOGP, torch.zeros(2, 6), torch.tensor([1.0, -2.0]), 0.2, 0.3)],
+    "learner.kl_k3": [lambda f: f(LOGP, torch.zeros(2, 6))],
     "sampler.sample_tokens": [lambda f, options=options: torch.stack([x.double() for x in f(LOGITS, UNIFORM, *options)])
                               for options in ((0.7,), (0.0,), (1.0, 0.5))],
     "eval.pass_at_k": [lambda f: f(8, 3, 2)],
@@ -94,3 +99,13 @@ def test_every_call_belongs_to_a_marked_function():
         used = {node.id for node in ast.walk(body) if isinstance(node, ast.Name)}
         helpers, needs = promise(module, name)
         assert set(helpers) | set(needs) <= used | {"torch", "builtins"}, f"{module}.{name} names what it does not use"
+
+
+@pytest.mark.parametrize("module", ["reward", "config", "answers", "files"])
+def test_a_module_that_says_so_can_be_copied_alone(module, tmp_path):
+    """Into an empty folder, from where nothing else of ours can be imported, and started there; reward.py shows its example."""
+    path = shutil.copy(ROOT / f"{module}.py", tmp_path)
+    assert "Imports nothing of ours" in (ROOT / f"{module}.py").read_text(encoding="utf-8")
+    result = subprocess.run([sys.executable, "-I", path], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == (9 if module == "reward" else 0), "a header and eight completions"

@@ -20,11 +20,12 @@ import eval as eval_module
 from config import load
 from data import DataConfig
 from eval import PROTOCOLS, Config, average, effective_labels, evaluate, main, maj_at_k, pass_at_k, right_similarity, standard_error, summarize, vendi_score
+from files import json_lines
+from grader import Grader
 from model import Transformer
 from prompts import load_tokenizer, prompt_tokens
 from ranks import run_main
-from reward import Grader
-from samples import EvalConfig, collect, eval_sampler, json_lines, labeller, name_votes, whole_problems
+from samples import EvalConfig, collect, eval_sampler, labeller, name_votes, whole_problems
 
 
 def test_pass_at_k_equals_counting_subsets():
@@ -301,6 +302,16 @@ def test_an_evaluation_continues_where_it_was_interrupted(finished, tmp_path, mo
     before = len(sampled)
     assert in_process(overrides, tmp_path) == 0 and len(sampled) == before, "a finished evaluation is read, not made again"
     assert contents(continued) == contents(whole) and "average: accuracy" in capsys.readouterr().out
+
+
+def test_out_of_memory_names_the_settings_that_help(finished, tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(eval_sampler.__globals__["Sampler"], "generate", fail)
+    with pytest.raises(ValueError, match=r"tiny/policy, a: out of GPU memory; lower eval.slots \(0 is all rows\) or eval.max_new_tokens"):
+        in_process(finished[0], tmp_path)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_two_ranks_evaluate_alike(finished, tmp_path):

@@ -15,9 +15,10 @@ from test_learner import torchrun
 from transformers import AutoTokenizer
 
 from answers import grade
+from embedder import Embedder
 from integrations import openrlhf_reward, verl_reward
 from integrations.trl_reward import DraReward
-from reward import DraConfig, Embedder, adjust_rewards, cosine_similarity, group_advantages
+from reward import DraConfig, adjust_rewards, cosine_similarity, group_advantages
 
 DRA = DraConfig(embedder="tiny/embedder", sharpen=2.0)
 # cosines between 0 and 0.97

@@ -27,6 +27,7 @@ from test_run import assert_same_run, command, here, records  # noqa: F401 (here
 from torch.testing import assert_close
 
 import checkpoint
+import files
 import ranks
 
 pytestmark = pytest.mark.exact
@@ -139,8 +140,8 @@ def assert_same_end(reference: Path, folder: Path) -> None:
     """final/ and the newest checkpoint, samples and metrics but for wall times and run records, each step once."""
     assert_same_run(reference, folder, exact=True)
     for name in ("final", "checkpoints/step-000003/policy"):
-        files = [{path.name: path.read_bytes() for path in (x / name).iterdir()} for x in (reference, folder)]
-        assert files[0] and files[0] == files[1], name
+        contents = [{path.name: path.read_bytes() for path in (x / name).iterdir()} for x in (reference, folder)]
+        assert contents[0] and contents[0] == contents[1], name
     moments = [{path.name: load_file(path) for path in (x / "checkpoints/step-000003/state").iterdir()} for x in (reference, folder)]
     assert_close(*moments, rtol=0, atol=0)              # not bytes: the order of a safetensors header's keys is left to chance
     assert [(r["kind"], r["step"]) for r in records(folder / "metrics.jsonl") if r["kind"] != "run"] == \
@@ -307,7 +308,7 @@ def test_a_small_file_killed_before_any_call_is_the_old_one_or_the_new_one(tmp_p
     for text in ("old", "new"):
         before = path.read_text() if path.exists() else None
         seen = set()
-        for _ in kill_points(lambda: checkpoint.write(path, text)):
+        for _ in kill_points(lambda: files.write(path, text)):
             seen.add(path.read_text() if path.exists() else None)
         assert seen == {before, text}
 
@@ -322,7 +323,7 @@ def test_a_folder_removed_is_gone_under_its_name_at_once(tmp_path):
         return tmp_path / "final"
 
     make()
-    for _ in kill_points(lambda: checkpoint.remove(tmp_path / "final")):
+    for _ in kill_points(lambda: files.remove(tmp_path / "final")):
         assert not (tmp_path / "final").exists() or len(list((tmp_path / "final").iterdir())) == 3
         make()
 
@@ -331,14 +332,14 @@ def test_a_folder_removed_is_gone_under_its_name_at_once(tmp_path):
 def killed_before(monkeypatch, here):  # noqa: F811
     """Runs the command up to where it would give a file or folder its name."""
     def call(name: str, *arguments: str) -> None:
-        inner = checkpoint.publish
+        inner = files.publish
 
         def publish(path: Path) -> None:
             if path.name == name:
                 raise SystemExit("killed")
             inner(path)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "publish", publish)
+            patch.setattr(files, "publish", publish)
             assert here(*arguments)[0] == "killed"
     return call
 
@@ -351,8 +352,8 @@ def test_a_continued_run_killed_at_its_end_is_not_complete(run, tmp_path, killed
     killed_before("final", *arguments)
     code, out, _ = here(*arguments)
     assert code == 0 and "continuing at step 4" in out and "complete" not in out
-    files = [(folder / name / "model.safetensors").read_bytes() for name in ("final", "checkpoints/step-000004/policy")]
-    assert files[0] == files[1], "float32 on both sides"
+    weights = [(folder / name / "model.safetensors").read_bytes() for name in ("final", "checkpoints/step-000004/policy")]
+    assert weights[0] == weights[1], "float32 on both sides"
 
 
 def test_settings_have_no_name_before_they_are_whole(tmp_path, killed_before):
@@ -363,8 +364,8 @@ def test_settings_have_no_name_before_they_are_whole(tmp_path, killed_before):
 
 def test_logs_are_on_disk_before_a_checkpoint_has_their_sizes(tmp_path, here, monkeypatch):  # noqa: F811
     """After a power cut a log that is shorter than the checkpoint says would be filled up with zero bytes."""
-    synced, inner = [], checkpoint.sync
-    monkeypatch.setattr(checkpoint, "sync", lambda path: (synced.append(path.name), inner(path)))
+    synced, inner = [], files.sync
+    monkeypatch.setattr(files, "sync", lambda path: (synced.append(path.name), inner(path)))
     assert here(*command(tmp_path / "r", "eval.benchmarks=[]", "run.steps=1")[2:])[0] == 0
     meta = json.loads((tmp_path / "r" / "checkpoints" / "step-000001" / "meta.json").read_text())
     assert meta["sizes"] == {name: (tmp_path / "r" / f"{name}.jsonl").stat().st_size for name in ("metrics", "samples")}

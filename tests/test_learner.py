@@ -11,7 +11,8 @@ import pytest
 import torch
 from updates import rows_for, updated
 
-from dra_grpo import PASS_TOKENS, Learner, LearnerConfig, kl_k3, lr_at, micro_batches, policy_loss, prompts_for_step, rows_in_loss, token_weights
+from dra_grpo import prompts_for_step
+from learner import PASS_TOKENS, Learner, LearnerConfig, Row, kl_k3, lr_at, micro_batches, policy_loss, rows_in_loss, token_weights
 from model import ModelConfig, Transformer
 from sampler import Completion
 
@@ -59,7 +60,7 @@ def test_passes_that_keep_ranks_in_step_change_nothing(monkeypatch):
     results = []
     for more in (0, 3):
         learner, passes = learner_for("float64", micro_batch_tokens=60), []
-        monkeypatch.setattr("dra_grpo.max_over_ranks", lambda value: value + more if isinstance(value, int) else value)
+        monkeypatch.setattr("learner.max_over_ranks", lambda value: value + more if isinstance(value, int) else value)
         token_logprobs = learner.policy.token_logprobs
         monkeypatch.setattr(learner.policy, "token_logprobs", lambda *arguments: passes.append(1) or token_logprobs(*arguments))
         figures = learner.update(rows, lr=1e-3)
@@ -162,7 +163,7 @@ def test_figures_equal_sums_over_tokens():
         entropies += torch.distributions.Categorical(logits=dense).entropy().tolist()
         ratios += (ref - dense).gather(-1, picked)[:, 0].tolist()
         gaps += off.abs().tolist()
-        given.append((prompt, replace(completion, logprobs=(dense.gather(-1, picked)[:, 0] + off).tolist()), advantage))
+        given.append(Row(prompt, replace(completion, logprobs=(dense.gather(-1, picked)[:, 0] + off).tolist()), advantage))
     figures = learner.update(given, lr=0.0)
     expected = {"entropy": sum(entropies), "gap": sum(gaps), "kl": sum(math.exp(r) - r - 1 for r in ratios), "clipped": 0.0}
     assert figures["rows"] == len(rows) and figures["gap_max"] == pytest.approx(0.2)
@@ -311,7 +312,7 @@ def test_non_finite_loss_stops_before_the_weights_change():
     before = {name: p.clone() for name, p in learner.policy.named_parameters()}
     (prompt, completion, _), *rest = rows_for(0, 1, 3)[0]
     with pytest.raises(FloatingPointError, match="not finite"):
-        learner.update([(prompt, completion, float("nan")), *rest], lr=1e-3)
+        learner.update([Row(prompt, completion, float("nan")), *rest], lr=1e-3)
     assert all(torch.equal(before[name], p) for name, p in learner.policy.named_parameters())
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import random_model
 
-from dra_grpo import Config, Learner, LearnerConfig, dry_run
 from config import load
+from dra_grpo import Config, dry_run
+from learner import Learner, LearnerConfig, Row
 from memory import PHASES, parts, peaks, table
 from model import ModelConfig, Transformer
 from sampler import Completion, Sampler, SamplerConfig
@@ -45,7 +46,7 @@ def test_memory_of_an_update_is_within_10_percent(checkpointing, budget, geometr
     random_model("qwen2", tmp_path, **WIDE | geometry)
     config = LearnerConfig(micro_batch_tokens=budget)
     learner = Learner(ModelConfig(str(tmp_path), "float32", checkpointing), config, str(tmp_path), torch.device("cpu"), 8192, 1.0, NEW)
-    rows = [([5] * PROMPT, Completion([7] * NEW, [-1.0] * NEW, "length"), 1.0)] * ROWS
+    rows = [Row([5] * PROMPT, Completion([7] * NEW, [-1.0] * NEW, "length"), 1.0)] * ROWS
     learner.update(rows, 1e-6)                          # the moments are there from now on
     assert predicted(tmp_path, PHASES[1:], checkpointing, budget) == pytest.approx(allocated(lambda: learner.update(rows, 1e-6)), rel=0.1)
 

@@ -7,14 +7,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from dra_grpo import Learner, LearnerConfig  # noqa: E402
+from learner import Learner, LearnerConfig, Row  # noqa: E402
 from model import ModelConfig  # noqa: E402
 from ranks import full_weights, leave, start_ranks  # noqa: E402
 from sampler import Completion  # noqa: E402
 
 
-def rows_for(seed: int, groups: int, G: int) -> list[list[tuple[list[int], Completion, float]]]:
-    """Groups of (prompt, completion, advantage) with ragged lengths; the last group has one-token completions only.
+def rows_for(seed: int, groups: int, G: int) -> list[list[Row]]:
+    """Groups of rows with ragged lengths; the last group has one-token completions only.
 
     All end with id 0, the tiny policy's stop token and its pad.
     """
@@ -27,7 +27,8 @@ def rows_for(seed: int, groups: int, G: int) -> list[list[tuple[list[int], Compl
     for group in range(groups):
         prompt = draw(4, 100, 3 + 2 * group)
         lengths = [1] * G if group == groups - 1 else draw(2, 25, G)
-        result.append([(prompt, Completion([*draw(4, 100, n - 1), 0], [-1.0] * n, "stop"), float(a)) for n, a in zip(lengths, torch.randn(G, generator=generator))])
+        advantages = torch.randn(G, generator=generator).tolist()
+        result.append([Row(prompt, Completion([*draw(4, 100, n - 1), 0], [-1.0] * n, "stop"), a) for n, a in zip(lengths, advantages)])
     return result
 
 
