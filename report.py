@@ -12,6 +12,7 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from os.path import normpath
 from pathlib import Path

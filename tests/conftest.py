@@ -1,11 +1,11 @@
-"""Shared by the tests: the repository root on the path, two threads, no hub, small random models made by transformers, and two short runs."""
+"""Shared by the tests: the repository root on the path, one thread, no hub, small random models made by transformers, and two short runs."""
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}    # commands too: equal bits need equal threads
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)
@@ -14,7 +14,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 CLASSES = {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config, "llama": transformers.LlamaConfig}
 
 

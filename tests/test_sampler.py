@@ -149,6 +149,15 @@ def test_bfloat16_logprobs_are_close_to_the_learners():
     assert gap.mean() < 1e-2 and gap.max() < 0.2
 
 
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_small_products_run_on_one_thread_and_the_setting_comes_back(qwen2, monkeypatch):
     """Also after an error in the middle of a rollout; what the threads are changes no token."""
     sampler, prompts = sampler_for(qwen2[1], slots=4), ragged_prompts(131, LENGTHS)
