@@ -280,7 +280,8 @@ def remarks(rows: Sequence[dict]) -> list[str]:
     sizes = {name: sum(len(str(row.get(name, ""))) for row in sample) / len(sample) * len(rows) for name in sample[0] if name not in ("id", "problem", "answer")}
     if sum(sizes.values()) > LARGE:
         largest = max(sizes, key=sizes.get)
-        found.append(f"columns that nobody may need take about {sum(sizes.values()) / 1e9:.1f} GB of memory, {largest!r} most; name those that are needed with data.columns")
+        found.append(f"columns besides problem and answer take about {sum(sizes.values()) / 1e9:.1f} GB of memory, {largest!r} most; name those that reward "
+                     "functions need with data.columns")
     return found
 
 

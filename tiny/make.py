@@ -111,6 +111,8 @@ def main() -> None:
               for name in random.choices(list(STRATEGIES), list(STRATEGIES.values()), k=4)]
     tokenizer = make_tokenizer([row["problem"] for row in train] + [text for _, text in solved])
     tokenizer.save_pretrained(out / "policy")
+    settings = out / "policy" / "tokenizer_config.json"     # with the name that transformers 4 knows too
+    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     examples = [(prompt_tokens(tokenizer, row["problem"], DataConfig()), tokenizer(text)["input_ids"] + [tokenizer.eos_token_id])
                 for row, text in solved]
     print(f"{len(tokenizer)} tokens; completions of {sum(len(c) for _, c in examples) / len(examples):.1f} tokens on average, {max(len(c) for _, c in examples)} at most")
