@@ -316,13 +316,25 @@ def test_non_finite_loss_stops_before_the_weights_change():
     assert all(torch.equal(before[name], p) for name, p in learner.policy.named_parameters())
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_update_does_not_depend_on_the_number_of_ranks(ranks, single, tmp_path):
-    """FSDP2 on gloo: three updates, all losses, ranks with different numbers of tokens and micro-batches, with one-token rows only, and with none."""
-    result = torchrun(ranks, "tests/updates.py", json.dumps(JOBS), str(tmp_path / "out.pt"))
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def on_ranks(request, tmp_path_factory) -> tuple[list, list[int]]:
+    """What updates.py writes on so many ranks: weights and figures of each job, and what each rank held during a save."""
+    path = tmp_path_factory.mktemp("ranks") / "out.pt"
+    result = torchrun(request.param, "tests/updates.py", json.dumps(JOBS), str(path))
     assert result.returncode == 0, result.stderr[-3000:]
-    for job, (weights, figures), (expected, expected_figures) in zip(JOBS, torch.load(tmp_path / "out.pt", weights_only=True), single, strict=True):
+    return torch.load(path, weights_only=True)
+
+
+def test_update_does_not_depend_on_the_number_of_ranks(on_ranks, single):
+    """FSDP2 on gloo: three updates, all losses, ranks with different numbers of tokens, with one-token rows, with none."""
+    for job, (weights, figures), (expected, expected_figures) in zip(JOBS, on_ranks[0], single, strict=True):
         assert_same(expected, weights, job["dtype"])
         for mine, reference in zip(figures, expected_figures):
             for key in reference:
                 assert key.endswith("_s") or mine[key] == pytest.approx(reference[key], rel=1e-4, abs=1e-6), key
+
+
+def test_only_the_first_rank_holds_what_a_checkpoint_gathers(on_ranks):
+    """Every rank gathers each weight; if each kept all, a node of eight would hold a 1.5B policy eight times: 57 GB."""
+    first, *others = on_ranks[1]
+    assert first == len(list(learner_for().policy.parameters())) and max(others) <= 1

@@ -1,6 +1,7 @@
-"""Run by torchrun from test_learner.py: updates on fixed rows, whatever the number of ranks. python updates.py JOBS.json OUT"""
+"""Run by torchrun from test_learner.py: updates on fixed rows, and a save, on any number of ranks.   python updates.py JOBS OUT"""
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from learner import Learner, LearnerConfig, Row  # noqa: E402
 from model import ModelConfig  # noqa: E402
-from ranks import full_weights, leave, start_ranks  # noqa: E402
+from ranks import full_weights, gather_over_ranks, leave, start_ranks  # noqa: E402
 from sampler import Completion  # noqa: E402
 
 
@@ -48,10 +49,30 @@ def updated(job: dict, rank: int, world: int) -> tuple[dict[str, torch.Tensor], 
     return {name: tensor.clone() for name, tensor in full_weights(learner.policy)}, figures
 
 
+def held_while_saving(folder: Path) -> int:
+    """Saves the tiny policy; of the whole weights that are gathered for it, how many this rank holds at the most."""
+    learner = Learner(ModelConfig("tiny/policy"), LearnerConfig(), "tiny/policy", torch.device("cpu"), 297, 0.7, 32)
+    module, gathered, held = sys.modules[Learner.__module__], [], []
+    full_weights = module.full_weights
+
+    def watched(model):
+        for name, tensor in full_weights(model):
+            gathered.append(weakref.ref(tensor := tensor.clone()))
+            yield name, tensor
+            del tensor
+            held.append(sum(x() is not None for x in gathered))
+
+    module.full_weights = watched
+    learner.save_policy(folder)
+    module.full_weights = full_weights
+    return max(held)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rank, world, _ = start_ranks("float32")
     results = [updated(job, rank, world) for job in json.loads(sys.argv[1])]
+    held = gather_over_ranks([held_while_saving(Path(sys.argv[2]).parent / "saved")])
     if rank == 0:
-        torch.save(results, sys.argv[2])
+        torch.save((results, held), sys.argv[2])
     leave(0)
