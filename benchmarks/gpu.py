@@ -573,7 +573,7 @@ def started(command: list[str], log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment)
 
 
-def finish(process: subprocess.Popen, log: Path, codes: Sequence[int] = (0,), timeout: float = 120) -> None:
+def finish(process: subprocess.Popen, log: Path, codes: Sequence[int] = (0,), timeout: float = 300) -> None:
     """Waits for a command; RuntimeError with its last lines if it failed."""
     try:
         code = process.wait(timeout)
@@ -644,7 +644,7 @@ def tiny_recipe(bench: Bench, figures: Figures) -> Limits:
     steps, last = bench.size((50, 10), (2, 2))
     folder, log = bench.scratch / "tiny", bench.scratch / "tiny.log"
     process, begun = started(train_command(folder), log), time.perf_counter()
-    while process.poll() is None and time.perf_counter() - begun < 100:
+    while process.poll() is None and time.perf_counter() - begun < 300:
         if len(train_records(folder / "metrics.jsonl")) >= steps:
             break
         time.sleep(0.2)

@@ -17,7 +17,7 @@ def lines_of(path: Path) -> list[dict]:
 @pytest.mark.slow
 def test_gpu_benchmark_smoke(tmp_path):
     """Nobody should rent a GPU to find a misspelt name: each check has one line, printed and kept, and none fails."""
-    command = [sys.executable, "benchmarks/gpu.py", "--smoke", "--out", str(tmp_path / "gpu.jsonl")]
+    command = [sys.executable, "benchmarks/gpu.py", "--smoke", "--budget", "3600", "--out", str(tmp_path / "gpu.jsonl")]
     result = subprocess.run(command, capture_output=True, text=True)
     lines = lines_of(tmp_path / "gpu.jsonl")
     assert [json.loads(line) for line in result.stdout.splitlines()] == lines
