@@ -1,7 +1,9 @@
 """Shared by the tests: the repository root on the path, one thread, no hub, small random models made by transformers, and two short runs."""
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +18,22 @@ import transformers  # noqa: E402
 
 torch.set_num_threads(1)
 CLASSES = {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config, "llama": transformers.LlamaConfig}
+
+
+BUDGET_S = 15                                           # of processor time, for a test that is not marked slow
+
+
+@pytest.fixture(autouse=True)
+def budget(request) -> Iterator[None]:
+    """Keeps the default suite short: processor time, unlike wall time, hardly depends on what else the machine does."""
+    def used() -> float:
+        usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+    start = used()
+    yield
+    if (seconds := used() - start) > BUDGET_S and not request.node.get_closest_marker("slow"):
+        pytest.fail(f"took {seconds:.0f} s of processor time; share its work, make it smaller or mark it slow")
 
 
 def random_model(architecture: str, folder: Path, std: float = 0.2, seed: int = 0, **settings) -> transformers.PreTrainedModel:
