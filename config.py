@@ -45,7 +45,8 @@ def load(cls: type, path: str | Path, overrides: list[str] = ()) -> Any:
     if not path.is_file():
         raise ValueError(f"config file {str(path)!r} does not exist")
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))      # some editors begin a file with a byte order mark
+        # some editors begin a file with a byte order mark
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"config file {str(path)!r} is not valid TOML: {error}") from None
     for text in overrides:

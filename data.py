@@ -2,10 +2,10 @@
 
     load_problems("data/aime24.jsonl", DataConfig())        # [{"id": ..., "problem": "...", "answer": "204", other columns}, ...]
 
-A source is a JSON Lines file, a JSON file with a list of objects, a parquet file, a pattern that matches several, or a hub data set,
-`hub:owner/name[/config][:split]`. A column is named by its name or, inside others, by a path with dots. Every row is checked when it is loaded: a gold
-that nothing could equal would count against the policy for ever. Most of a million rows are quick to check, because a gold that equals itself needs
-no algebra.
+A source is a JSON Lines file, a JSON file with a list of objects, a parquet file, a pattern that matches several, or a
+hub data set, `hub:owner/name[/config][:split]`. A column is named by its name or, inside others, by a path with dots.
+Every row is checked when it is loaded: a gold that nothing could equal would count against the policy for ever. Most of
+a million rows are quick to check, because a gold that equals itself needs no algebra.
 """
 import gc
 import json
@@ -25,7 +25,7 @@ WILD = re.compile(r"[*?\[]")
 NAMED = re.compile(r"([\w.-]+)=(.+)")
 SURROGATE = re.compile("[\ud800-\udfff]")
 PROSE = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")      # two words in a row: a solution, not a bare answer
-# What stands in braces in a template: LaTeX's, as in \boxed{x} or x^{n}, is text; {{x}} is the text {x}; {x} is a column
+# What a template has in braces: LaTeX's, as in \boxed{x} or x^{n}, is text; {{x}} is the text {x}; {x} is a column
 BRACES = re.compile(r"(?:\\[A-Za-z]+|[\^_])(?:\{[^{}]*\})+|\{(\{[^{}]*\})\}|\{\s*([^\W\d][^{}]*?)\s*\}")
 TEMPLATE = "data.template (or eval.prompt), where {{x}} is the text {x}"
 BATCH = 1024                                            # rows of a parquet file at a time
@@ -35,11 +35,11 @@ LARGE = 2**30                                           # bytes of further colum
 @dataclass(frozen=True)
 class DataConfig:
     problem: str = "problem"
-    """column with the problem's text, or with a list of messages {"role", "content"} that ends with the user's; of several names, such as
-    "problem|question", the first that a row has; a.b is column b inside column a"""
+    """column with the problem's text, or with a list of messages {"role", "content"} that ends with the user's; of
+    several names, such as "problem|question", the first that a row has; a.b is column b inside column a"""
     answer: str = "answer"
-    """column (or several, as above) with the gold answer, a list of golds of which one is to be equalled, or a solution whose last \\boxed{} holds it;
-    if there is none, "solution" is read"""
+    """column (or several, as above) with the gold answer, a list of golds of which one is to be equalled, or a solution
+    whose last \\boxed{} holds it; if there is none, "solution" is read"""
     columns: list[str] = field(default_factory=list)
     """columns that reward and label functions get besides id, problem and answer; empty for all"""
     skip_bad_rows: bool = False
@@ -47,9 +47,11 @@ class DataConfig:
     system: str = ""
     """system prompt, for rows whose messages have none; empty for none"""
     template: str = "{problem}"
-    """user turn (of messages: the last); {problem} stands for the problem's text, {name} for another column, {{name}} for {name} itself"""
+    """user turn (of messages: the last); {problem} stands for the problem's text, {name} for another column, {{name}}
+    for {name} itself"""
     chat_template: str = ""
-    """chat template: empty for that of the policy's folder, a .jinja file, or "none" for system prompt and user turn alone, as base models are asked"""
+    """chat template: empty for that of the policy's folder, a .jinja file, or "none" for system prompt and user turn
+    alone, as base models are asked"""
     template_args: dict[str, bool | int | float | str] = field(default_factory=dict)
     """arguments of the chat template, such as {enable_thinking = false}"""
     stop: list[str | int] = field(default_factory=list)
@@ -60,17 +62,25 @@ class DataConfig:
 
 
 def files_of(source: str | Sequence[str]) -> list[str]:
-    """The files and hub data sets that `source` names, patterns replaced by what they match, in the order of the numbers in their names."""
+    """The files and hub data sets that `source` names, patterns replaced by what they match, in the order of the
+    numbers in their names."""
     if not isinstance(source, str):
         return [file for part in source for file in files_of(part)]
     if source.startswith("hub:") or Path(source).exists() or not WILD.search(source):
         return [source]
-    return sorted(glob(source, recursive=True), key=lambda name: [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)])
+    return sorted(
+        glob(source, recursive=True),
+        key=lambda name: [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)],
+    )
 
 
 def check_source(key: str, source: str | Sequence[str]) -> None:
-    """ValueError naming config key `key` if `source` has something that is neither a file of a kind that is read nor written like a hub data set."""
-    remedy = f"name {', '.join(KINDS[:-1])} or {KINDS[-1]} files with problems and answers, a pattern such as DIR/*.parquet, or hub:owner/name[/config][:split]"
+    """ValueError naming config key `key` if `source` has something that is neither a file of a kind that is read nor
+    written like a hub data set."""
+    remedy = (
+        f"name {', '.join(KINDS[:-1])} or {KINDS[-1]} files with problems and answers, a pattern such as DIR/*.parquet,"
+        " or hub:owner/name[/config][:split]"
+    )
     files = files_of(source)
     if not files:
         raise ValueError(f"{key} = {source!r} names no file; {remedy}")
@@ -91,7 +101,9 @@ def rows_of(source: str) -> tuple[str, Iterable[dict | bytes]]:
         try:
             rows = json.loads(Path(source).read_bytes())
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"data file {source!r} is not valid JSON ({error}); a file with an object per line is named .jsonl") from None
+            raise ValueError(
+                f"data file {source!r} is not valid JSON ({error}); a file with an object per line is named .jsonl"
+            ) from None
         if not isinstance(rows, list):
             raise ValueError(f"data file {source!r} must hold a list of objects; a file with an object per line is named .jsonl")
         return "row", rows
@@ -121,7 +133,9 @@ def hub_rows(source: str) -> Iterable[dict]:
     try:
         found = load_dataset(name, config, split=split)
     except Exception as error:                          # offline, no such data set or split, no access: errors of many classes
-        raise ValueError(f"data set {source!r} could not be loaded: {(str(error).splitlines() or [repr(error)])[0]}") from None
+        raise ValueError(
+            f"data set {source!r} could not be loaded: {(str(error).splitlines() or [repr(error)])[0]}"
+        ) from None
     if isinstance(found, DatasetDict):
         if len(found) > 1:
             raise ValueError(f"data set {source!r} has the splits {', '.join(found)}; name one, as in {source}:{next(iter(found))}")
@@ -133,11 +147,12 @@ def hub_rows(source: str) -> Iterable[dict]:
 
 
 def load_problems(source: str | Sequence[str], data: DataConfig, skipped: list[str] | None = None) -> list[dict]:
-    """Rows of a source with "problem" as text, "answer" as text or a list of texts, and an "id" (by default their place) beside their other columns.
+    """Rows of a source with "problem" as text, "answer" as text or a list of texts, and an "id" (by default their
+    place) beside their other columns.
 
-    A row whose problem is a list of messages has it as "prompt_messages", and the text of the last as "problem". Raises ValueError naming file, line
-    (or row) and column for anything missing or malformed and for answers that nothing can equal; with `data.skip_bad_rows` such rows are left out, and
-    what was wrong with them goes to `skipped`.
+    A row whose problem is a list of messages has it as "prompt_messages", and the text of the last as "problem". Raises
+    ValueError naming file, line (or row) and column for anything missing or malformed and for answers that nothing can
+    equal; with `data.skip_bad_rows` such rows are left out, and what was wrong with them goes to `skipped`.
     """
     check_source("data file", source)
     rows, complaints, place, collects = [], [], -1, gc.isenabled()
@@ -154,7 +169,9 @@ def load_problems(source: str | Sequence[str], data: DataConfig, skipped: list[s
                 except ValueError as error:
                     complaints.append(f"{file}, {unit} {number}: {error}")
                     if not data.skip_bad_rows:
-                        raise ValueError(f"{complaints[0]}; fix it, or leave such rows out with data.skip_bad_rows = true") from None
+                        raise ValueError(
+                            f"{complaints[0]}; fix it, or leave such rows out with data.skip_bad_rows = true"
+                        ) from None
     finally:
         if collects:
             gc.enable()
@@ -187,12 +204,20 @@ def problem_of(row: dict | bytes, place: int, data: DataConfig) -> dict:
             raise
         name, answer = "solution", row["solution"]
     golds = [text_in(name, item) for item in (answer if isinstance(answer, list) and answer else [answer])]
-    if name == "solution" and any(last_box(gold) is None and "####" not in gold and PROSE.search(gold) for gold in golds):
-        raise ValueError("column 'solution' has no answer in \\boxed{} and is none by itself; name the column with the answer with data.answer")
+    if name == "solution" and any(
+        last_box(gold) is None and "####" not in gold and PROSE.search(gold) for gold in golds
+    ):
+        raise ValueError(
+            "column 'solution' has no answer in \\boxed{} and is none by itself; name the column with the answer with"
+            " data.answer"
+        )
     golds = list(dict.fromkeys(map(gold_of, golds)))
     if data.columns:
-        row = {**{key: value for key in data.columns for _, value in columns_in(row, key)}, **{key: column(row, key, TEMPLATE)[1] for key in asked},
-               **({"id": row["id"]} if "id" in row else {})}
+        row = {
+            **{key: value for key in data.columns for _, value in columns_in(row, key)},
+            **{key: column(row, key, TEMPLATE)[1] for key in asked},
+            **({"id": row["id"]} if "id" in row else {}),
+        }
     name = row.get("id", place)
     return {**row, "id": name if isinstance(name, str | int | float | list | None) else str(name),
             "problem": problem, "answer": golds[0] if len(golds) == 1 else golds, **messages}
@@ -215,12 +240,21 @@ def column(row: dict, names: str, key: str) -> tuple[str, object]:
     name = names.partition("|")[0]
     outer, dot, _ = name.partition(".")
     place = f"inside {outer!r} there are " if dot and isinstance(row.get(outer), dict) else "there are "
-    raise ValueError(f"no column {name!r} ({place}{', '.join(map(str, row[outer] if place[0] == 'i' else row))}); name the right one with {key}")
+    raise ValueError(
+        f"no column {name!r} ({place}{', '.join(map(str, row[outer] if place[0] == 'i' else row))}); name the right one"
+        f" with {key}"
+    )
 
 
 def text_in(name: str, value: object) -> str:
     """`value` of column `name` as text; ValueError if it is none."""
-    if not isinstance(value, str | int | float) or isinstance(value, bool) or value != value or value in (inf, -inf) or not str(value).strip():
+    if (
+        not isinstance(value, str | int | float)
+        or isinstance(value, bool)
+        or value != value
+        or value in (inf, -inf)
+        or not str(value).strip()
+    ):
         raise ValueError(f"column {name!r} must be a non-empty string or a finite number; got {value!r}")
     if isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
         raise ValueError(f"column {name!r} has half of a surrogate pair in it, which is no text: {ascii(value)[:60]}")
@@ -228,18 +262,26 @@ def text_in(name: str, value: object) -> str:
 
 
 def messages_in(name: str, value: list) -> list[dict]:
-    """`value` of column `name` as messages with a role and text, the last of them the user's; ValueError if it is none."""
+    """`value` of column `name` as messages with a role and text, the last of them the user's; ValueError if it is
+    none."""
     messages = []
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise ValueError(f'column {name!r} must be a string or a list of messages {{"role", "content"}}; got {message!r} in it')
+            raise ValueError(
+                f'column {name!r} must be a string or a list of messages {{"role", "content"}}; got {message!r} in it'
+            )
         content = message["content"]
         if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             content = "".join(str(part.get("text")) for part in content)
         # a parquet file gives every message all keys that any has
-        messages.append({**{key: item for key, item in message.items() if item is not None}, "content": text_in(name, content)})
+        messages.append(
+            {**{key: item for key, item in message.items() if item is not None}, "content": text_in(name, content)}
+        )
     if not messages or messages[-1]["role"] != "user":
-        raise ValueError(f"column {name!r} must end with a message of the role 'user'; got the roles {', '.join(m['role'] for m in messages) or 'of none'}")
+        raise ValueError(
+            f"column {name!r} must end with a message of the role 'user'; got the roles"
+            f" {', '.join(m['role'] for m in messages) or 'of none'}"
+        )
     return messages
 
 
@@ -250,7 +292,8 @@ def columns_of(template: str) -> tuple[str, ...]:
 
 
 def fill(template: str, row: dict) -> str:
-    """`template` with the columns of `row` for their names in braces; ValueError naming one that the row does not have."""
+    """`template` with the columns of `row` for their names in braces; ValueError naming one that the row does not
+    have."""
     def text(found: re.Match) -> str:
         if found[2]:
             return text_in(*column(row, found[2], TEMPLATE))
@@ -264,8 +307,10 @@ def first_gold(gold: str | list[str]) -> str:
 
 
 def remarks(rows: Sequence[dict]) -> list[str]:
-    """What somebody should know about `rows` that are all usable: problems that stand there again, columns that take much memory."""
-    golds, again, differ, found = {}, {}, {}, []        # by problem: the first gold; how often it stands there; those with another gold
+    """What somebody should know about `rows` that are all usable: problems that stand there again, columns that take
+    much memory."""
+    # by problem: the first gold; how often it stands there; those with another gold
+    golds, again, differ, found = {}, {}, {}, []
     for row in rows:
         problem = json.dumps(row["prompt_messages"]) if "prompt_messages" in row else row["problem"]
         if problem in golds:
@@ -274,14 +319,22 @@ def remarks(rows: Sequence[dict]) -> list[str]:
                 differ[problem] = True
         golds.setdefault(problem, row["answer"])
     if again:
-        found.append(f"{len(again)} of {len(golds)} different problems stand there more than once ({sum(again.values())} rows)"
-                     + (f", {len(differ)} of them with different golds, such as {next(iter(differ))[:80]!r}" if differ else ""))
+        found.append(
+            f"{len(again)} of {len(golds)} different problems stand there more than once ({sum(again.values())} rows)"
+            + (f", {len(differ)} of them with different golds, such as {next(iter(differ))[:80]!r}" if differ else "")
+        )
     sample = rows[:: max(1, len(rows) // 100)]
-    sizes = {name: sum(len(str(row.get(name, ""))) for row in sample) / len(sample) * len(rows) for name in sample[0] if name not in ("id", "problem", "answer")}
+    sizes = {
+        name: sum(len(str(row.get(name, ""))) for row in sample) / len(sample) * len(rows)
+        for name in sample[0]
+        if name not in ("id", "problem", "answer")
+    }
     if sum(sizes.values()) > LARGE:
         largest = max(sizes, key=sizes.get)
-        found.append(f"columns besides problem and answer take about {sum(sizes.values()) / 1e9:.1f} GB of memory, {largest!r} most; name those that reward "
-                     "functions need with data.columns")
+        found.append(
+            f"columns besides problem and answer take about {sum(sizes.values()) / 1e9:.1f} GB of memory, {largest!r}"
+            " most; name those that reward functions need with data.columns"
+        )
     return found
 
 
@@ -305,6 +358,8 @@ def benchmark_name(text: str) -> tuple[str, str]:
     if WILD.search(text) and not Path(text).exists():
         name = WILD.split(Path(text).name)[0].strip("-_.")
         if not name:
-            raise ValueError(f"eval.benchmarks: {text!r} is one benchmark of several files and needs a name, as in NAME={text}")
+            raise ValueError(
+                f"eval.benchmarks: {text!r} is one benchmark of several files and needs a name, as in NAME={text}"
+            )
         return name, text
     return Path(text).stem, text

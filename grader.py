@@ -102,8 +102,11 @@ class Grader:
         self.require_box = require_box
         self.cache: dict[Question, Grade] = {}
 
-    def grade_batch(self, texts: Sequence[str], golds: Sequence[str | list[str]], progress: bool = False) -> list[Grade]:
-        """A grade for each text against its gold, or the best of those against several; `progress` shows a bar if it takes more than two seconds."""
+    def grade_batch(
+        self, texts: Sequence[str], golds: Sequence[str | list[str]], progress: bool = False
+    ) -> list[Grade]:
+        """A grade for each text against its gold, or the best of those against several; `progress` shows a bar if it
+        takes more than two seconds."""
         found = [[grade_exact(text, one, self.require_box) for one in (gold if isinstance(gold, list) else [gold])]
                  for text, gold in zip(texts, golds, strict=True)]
         new: dict[str, list[Question]] = {}             # by gold: one worker reads it once and compares all answers with it
@@ -113,7 +116,13 @@ class Grader:
         spread = self.threads.map if len(new) > FEW else map           # a worker takes a second to start
         for settled in tqdm(spread(self.settle, new.values()), total=len(new), desc="grade", unit="gold", leave=False, delay=2, disable=not progress):
             self.cache |= settled
-        grades = [max((self.cache[item] if isinstance(item, Question) else item for item in items), key=lambda grade: grade.correct) for items in found]
+        grades = [
+            max(
+                (self.cache[item] if isinstance(item, Question) else item for item in items),
+                key=lambda grade: grade.correct,
+            )
+            for items in found
+        ]
         for old in list(self.cache)[:-CACHED]:
             del self.cache[old]
         return grades

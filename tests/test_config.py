@@ -82,8 +82,11 @@ def test_load_names_key_value_and_remedy(file, override, words):
 
 
 def test_a_key_may_have_one_of_several_types(file, tmp_path):
-    """And keeps the one that it was given: true is no 1, and one file is no list; both come back from the saved file."""
-    config = load(Whole, file, ["first.files=a.jsonl", 'second.files=["a", "b"]', 'first.options={x = true, y = 1, z = "1"}'])
+    """And keeps the one that it was given: true is no 1, and one file is no list; both come back from the saved
+    file."""
+    config = load(
+        Whole, file, ["first.files=a.jsonl", 'second.files=["a", "b"]', 'first.options={x = true, y = 1, z = "1"}']
+    )
     assert config.first.files == "a.jsonl" and config.second.files == ["a", "b"]
     assert [type(value) for value in config.first.options.values()] == [bool, int, str]
     (tmp_path / "again.toml").write_text(dump(config))

@@ -102,7 +102,17 @@ def test_errors_name_source_and_row_in_every_kind_of_source(sources, tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=words):
             load_problems(str(tmp_path / name), DataConfig())
-    for source in ("none.jsonl", "hub:gsm8k", "hub:a/b:", "hub:a/b/c/d", str(tmp_path), "", f"{tmp_path}/none-*.jsonl", [sources[0][0], "none.jsonl"], []):
+    for source in (
+        "none.jsonl",
+        "hub:gsm8k",
+        "hub:a/b:",
+        "hub:a/b/c/d",
+        str(tmp_path),
+        "",
+        f"{tmp_path}/none-*.jsonl",
+        [sources[0][0], "none.jsonl"],
+        [],
+    ):
         with pytest.raises(ValueError, match="data.train"):
             check_source("data.train", source)
     for name in ("d.csv", "d.arrow", "d.jsonl.gz", "d"):
@@ -137,16 +147,26 @@ def load(tmp_path, row, **settings):
 
 def test_lists_and_patterns_give_the_rows_of_all_files_in_order(tmp_path):
     """Part 10 comes after part 2; ids are places in the whole, and an error names the part."""
-    parts = [write(tmp_path / f"part-{i}.jsonl", [{"problem": f"{i}+{j}", "answer": i + j} for j in range(2)]) for i in (1, 2, 10)]
+    parts = [
+        write(tmp_path / f"part-{i}.jsonl", [{"problem": f"{i}+{j}", "answer": i + j} for j in range(2)])
+        for i in (1, 2, 10)
+    ]
     expected = ["1+0", "1+1", "2+0", "2+1", "10+0", "10+1"]
-    for source in (f"{tmp_path}/part-*.jsonl", parts, [f"{tmp_path}/part-[12].jsonl", parts[2]], f"{tmp_path.parent}/**/{tmp_path.name}/part-*.jsonl"):
+    for source in (
+        f"{tmp_path}/part-*.jsonl",
+        parts,
+        [f"{tmp_path}/part-[12].jsonl", parts[2]],
+        f"{tmp_path.parent}/**/{tmp_path.name}/part-*.jsonl",
+    ):
         rows = load_problems(source, DataConfig())
         assert [row["problem"] for row in rows] == expected and [row["id"] for row in rows] == list(range(6))
     write(tmp_path / "part-2.jsonl", [{"problem": "2+0"}])
     with pytest.raises(ValueError, match="part-2.jsonl, line 1"):
         load_problems(f"{tmp_path}/part-*.jsonl", DataConfig())
     literal = write(tmp_path / "part-[12].jsonl", [{"problem": "7+7", "answer": 14}])
-    assert [row["problem"] for row in load_problems(literal, DataConfig())] == ["7+7"], "a file whose name looks like a pattern is that file"
+    assert [row["problem"] for row in load_problems(literal, DataConfig())] == [
+        "7+7"
+    ], "a file whose name looks like a pattern is that file"
 
 
 def test_a_pattern_is_one_benchmark(tmp_path):
@@ -160,24 +180,53 @@ def test_a_pattern_is_one_benchmark(tmp_path):
 
 def test_columns_inside_columns_are_named_by_a_path(tmp_path):
     """Also as the second of several names; a column whose own name has a dot goes first."""
-    row = {"extra": {"q": {"text": "1+1"}}, "reward_model": {"style": "rule", "ground_truth": 2}, "note": {"short": "add"}}
-    loaded = load(tmp_path, row, problem="prompt|extra.q.text", answer="reward_model.ground_truth", template="{problem}, {note.short}")
-    assert (loaded["problem"], loaded["answer"]) == ("1+1", "2") and fill("{problem}, {note.short}", loaded) == "1+1, add"
-    assert load(tmp_path, {**row, "extra.q.text": "3+3"}, problem="extra.q.text", answer="reward_model.ground_truth")["problem"] == "3+3"
+    row = {
+        "extra": {"q": {"text": "1+1"}},
+        "reward_model": {"style": "rule", "ground_truth": 2},
+        "note": {"short": "add"},
+    }
+    loaded = load(
+        tmp_path,
+        row,
+        problem="prompt|extra.q.text",
+        answer="reward_model.ground_truth",
+        template="{problem}, {note.short}",
+    )
+    assert (loaded["problem"], loaded["answer"]) == ("1+1", "2") and fill(
+        "{problem}, {note.short}", loaded
+    ) == "1+1, add"
+    assert (
+        load(tmp_path, {**row, "extra.q.text": "3+3"}, problem="extra.q.text", answer="reward_model.ground_truth")[
+            "problem"
+        ]
+        == "3+3"
+    )
     for name in ("reward_model.gold", "note.short.text", "reward_model."):
         with pytest.raises(ValueError, match=f"no column '{name}'.*data.answer"):
             load(tmp_path, row, problem="extra.q.text", answer=name)
 
 
 def test_a_problem_may_be_messages(tmp_path):
-    """TRL's and verl's format: the text of the last is the problem, and all are kept; what a parquet file fills in with null is left out."""
-    turns = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "82+57"}]
+    """TRL's and verl's format: the text of the last is the problem, and all are kept; what a parquet file fills in with
+    null is left out."""
+    turns = [
+        {"role": "system", "content": "Add."},
+        {"role": "user", "content": "1+1"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "82+57"},
+    ]
     loaded = load(tmp_path, {"prompt": [{**turn, "name": None} for turn in turns], "answer": 139}, problem="prompt")
     assert loaded["problem"] == "82+57" and loaded["prompt_messages"] == turns
     parts = [{"type": "text", "text": "82"}, {"type": "text", "text": "+57"}]
     assert load(tmp_path, {"problem": [{"role": "user", "content": parts}], "answer": 139})["problem"] == "82+57"
-    for messages, words in (([], "user"), (turns[:3], "system, user, assistant"), ([{"from": "human", "value": "1+1"}], "role"), (["1+1"], "role"),
-                            ([{"role": "user", "content": [{"type": "image"}]}], "'problem'"), ([{"role": "user", "content": " "}], "'problem'")):
+    for messages, words in (
+        ([], "user"),
+        (turns[:3], "system, user, assistant"),
+        ([{"from": "human", "value": "1+1"}], "role"),
+        (["1+1"], "role"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "'problem'"),
+        ([{"role": "user", "content": " "}], "'problem'"),
+    ):
         with pytest.raises(ValueError, match=f"line 1.*{words}"):
             load(tmp_path, {"problem": messages, "answer": 139})
 
@@ -192,10 +241,16 @@ def test_several_golds_and_bare_solutions(tmp_path):
             load(tmp_path, {"problem": "p", "answer": answer})
 
 
-@pytest.mark.parametrize(("template", "expected"), [
-    ("{problem} {hint}", "1+1 carry"), ("{ problem } {other|hint}", "1+1 carry"), ("{problem}: \\boxed{hint}, \\frac{a}{b}, x^{n}", "1+1: \\boxed{hint}, \\frac{a}{b}, x^{n}"),
-    ('{problem} {{hint}} {"answer": 1} {}', '1+1 {hint} {"answer": 1} {}'), ("{problem}{level}", "1+13"),
-])
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{problem} {hint}", "1+1 carry"),
+        ("{ problem } {other|hint}", "1+1 carry"),
+        ("{problem}: \\boxed{hint}, \\frac{a}{b}, x^{n}", "1+1: \\boxed{hint}, \\frac{a}{b}, x^{n}"),
+        ('{problem} {{hint}} {"answer": 1} {}', '1+1 {hint} {"answer": 1} {}'),
+        ("{problem}{level}", "1+13"),
+    ],
+)
 def test_columns_are_filled_into_the_user_turn(tmp_path, template, expected):
     """What LaTeX or JSON has in braces stays, and what a column's text has in braces is not filled in again."""
     row = load(tmp_path, {"problem": "1+1", "answer": 2, "hint": "carry", "level": 3}, template=template)
@@ -213,15 +268,34 @@ def test_only_columns_that_are_asked_for_are_kept(tmp_path):
     """Images and traces that nobody reads would stay in memory for the whole run."""
     row = {"id": "a", "problem": "p", "answer": 1, "trace": "long", "hint": "h", "tests": {"in": [1]}}
     kept = {"id": "a", "problem": "p", "answer": "1"}
-    assert load(tmp_path, row, columns=["tests.in", "none"], template="{problem} {hint}") == {**kept, "tests.in": [1], "hint": "h"}
+    assert load(tmp_path, row, columns=["tests.in", "none"], template="{problem} {hint}") == {
+        **kept,
+        "tests.in": [1],
+        "hint": "h",
+    }
     assert load(tmp_path, row)["trace"] == "long"
 
 
 def test_what_stands_there_again_is_counted(monkeypatch):
-    rows = [{"id": i, "problem": problem, "answer": answer, "image": "x" * 1000} for i, (problem, answer) in enumerate([("a", "1"), ("b", "2"), ("a", "1"), ("b", "3"), ("c", "1")])]
+    rows = [
+        {"id": i, "problem": problem, "answer": answer, "image": "x" * 1000}
+        for i, (problem, answer) in enumerate([("a", "1"), ("b", "2"), ("a", "1"), ("b", "3"), ("c", "1")])
+    ]
     repeated, = remarks(rows)
-    assert "2 of 3 different problems" in repeated and "more than once (4 rows)" in repeated and "1 of them with different golds, such as 'b'" in repeated
-    chats = [{"id": i, "problem": "a", "answer": "1", "prompt_messages": [{"role": "system", "content": str(i)}, {"role": "user", "content": "a"}]} for i in range(2)]
+    assert (
+        "2 of 3 different problems" in repeated
+        and "more than once (4 rows)" in repeated
+        and "1 of them with different golds, such as 'b'" in repeated
+    )
+    chats = [
+        {
+            "id": i,
+            "problem": "a",
+            "answer": "1",
+            "prompt_messages": [{"role": "system", "content": str(i)}, {"role": "user", "content": "a"}],
+        }
+        for i in range(2)
+    ]
     assert remarks(chats) == [] == remarks(rows[:2])
     monkeypatch.setattr("data.LARGE", 4000)
     assert any("'image'" in remark and "data.columns" in remark for remark in remarks(rows))

@@ -241,7 +241,12 @@ def test_a_run_embeds_what_the_sampler_drew_with_the_weights_it_drew_with(tmp_pa
     policies = ["tiny/policy", tmp_path / "r" / "checkpoints" / "step-000001" / "policy"]
     for step, (groups, ((texts, tokens), vectors), path) in enumerate(zip(drawn, embedded, policies, strict=True), 1):
         assert tokens == [completion.tokens for group in groups for completion in group]
-        again = PolicyEmbedder(Transformer.from_pretrained(path), lambda ids: decode(load_tokenizer("tiny/policy"), [ids], [0])[0], 20, "reasoning")
+        again = PolicyEmbedder(
+            Transformer.from_pretrained(path),
+            lambda ids: decode(load_tokenizer("tiny/policy"), [ids], [0])[0],
+            20,
+            "reasoning",
+        )
         torch.testing.assert_close(vectors, again.encode(texts, tokens), rtol=0, atol=1e-4)
         found = [record for record in records(tmp_path / "r" / "samples.jsonl") if record["step"] == step]
         assert [completion["cut"] for record in found for completion in record["completions"]] == again.cut(texts, tokens)
@@ -250,7 +255,12 @@ def test_a_run_embeds_what_the_sampler_drew_with_the_weights_it_drew_with(tmp_pa
             assert record["similarity"] == pytest.approx(group[apart].mean().item(), abs=1e-6)
     figures = [record for record in records(tmp_path / "r" / "metrics.jsonl") if record["kind"] == "train"]
     assert sum(record["embed_cut"] for record in figures) == sum(sum(again.cut(*arguments)) for arguments, _ in embedded) > 0
-    assert (embedded[0][1] - PolicyEmbedder(Transformer.from_pretrained(policies[1]), again.decode, 20, "reasoning").encode(*embedded[0][0])).abs().max() > 1e-2
+    assert (
+        embedded[0][1]
+        - PolicyEmbedder(Transformer.from_pretrained(policies[1]), again.decode, 20, "reasoning").encode(
+            *embedded[0][0]
+        )
+    ).abs().max() > 1e-2
 
 
 def test_a_run_refuses_an_embedder_that_reads_less_than_its_completions(modernbert, tmp_path):

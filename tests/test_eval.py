@@ -203,8 +203,12 @@ def test_evaluation_samples_as_it_is_told():
     """A nucleus of one token is greedy decoding, and both sources of stop ids count."""
     model, tokenizer = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy")
     model.n_tokens, model.generation_config = len(tokenizer), {"eos_token_id": [0, 5]}
-    greedy, narrow, wide = (eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=32, temperature=temperature, top_p=top_p), DataConfig())
-                            for temperature, top_p in ((0.0, 1.0), (1.0, 1e-6), (1.0, 1.0)))
+    greedy, narrow, wide = (
+        eval_sampler(
+            model, tokenizer, EvalConfig(max_new_tokens=32, temperature=temperature, top_p=top_p), DataConfig()
+        )
+        for temperature, top_p in ((0.0, 1.0), (1.0, 1e-6), (1.0, 1.0))
+    )
     assert narrow.is_stop.nonzero().flatten().tolist() == [0, 5]
     prompts = [prompt_tokens(tokenizer, f"{a}+38", DataConfig()) for a in (47, 12, 60)]
     tokens = [[c.tokens for group in sampler.generate(prompts, 2, (0,)) for c in group] for sampler in (greedy, narrow, wide)]

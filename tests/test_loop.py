@@ -86,6 +86,18 @@ def test_the_learner_gets_what_was_sampled_and_scored(finished):
     assert learner.max_new_tokens == 36 and learner.updates == 8
 
 
+def test_the_first_prompt_and_the_policys_files_stay_with_the_run(finished):
+    """As the policy gets it; and all files but weights byte for byte, where later versions of a library would write
+    them in another form."""
+    folder, config, *_ = finished
+    assert records(folder / "metrics.jsonl")[0]["prompt"] == "<|user|>47+38<|assistant|>"
+    for copy in (folder / "final", folder / "checkpoints" / "step-000004" / "policy"):
+        for file in Path(config.model.path).iterdir():
+            assert file.suffix == ".safetensors" or (copy / file.name).read_bytes() == file.read_bytes(), (
+                copy / file.name
+            )
+
+
 def test_prompts_that_are_too_long_are_left_out(finished):
     """Not cut: a prompt without its end asks for something else."""
     assert {group["problem"] for group in records(finished[0] / "samples.jsonl")} == set(PROBLEMS[1:])

@@ -201,13 +201,25 @@ def test_bin_weights_and_empty_folders_are_refused(tmp_path):
 LLAMA_KEYS = ("factor", "low_freq_factor", "high_freq_factor")
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    *((dict(rope_parameters={key: value for key, value in LLAMA3.items() if key != missing}), ["llama3", missing]) for missing in LLAMA_KEYS),
-    (dict(rope_scaling={"rope_type": "llama3", "low_freq_factor": 1.0}, rope_parameters=None), ["llama3", "'factor'"]),
-    (dict(rope_parameters={**LLAMA3, "factor": "8"}), ["'factor'", "'8'"]), (dict(rope_parameters={**LLAMA3, "factor": 0}), ["'factor'", "0"]),
-    (dict(rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1e6}}), ["rope_parameters"]), (dict(rope_parameters="default"), ["rope_parameters"]),
-    (dict(num_attention_heads=0), ["num_attention_heads", "0"]), (dict(hidden_size="48"), ["hidden_size", "'48'"]),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *(
+            (dict(rope_parameters={key: value for key, value in LLAMA3.items() if key != missing}), ["llama3", missing])
+            for missing in LLAMA_KEYS
+        ),
+        (
+            dict(rope_scaling={"rope_type": "llama3", "low_freq_factor": 1.0}, rope_parameters=None),
+            ["llama3", "'factor'"],
+        ),
+        (dict(rope_parameters={**LLAMA3, "factor": "8"}), ["'factor'", "'8'"]),
+        (dict(rope_parameters={**LLAMA3, "factor": 0}), ["'factor'", "0"]),
+        (dict(rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1e6}}), ["rope_parameters"]),
+        (dict(rope_parameters="default"), ["rope_parameters"]),
+        (dict(num_attention_heads=0), ["num_attention_heads", "0"]),
+        (dict(hidden_size="48"), ["hidden_size", "'48'"]),
+    ],
+)
 def test_a_config_that_cannot_be_computed_with_is_one_clear_error(changes, words, tmp_path):
     random_model("qwen2", tmp_path)
     edit(tmp_path, **changes)
@@ -223,7 +235,9 @@ def test_the_original_context_of_llama3_is_read_where_transformers_reads_it(plac
     rope = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"} | (
         {"original_max_position_embeddings": places["rope"]} if "rope" in places else {})
     top = {"original_max_position_embeddings": places["top"]} if "top" in places else {}
-    config = transformers.LlamaConfig(hidden_size=256, num_attention_heads=2, max_position_embeddings=96, rope_parameters={**rope}, **top)
+    config = transformers.LlamaConfig(
+        hidden_size=256, num_attention_heads=2, max_position_embeddings=96, rope_parameters={**rope}, **top
+    )
     theirs = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
     geometry = Geometry.from_json({**config.to_dict(), "architectures": ["LlamaForCausalLM"], "rope_parameters": rope})
     assert torch.equal(rope_frequencies(geometry), theirs.inv_freq)
@@ -250,7 +264,9 @@ def test_a_tied_models_other_head_is_refused(tied):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.bias"])
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.bias"]
+)
 def test_weights_that_are_not_finite_are_refused(tied, name, value):
     """The sampler would draw something from them all the same."""
     folder, tensors = tied
@@ -264,18 +280,29 @@ def test_weights_that_are_not_finite_are_refused(tied, name, value):
 def test_the_single_file_goes_before_an_index(tied, shards):
     """As in transformers: an index beside it is stale, with its shards or without."""
     folder, tensors = tied
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")})
+    )
     if shards:
         save_file({name: tensor / 2 for name, tensor in tensors.items()}, folder / "model-00001-of-00001.safetensors")
     read = Transformer.from_pretrained(folder).norm.weight
-    assert torch.equal(read, transformers.AutoModelForCausalLM.from_pretrained(folder).model.norm.weight) and torch.equal(read, tensors["model.norm.weight"])
+    assert torch.equal(
+        read, transformers.AutoModelForCausalLM.from_pretrained(folder).model.norm.weight
+    ) and torch.equal(read, tensors["model.norm.weight"])
 
 
 def test_an_index_without_its_shards_or_its_map_is_refused(tied):
     folder, tensors = tied
     (folder / "model.safetensors").unlink()
-    for text, words in (('{"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}', "no model-00001-of-00002.safetensors"), ("{}", "weight_map"),
-                        ('{"weight_map": {"a": 1}}', "weight_map"), ("[]", "JSON object")):
+    for text, words in (
+        (
+            '{"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}',
+            "no model-00001-of-00002.safetensors",
+        ),
+        ("{}", "weight_map"),
+        ('{"weight_map": {"a": 1}}', "weight_map"),
+        ("[]", "JSON object"),
+    ):
         (folder / "model.safetensors.index.json").write_text(text)
         with pytest.raises(ValueError, match=words):
             Transformer.from_pretrained(folder)
