@@ -5,7 +5,8 @@
 Every problem is sampled n times; all ranks share the problems. Reported per benchmark and on average: avg@n with its standard error over
 problems and its standard deviation over seeds, pass@k by the unbiased estimator (arXiv:2107.03374), maj@k, how answers fail, and the diversity
 of right answers. Every sample is kept as it is made (samples.py), and an evaluation that was interrupted, however, goes on where it stopped. The
-trainer uses the same functions for its own evaluations. Policies are compared by report.py.
+trainer uses the same functions for its own evaluations. Policies are compared by
+`python -m report compare`.
 """
 import hashlib
 import json
@@ -32,7 +33,6 @@ from grader import Grader
 from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
 from ranks import Stop, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
-from records import RESULT
 from reward import cosine_similarity
 from samples import (LESS_MEMORY, EvalConfig, by_problem, check_eval, check_room, collect, eval_sampler, sample_groups, sample_problems, settings_of,
                      whole_problems)
@@ -41,6 +41,8 @@ from samples import (LESS_MEMORY, EvalConfig, by_problem, check_eval, check_room
 
 STRATEGY_SAMPLES = 16                                   # right answers per problem behind "effective strategies": the estimate depends on it
 VENDI_SAMPLES = 4                                       # and behind the Vendi score
+RESULT = {"model": str, "benchmark": str, "n": int, "samples": int, "accuracy": (int, float), "accuracy_se": (int, float),
+          "pass_at_k": dict}                            # what readers need of a record in results.jsonl
 OF_RIGHT_TEXTS = ("similarity", "vendi", "vendi_m", "vendi_problems", "embed_cut")      # figures of an embedder
 
 
