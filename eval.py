@@ -5,7 +5,8 @@
 Every problem is sampled n times; all ranks share the problems. Reported per benchmark and on average: avg@n with its standard error over
 problems and its standard deviation over seeds, pass@k by the unbiased estimator (arXiv:2107.03374), maj@k, how answers fail, and the diversity
 of right answers. Every sample is kept as it is made (samples.py), and an evaluation that was interrupted, however, goes on where it stopped. The
-trainer uses the same functions for its own evaluations. Policies are compared by report.py.
+trainer uses the same functions for its own evaluations. Policies are compared by
+`python -m report compare`.
 """
 import hashlib
 import json
@@ -13,7 +14,7 @@ import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from os.path import normpath
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from torch import Tensor
 
 import checkpoint
 import files
@@ -30,10 +30,10 @@ from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchm
 from embedder import Embedder
 from files import json_lines, read_jsonl, require
 from grader import Grader
+from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
 from prompts import check_template, load_tokenizer, messages_of, model_folder, prompt_text
 from ranks import Stop, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
-from records import RESULT
 from reward import cosine_similarity
 from samples import (LESS_MEMORY, EvalConfig, asked, by_problem, check_eval, check_room, collect, eval_sampler,
                      sample_groups, sample_problems, settings_of,
@@ -43,6 +43,8 @@ from samples import (LESS_MEMORY, EvalConfig, asked, by_problem, check_eval, che
 
 STRATEGY_SAMPLES = 16                                   # right answers per problem behind "effective strategies": the estimate depends on it
 VENDI_SAMPLES = 4                                       # and behind the Vendi score
+RESULT = {"model": str, "benchmark": str, "n": int, "samples": int, "accuracy": (int, float), "accuracy_se": (int, float),
+          "pass_at_k": dict}                            # what readers need of a record in results.jsonl
 OF_RIGHT_TEXTS = ("similarity", "vendi", "vendi_m", "vendi_problems", "embed_cut")      # figures of an embedder
 
 
@@ -87,79 +89,6 @@ PROTOCOLS = {"paper": [
 
 
 # ------------------------------------------------------------------------------------------------ statistics
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Probability that k of n samples, c of them right, drawn without replacement, contain a right one: 1 - C(n-c, k) / C(n, k).
-
-    The unbiased estimator of arXiv:2107.03374, exact in integers before the division. Copy-pasteable: needs only math.
-    """
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n; got n={n}, c={c}, k={k}")
-    total = math.comb(n, k)
-    return (total - math.comb(n - c, k)) / total
-
-
-def maj_at_k(votes: Sequence[Hashable], right: Hashable, k: int) -> float:
-    """Probability that the most frequent answer among k of the n votes, drawn without replacement, is `right`; t answers that tie share it, 1/t each.
-
-    `votes` names the answer of each sample, None for no answer, which nobody votes for. The expected value over all k-subsets, counted in integers:
-    for x right votes, the subsets in which no rival has more, by how many have as many. Copy-pasteable: needs only math, Counter, Hashable and Sequence.
-    """
-    n = len(votes)
-    if not 1 <= k <= n:
-        raise ValueError(f"maj@k needs 1 <= k <= n; got n={n}, k={k}")
-    rivals = Counter(vote for vote in votes if vote is not None)
-    c, total, value = rivals.pop(right, 0), math.comb(n, k), 0.0
-    for x in range(1, min(c, k) + 1):
-        reach = [size for size in rivals.values() if x <= size] if 2 * x <= k else []       # rivals that can have x votes; the other votes decide nothing
-        rest = n - c - sum(reach)
-        ways = {(0, 0): 1}                              # (rivals with x votes, votes drawn from rivals): number of subsets
-        for size in reach:
-            wider: Counter = Counter()
-            for (tied, drawn), count in ways.items():
-                for y in range(min(x, k - x - drawn) + 1):
-                    wider[tied + (y == x), drawn + y] += count * math.comb(size, y)
-            ways = wider
-        value += sum(math.comb(c, x) * count * math.comb(rest, k - x - drawn) / (total * (tied + 1)) for (tied, drawn), count in ways.items())
-    return value
-
-
-def effective_labels(labels: Sequence[str]) -> float:
-    """exp of the entropy of the labels' frequencies: k equally frequent labels give k. In [1, number of distinct labels].
-
-    Copy-pasteable: needs only math, Counter and Sequence.
-    """
-    if not labels:
-        raise ValueError("effective_labels needs at least one label")
-    shares = [count / len(labels) for count in Counter(labels).values()]
-    return math.exp(-sum(share * math.log(share) for share in shares))
-
-
-def vendi_score(similarity_NN: Tensor) -> float:
-    """exp of the entropy of the eigenvalues of S / N: N for N unlike texts, 1 for clones (arXiv:2210.02410); `similarity_NN` are cosines.
-
-    Copy-pasteable: needs only torch.
-    """
-    eigenvalues_N = torch.linalg.eigvalsh(similarity_NN.double() / len(similarity_NN)).clamp(min=0)
-    return torch.special.entr(eigenvalues_N).sum().exp().item()
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Of the values that there are; None if there are none."""
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
-
-
-def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation with ddof 1; None for a single value."""
-    centre = mean(values)
-    return math.sqrt(sum((value - centre) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean, over problems, with ddof 1; 0 for a single value."""
-    return (deviation(values) or 0.0) / math.sqrt(len(values))
 
 
 def summarize(benchmark: str, samples: Iterable[dict]) -> dict:

@@ -1,4 +1,4 @@
-"""report.py compare and regrade, and records.py: against brute force over all resamples, scipy, and hand values."""
+"""report/ compare, regrade and read: against brute force over all resamples, scipy, and hand values."""
 import itertools
 import json
 import math
@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import maj_at_k, pass_at_k, summarize, with_average
+from eval import summarize, with_average
 from files import write_jsonl
+from metrics import maj_at_k, pass_at_k
 from ranks import run_main
-from records import read_any, read_evaluation, read_groups, read_run
-from report import compare, conclusion, expanded_tail, expected_maximum, gain_of_choosing, main, measures, paired_bootstrap, regrade, sign_flip_p
+from report.__main__ import main
+from report.compare import (compare, conclusion, expanded_tail, expected_maximum, gain_of_choosing, measures, paired_bootstrap,
+                            sign_flip_p)
+from report.read import read_any, read_evaluation, read_groups, read_run
+from report.regrade import regrade
 
 
 def evaluation(folder: Path, right: list[list[int]], model: str = "m", gold: str = "4", labels: str = "", benchmark: str = "b") -> Path:
@@ -318,7 +322,7 @@ def test_main_prints_a_comparison(tmp_path, capsys):
 
 
 def test_a_foreign_file_is_one_line_and_exit_code_2(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["report.py", "compare", "README.md"])
+    monkeypatch.setattr(sys, "argv", ["report", "compare", "README.md"])
     with pytest.raises(SystemExit) as ended:
         run_main(main)
     assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: README.md, line 1: not valid JSON")
@@ -328,7 +332,7 @@ def test_a_foreign_file_is_one_line_and_exit_code_2(monkeypatch, capsys):
 def test_a_folder_that_cannot_be_written_is_one_line(command, monkeypatch, tmp_path, capsys):
     a, file = evaluation(tmp_path / "a", [[1, 0]]), tmp_path / "file"
     file.touch()
-    monkeypatch.setattr(sys, "argv", ["report.py", *command.split(), str(a), "--out", str(file / "x")])
+    monkeypatch.setattr(sys, "argv", ["report", *command.split(), str(a), "--out", str(file / "x")])
     with pytest.raises(SystemExit) as ended:
         run_main(main)
     assert ended.value.code == 2 and capsys.readouterr().err == f"error: {file / 'x'}: Not a directory\n"

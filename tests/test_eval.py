@@ -1,4 +1,4 @@
-"""eval.py: estimators against counting, and the command on the tiny policy."""
+"""eval.py: figures by hand, and the command on the tiny policy."""
 import hashlib
 import itertools
 import json
@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -19,64 +18,14 @@ from test_learner import torchrun
 import eval as eval_module
 from config import load
 from data import DataConfig
-from eval import PROTOCOLS, Config, average, effective_labels, evaluate, main, maj_at_k, pass_at_k, right_similarity, standard_error, summarize, vendi_score
+from eval import PROTOCOLS, Config, average, evaluate, main, right_similarity, summarize
 from files import json_lines
 from grader import Grader
+from metrics import standard_error
 from model import Transformer
 from prompts import load_tokenizer, prompt_tokens
 from ranks import run_main
 from samples import EvalConfig, collect, eval_sampler, labeller, name_votes, whole_problems
-
-
-def test_pass_at_k_equals_counting_subsets():
-    """Brute force over all k-subsets of n samples."""
-    for n in range(1, 8):
-        for c in range(n + 1):
-            for k in range(1, n + 1):
-                subsets = list(itertools.combinations(range(n), k))
-                assert pass_at_k(n, c, k) == pytest.approx(sum(min(s) < c for s in subsets) / len(subsets), abs=1e-12)
-    assert pass_at_k(1000, 1, 1000) == 1.0 and pass_at_k(1000, 0, 5) == 0.0
-    for n, c, k in ((4, 5, 1), (4, 2, 0), (4, 2, 5)):
-        with pytest.raises(ValueError, match="pass@k"):
-            pass_at_k(n, c, k)
-
-
-def test_maj_at_k_equals_counting_subsets():
-    """Brute force over all k-subsets in rationals: a tie of t answers is worth 1/t, who gave no answer has no vote, and k = 1 is accuracy."""
-    for votes in ("aabbc", "aaabbb", "abcd---", "aaaaaab", "a-bb-cc", "bbcc", "---", "aabbcc-"):
-        names = [None if vote == "-" else vote for vote in votes]
-        for k in range(1, len(votes) + 1):
-            total, subsets = Fraction(0), list(itertools.combinations(names, k))
-            for subset in subsets:
-                most = max(map(subset.count, set(subset) - {None}), default=0)
-                winners = [vote for vote in set(subset) - {None} if subset.count(vote) == most]
-                total += Fraction("a" in winners, len(winners) or 1)
-            assert maj_at_k(names, "a", k) == pytest.approx(float(total / len(subsets)), abs=1e-12), (votes, k)
-        assert maj_at_k(names, "a", 1) == pytest.approx(names.count("a") / len(names), abs=1e-12)
-    assert maj_at_k(["a"] * 70 + ["b"] * 50, "a", 120) == 1.0
-    for k in (0, 5):
-        with pytest.raises(ValueError, match="maj@k"):
-            maj_at_k(["a"] * 4, "a", k)
-
-
-def test_vendi_score_by_hand():
-    """Clones count once, unlike texts each; two pairs of clones are two, and cosine 1/2 has the eigenvalues 3/4 and 1/4."""
-    pairs = torch.eye(2).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    for similarity, expected in ((torch.ones(5, 5), 1), (torch.eye(5), 5), (pairs, 2), (torch.tensor([[1, 0.5], [0.5, 1]]), math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))):
-        assert vendi_score(similarity) == pytest.approx(expected, abs=1e-9)
-
-
-def test_effective_labels_by_hand():
-    assert effective_labels(["a"] * 5) == 1.0
-    assert effective_labels(["a", "b", "c", "d"]) == pytest.approx(4)
-    assert effective_labels(["a", "a", "b"]) == pytest.approx(math.exp(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))))
-    with pytest.raises(ValueError):
-        effective_labels([])
-
-
-def test_standard_error_by_hand():
-    assert standard_error([0.0, 1.0]) == pytest.approx(0.5)
-    assert standard_error([0.3]) == 0.0
 
 
 def make_samples(correct, labels):
@@ -117,13 +66,6 @@ def test_wrong_answers_that_are_equal_vote_together():
         name_votes(groups, grader)
     assert [[sample["vote"] for sample in group] for group in groups] == [
         ["1/2", "1/2", "1/2", "7", None, "x", "2"], ["x+1", "\\sqrt{8}", "x+1", "\\sqrt{8}", "1/2", "x+1", "x+1+0"], [], [None]]
-
-
-def test_right_answers_vote_together_whichever_gold_they_equal():
-    group = [{**sample, "gold": ["1/2", "0.5"], "correct": i < 2} for i, sample in enumerate(graded("1/2", "0.5", "3"))]
-    with Grader(1) as grader:
-        name_votes([group], grader)
-    assert [sample["vote"] for sample in group] == ["1/2", "1/2", "3"]
 
 
 def test_summarize_by_hand():
@@ -203,12 +145,8 @@ def test_evaluation_samples_as_it_is_told():
     """A nucleus of one token is greedy decoding, and both sources of stop ids count."""
     model, tokenizer = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy")
     model.n_tokens, model.generation_config = len(tokenizer), {"eos_token_id": [0, 5]}
-    greedy, narrow, wide = (
-        eval_sampler(
-            model, tokenizer, EvalConfig(max_new_tokens=32, temperature=temperature, top_p=top_p), DataConfig()
-        )
-        for temperature, top_p in ((0.0, 1.0), (1.0, 1e-6), (1.0, 1.0))
-    )
+    greedy, narrow, wide = (eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=32, temperature=temperature, top_p=top_p))
+                            for temperature, top_p in ((0.0, 1.0), (1.0, 1e-6), (1.0, 1.0)))
     assert narrow.is_stop.nonzero().flatten().tolist() == [0, 5]
     prompts = [prompt_tokens(tokenizer, f"{a}+38", DataConfig()) for a in (47, 12, 60)]
     tokens = [[c.tokens for group in sampler.generate(prompts, 2, (0,)) for c in group] for sampler in (greedy, narrow, wide)]
@@ -225,7 +163,7 @@ def test_a_prompt_that_does_not_fit_counts_as_wrong(tmp_path):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
             records[name] = evaluate(model, tokenizer, str(tmp_path / f"{name}.jsonl"), DataConfig(), config, grader)
         with pytest.raises(ValueError, match="eval.max_new_tokens = 256.*context of 256"):
-            eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=256), DataConfig())
+            eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=256))
     record, samples = records["all"]
     assert record["n"] == 3 and record["too_long"] == 1 / 3 and record["reasons"]["prompt too long"] == 2
     assert [s for s in samples if s["problem"] != 1] == [s for s in records["short"][1] if s["problem"] != 1]

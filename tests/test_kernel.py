@@ -1,4 +1,4 @@
-"""kernel.py: against scipy, brute force over pairs and permutations, and kernels whose truth is known."""
+"""report/kernel.py: against scipy, brute force over pairs and permutations, and kernels whose truth is known."""
 import itertools
 import json
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-import kernel
-from kernel import consistency, different_orders, group_consistency, same_label_auc, spearman_power
-from report import main
+from report import kernel
+from report.__main__ import main
+from report.kernel import consistency, different_orders, group_consistency, same_label_auc, spearman_power
 
 
 def random_kernel(G: int, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""page.py: what the curves are made of, which groups are shown, and that nothing a model writes can act in the page."""
+"""report/page.py: what the curves are made of, which groups are shown, and that nothing a model writes can act in the page."""
 import base64
 import json
 import math
@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import page
-from page import STYLES, by_recipe, group_table, grid, lines, plain_advantages, smooth, telling_groups, training_figure, values_of, write_page
-from records import Evaluation, read_any, read_run
-from report import main
+from report import page
+from report.__main__ import main
+from report.page import (STYLES, by_recipe, grid, group_rows, lines, most_changed_groups, plain_advantages, side_by_side, smooth,
+                         training_figure, values_of, write_page)
+from report.read import Evaluation, read_any, read_run
 
 TRAIN = {"reward": 0.5, "accuracy": 0.5, "modes": 2.0, "entropy": 0.1, "length": 9.0, "truncated": 0.0, "kl": 0.0, "gap": 1e-7, "zero_advantage": 0.1, "similarity": None,
          "sample_s": 1.0, "reward_s": 0.1, "update_s": 2.0}
@@ -128,16 +129,17 @@ def test_the_groups_that_dra_moved_most_are_shown(tmp_path):
     groups = [a_group(step, position, rewards, advantages) for step in range(1, 6) for position, (rewards, advantages) in enumerate(
         [([1.0, 0.0], still), ([1.0, 0.0], [0.9, -0.5]), ([1.0, 1.0], [0.1, -0.1]), ([1.0, 1.0], [2.0, -2.0]), ([1.0, 1.0], [2.0, -2.0])])]
     run = read_run(a_run(tmp_path / "a", groups=groups))
-    assert telling_groups(run, 3) == [(1, 1), (3, 3), (5, 1)]
-    assert telling_groups(run, 9)[:2] == [(1, 1), (2, 3)] and len(telling_groups(run, 9)) == 5
+    assert most_changed_groups(run, 3) == [(1, 1), (3, 3), (5, 1)]
+    assert most_changed_groups(run, 9)[:2] == [(1, 1), (2, 3)] and len(most_changed_groups(run, 9)) == 5
     only_equal = read_run(a_run(tmp_path / "b", groups=[group for group in groups if group["position"] > 1]))
-    assert telling_groups(only_equal, 1) == [(1, 3)]
+    assert most_changed_groups(only_equal, 1) == [(1, 3)]
 
 
 def test_a_group_shows_what_dra_did(tmp_path):
     """Right before wrong, unique before common; bars from the middle, in proportion to the largest of the group."""
     run = read_run(a_run(tmp_path / "a", loss="dr_grpo"))
-    table = group_table(run, a_group(1, 0, [0.0, 1.0, 1.0], [-0.8, 0.4, 0.2]), "run")
+    rows = group_rows(run, a_group(1, 0, [0.0, 1.0, 1.0], [-0.8, 0.4, 0.2]))
+    table = page.template().module.group("run", rows)
     assert [table.index(f"text {i}") for i in (1, 2, 0)] == sorted(table.index(f"text {i}") for i in range(3)) and table.count("right") == 2
     assert "-0.667" in table and 'class="down" style="left:8.3%;width:41.7%"' in table and 'class="down" style="left:0.0%;width:50.0%"' in table
     assert "+0.400" in table and 'class="up" style="left:50%;width:25.0%"' in table
@@ -177,9 +179,11 @@ def test_the_same_prompt_stands_side_by_side(tmp_path):
     a = a_run(tmp_path / "a", groups=[a_group(1, 0, [1.0, 0.0], [1.0, -0.5], "from a")])
     b = a_run(tmp_path / "b", name="other", loss="dapo", groups=[a_group(1, 0, [0.0, 1.0], [-0.7, 0.7], "from b")])
     c = a_run(tmp_path / "c", name="third", loss="dr_grpo", groups=[a_group(1, 0, [0.0, 1.0], [-0.7, 0.7], "from c") | {"id": "else"}])
-    html = page.groups_html(read_any([a, b, c])[0], 3)
-    assert html.count("<h3>") == 1 and html.count("<table>") == 2 and "from a 0" in html and "from b 0" in html and "from c" not in html
-    assert page.groups_html(read_any([a])[0], 0) == ""
+    prompt, = side_by_side(read_any([a, b, c])[0], 3)
+    assert [[row["text"] for row in table["rows"]] for table in prompt["tables"]] == [["from a 0", "from a 1"], ["from b 1", "from b 0"]]
+    html = page.template().render(prompts=[prompt])
+    assert html.count("<h3>") == 1 and html.count("<table>") == 3 and "from a 0" in html and "from b 0" in html and "from c" not in html
+    assert side_by_side(read_any([a])[0], 0) == []
     with pytest.raises(ValueError, match="--groups must be >= 0"):
         write_page([], [], tmp_path / "out", -1)
 

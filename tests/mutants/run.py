@@ -41,10 +41,12 @@ AREAS = {                                               # of mutants.toml: the f
     "samples": ("samples.py", ["tests/test_eval.py"]),
     "eval": ("eval.py", ["tests/test_eval.py"]),
     "metrics": ("metrics.py", ["tests/test_metrics.py"]),
-    "report": ("report.py", ["tests/test_compare.py"]),
-    "records": ("records.py", ["tests/test_compare.py", "tests/test_kernel.py"]),
-    "kernel": ("kernel.py", ["tests/test_kernel.py"]),
-    "page": ("page.py", ["tests/test_page.py"]),
+    "compare": ("report/compare.py", ["tests/test_compare.py"]),
+    "regrade": ("report/regrade.py", ["tests/test_compare.py"]),
+    "read": ("report/read.py", ["tests/test_compare.py", "tests/test_kernel.py"]),
+    "kernel": ("report/kernel.py", ["tests/test_kernel.py"]),
+    "page": ("report/page.py", ["tests/test_page.py"]),
+    "template": ("report/page.html", ["tests/test_page.py"]),
 }
 KINDS = {"unit": "not smoke and not exact", "exact": "exact", "smoke": "smoke and not exact"}
 LIMIT_S = 600                                           # of one call of pytest; a test that hangs has not caught anything
@@ -68,10 +70,11 @@ class Mutant:
         if count != 1:
             raise ValueError(f"mutant {self.name!r}: its old text occurs {count} times in {self.file}, not once: {self.old!r}")
         changed = source.replace(self.old, self.new)
-        try:
-            compile(changed, self.file, "exec")
-        except SyntaxError as error:
-            raise ValueError(f"mutant {self.name!r} is not Python: {error}") from None
+        if self.file.endswith(".py"):
+            try:
+                compile(changed, self.file, "exec")
+            except SyntaxError as error:
+                raise ValueError(f"mutant {self.name!r} is not Python: {error}") from None
         return changed
 
 

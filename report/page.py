@@ -1,20 +1,20 @@
-"""Curves and completion groups of runs and evaluations as one HTML page without scripts or network, for `python report.py page`.
+"""Curves and completion groups of runs and evaluations as one HTML page without scripts or network (page.html).
 
-Runs that differ in [run] alone are seeds of one recipe: a line is their mean, the band around it reaches from the lowest seed to the highest.
-Recipes differ in line style and marker, not only in colour. What a model wrote is escaped, and the page's own policy forbids it to load or run anything.
+Runs that differ in [run] alone are seeds of one recipe: a line is their mean, the band around it reaches from the lowest
+seed to the highest. Recipes differ in line style and marker, not only in colour.
 """
 import base64
-import html
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from jinja2 import Environment, FileSystemLoader
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from records import Evaluation, Run, read_groups
+from report.read import Evaluation, Run, read_groups
 from reward import group_advantages
 
 # S seeds of a recipe, K steps that all of them have
@@ -32,7 +32,7 @@ PARTS = ["sample_s", "reward_s", "update_s"]            # all that older records
 # ------------------------------------------------------------------------------------------------ curves
 
 
-def told_apart(labels: Sequence[str], paths: Sequence[Path]) -> list[str]:
+def unique_labels(labels: Sequence[str], paths: Sequence[Path]) -> list[str]:
     """Labels, with as much of the path behind those that occur twice as it takes."""
     for place in (lambda path: path.name or path, lambda path: path):
         labels = [f"{label} ({place(path)})" if labels.count(label) > 1 else label for label, path in zip(labels, paths)]
@@ -45,7 +45,7 @@ def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         found.setdefault(run.recipe, []).append(run)
     recipes = [[run for run in seeds if run.train] or seeds for seeds in found.values()]
-    return dict(zip(told_apart([seeds[0].label for seeds in recipes], [seeds[0].path for seeds in recipes]), recipes))
+    return dict(zip(unique_labels([seeds[0].label for seeds in recipes], [seeds[0].path for seeds in recipes]), recipes))
 
 
 def style(i: int) -> dict:
@@ -202,7 +202,7 @@ def pass_figure(recipes: dict[str, list[Run]], evaluations: Sequence[Evaluation]
 
 
 def labels_of(evaluations: Sequence[Evaluation]) -> list[str]:
-    return told_apart([evaluation.model for evaluation in evaluations], [evaluation.path for evaluation in evaluations])
+    return unique_labels([evaluation.model for evaluation in evaluations], [evaluation.path for evaluation in evaluations])
 
 
 # ------------------------------------------------------------------------------------------------ completion groups
@@ -215,7 +215,7 @@ def plain_advantages(group: dict, config: dict) -> list[float]:
     return group_advantages(torch.tensor([completion["reward"] for completion in group["completions"]], dtype=torch.float64), scale).tolist()
 
 
-def telling_groups(run: Run, most: int) -> list[tuple[int, int]]:
+def most_changed_groups(run: Run, most: int) -> list[tuple[int, int]]:
     """(step, position) of the group of a step in which DRA moved the advantages most, for at most `most` steps evenly spaced over the run.
 
     In turn of groups with different raw rewards, and of those with equal ones, where the advantages would be 0 without DRA; the other kind if a step has none.
@@ -231,56 +231,83 @@ def telling_groups(run: Run, most: int) -> list[tuple[int, int]]:
     return [(steps[i], -best[steps[i]].get(turn % 2 == 1, next(iter(best[steps[i]].values())))[1]) for turn, i in enumerate(chosen)]
 
 
-def bar(value: float, largest: float) -> str:
-    """A number with a bar from the middle, to the right and solid if positive, to the left and striped if negative."""
+def bar(value: float, largest: float) -> dict:
+    """A number, and its bar from the middle: to the right if positive, to the left if negative; left and width in percent."""
     share = 50 * min(abs(value) / largest, 1) if largest else 0
-    side = f"left:50%;width:{share:.1f}%" if value >= 0 else f"left:{50 - share:.1f}%;width:{share:.1f}%"
-    return f'<td class="bar"><span>{value:+.3f}</span><div><i class="{"up" if value >= 0 else "down"}" style="{side}"></i></div></td>'
+    left = "50" if value >= 0 else f"{50 - share:.1f}"
+    return {"text": f"{value:+.3f}", "kind": "up" if value >= 0 else "down", "left": left, "width": f"{share:.1f}"}
 
 
-def group_table(run: Run, group: dict, label: str) -> str:
-    """One group of one run; right answers first, and the ones DRA prefers before the others."""
-    rows = sorted(zip(group["completions"], plain_advantages(group, run.config)), key=lambda pair: (-pair[0]["correct"], -pair[0]["weight"]))
-    largest = max(max(abs(completion["advantage"]), abs(value)) for completion, value in rows)
-    body = []
-    for completion, value in rows:
-        name = completion.get("label")
-        body.append(f'<tr><td>{"&#10003; right" if completion["correct"] else "&#10007; wrong"}<br>{html.escape("" if name is None else str(name))}</td>'
-                    f'<td class="text"><pre>{html.escape(completion["text"])}</pre></td><td>{completion["reward"]:.3f}</td><td>{completion["smi"]:.3f}</td>'
-                    f'<td>{completion["weight"]:.4f}</td><td>{completion["adjusted"]:.4f}</td>{bar(value, largest)}{bar(completion["advantage"], largest)}</tr>')
-    return (f'<section class="group"><h4>{html.escape(label)}</h4><table><tr><th></th><th>completion</th><th>raw reward</th><th>SMI</th><th>weight</th><th>adjusted</th>'
-            f'<th>advantage by raw rewards</th><th>advantage in this run</th></tr>{"".join(body)}</table></section>')
+def group_rows(run: Run, group: dict) -> list[dict]:
+    """The completions of a group as page.html shows them; right ones first, and those DRA prefers before the others."""
+    pairs = sorted(zip(group["completions"], plain_advantages(group, run.config)),
+                   key=lambda pair: (-pair[0]["correct"], -pair[0]["weight"]))
+    largest = max(max(abs(completion["advantage"]), abs(plain)) for completion, plain in pairs)
+    return [{"correct": completion["correct"], "strategy": "" if completion.get("label") is None else completion["label"],
+             "text": completion["text"], "reward": f"{completion['reward']:.3f}", "smi": f"{completion['smi']:.3f}",
+             "weight": f"{completion['weight']:.4f}", "adjusted": f"{completion['adjusted']:.4f}",
+             "plain": bar(plain, largest), "advantage": bar(completion["advantage"], largest)}
+            for completion, plain in pairs]
 
 
-def groups_html(runs: Sequence[Run], most: int) -> str:
-    """The same prompts in all runs that kept samples, side by side; chosen by the first of them that used DRA."""
+def side_by_side(runs: Sequence[Run], most: int) -> list[dict]:
+    """{step, problem, tables} of the same prompts in all runs with samples, chosen by the first of them that used DRA."""
     runs = [run for run in runs if run.samples]
     if not runs or not most:
-        return ""
+        return []
     chooser = next((run for run in runs if run.config.get("dra", {}).get("enabled")), runs[0])
-    keys = telling_groups(chooser, most)
-    found = [{(group["step"], group["position"]): group for group in read_groups(run.samples) if (group.get("step"), group.get("position")) in keys} for run in runs]
-    parts = []
+    keys = most_changed_groups(chooser, most)
+    found = [{(group["step"], group["position"]): group for group in read_groups(run.samples)
+              if (group.get("step"), group.get("position")) in keys} for run in runs]
+    prompts = []
     for key in keys:
         first = found[runs.index(chooser)][key]
-        tables = [group_table(run, groups[key], f"{run.label} ({run.path.name})") for run, groups in zip(runs, found)
+        tables = [{"label": f"{run.label} ({run.path.name})", "rows": group_rows(run, groups[key])}
+                  for run, groups in zip(runs, found)
                   if key in groups and groups[key].get("id") == first.get("id")]
-        parts.append(f'<h3>Step {key[0]}: {html.escape(str(first.get("problem", first.get("id")))[:500])}</h3><div class="side">{"".join(tables)}</div>')
-    return ("<h2>Completion groups</h2><p>Of steps spread over the run, the prompt where DRA moved the advantages most, in turn among those with different and "
-            "with equal raw rewards. Weight multiplies a positive raw reward; the two last columns show "
-            "the advantage without and with it (solid to the right: made more likely; striped to the left: less).</p>" + "".join(parts))
+        prompts.append({"step": key[0], "problem": str(first.get("problem", first.get("id")))[:500], "tables": tables})
+    return prompts
 
 
 # ------------------------------------------------------------------------------------------------ the page
 
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1700px;padding:0 1em;color:#111;background:#fff}
-img{max-width:100%;height:auto}figure{margin:1.5em 0}figcaption{max-width:60em;color:#333}table{border-collapse:collapse}
-th,td{text-align:left;vertical-align:top;padding:.3em .4em;border-bottom:1px solid #ccc}th{font-size:.85em}td{font-variant-numeric:tabular-nums}
-.side{display:flex;flex-wrap:wrap;gap:2em}.group{flex:1 1 42em;min-width:0;overflow-x:auto;font-size:.9em}.text{min-width:13em}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;max-height:12em;overflow:auto;font-size:.85em;unicode-bidi:isolate}
-.bar div{position:relative;width:6em;height:.7em;background:linear-gradient(#777,#777) 50%/1px 100% no-repeat #eee}.bar i{position:absolute;top:0;bottom:0}
-.up{background:#0072B2}.down{background:repeating-linear-gradient(45deg,#D55E00 0 3px,#fff 3px 5px)}"""
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+def figures_of(recipes: dict[str, list[Run]], evaluations: Sequence[Evaluation], window: int) -> dict[str, tuple]:
+    """{name: (figure or None, caption)}; curves of training are running means over `window` steps."""
+    mean = f"Running mean over {window} steps." if window > 1 else ""
+    seeds = "Line: mean of the seeds; band: lowest to highest."
+    about = seeds if any(len(runs) > 1 for runs in recipes.values()) else "One seed each."
+    figures = {}
+    for name, panels in (("learning", LEARNING), ("health", HEALTH)):
+        figure, zeros = training_figure(recipes, panels, window)
+        zeros = f"0 in all runs and not drawn: {zeros}." if zeros else ""
+        figures[name] = figure, " ".join(filter(None, ["During training.", mean, about, zeros]))
+    figures["time"] = time_figure(recipes, window), f"Seconds of a step by part, mean of the seeds. {mean}".strip()
+    figures["evaluation"] = evaluation_figure(recipes), f"Evaluations of the runs. {seeds}"
+    figures["pass_at_k"] = pass_figure(recipes, evaluations), "Unbiased pass@k, mean over problems."
+    return figures
+
+
+def overview(runs: Sequence[Run], recipes: dict[str, list[Run]], evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
+    """(label, path, what it holds) of all that was read."""
+    rows = []
+    for label, seeds in recipes.items():
+        steps = sorted({max((record["step"] for record in run.train), default=0) for run in seeds})
+        longest = f" (curves end there; the longest has {steps[-1]})" if len(steps) > 1 else ""
+        rows.append((label, ", ".join(str(run.path) for run in seeds),
+                     f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {steps[0]} steps{longest}"))
+    rows += [(run.label, str(run.path), "no step yet; left out") for run in runs
+             if not any(run in seeds for seeds in recipes.values())]
+    for label, evaluation in zip(labels_of(evaluations), evaluations):
+        figures = [f"{name} {100 * record['accuracy']:.1f} ± {100 * record['accuracy_se']:.1f} (avg@{record['samples']})"
+                   for name, record in evaluation.results.items()]
+        rows.append((label, str(evaluation.path), "; ".join(figures)))
+    return rows
+
+
+def template():
+    folder = Path(__file__).parent
+    return Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True).get_template("page.html")
 
 
 def write_page(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: Path, groups: int) -> list[Path]:
@@ -289,36 +316,15 @@ def write_page(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: Path
         raise ValueError(f"--groups must be >= 0; got {groups}")
     out.mkdir(parents=True, exist_ok=True)
     recipes = by_recipe(runs)
-    window = max([1, *(len(run.train) // 20 for run in runs)])
-    about = f"Running mean over {window} steps. " if window > 1 else ""
-    about += "Line: mean of the seeds; band: lowest to highest." if any(len(seeds) > 1 for seeds in recipes.values()) else "One seed each."
+    images, written = [], []
     with rc_context(TEXT):
-        figures = {}
-        for name, panels in (("learning", LEARNING), ("health", HEALTH)):
-            figure, zeros = training_figure(recipes, panels, window)
-            figures[name] = figure, f"During training. {about}" + (f" 0 in all runs and not drawn: {zeros}." if zeros else "")
-        figures |= {"time": (time_figure(recipes, window), "Seconds of a step by part, mean of the seeds." + (f" Running mean over {window} steps." if window > 1 else "")),
-                    "evaluation": (evaluation_figure(recipes), "Evaluations of the runs. Line: mean of the seeds; band: lowest to highest."),
-                    "pass_at_k": (pass_figure(recipes, evaluations), "Unbiased pass@k, mean over problems.")}
-        written = []
-        for name, (figure, _) in figures.items():
+        figures = figures_of(recipes, evaluations, window=max([1, *(len(run.train) // 20 for run in runs)]))
+        for name, (figure, caption) in figures.items():
             if figure is not None:
-                figure.savefig(out / f"{name}.png", dpi=110)
                 written.append(out / f"{name}.png")
-    rows = []
-    for label, seeds in recipes.items():
-        steps = sorted({max((record["step"] for record in run.train), default=0) for run in seeds})
-        text = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {steps[0]} steps" + (f" (curves end there; the longest has {steps[-1]})" if len(steps) > 1 else "")
-        rows.append((label, ", ".join(str(run.path) for run in seeds), text))
-    rows += [(run.label, str(run.path), "no step yet; left out") for run in runs if not any(run in seeds for seeds in recipes.values())]
-    for label, evaluation in zip(labels_of(evaluations), evaluations):
-        figures_of = [f"{name} {100 * record['accuracy']:.1f} ± {100 * record['accuracy_se']:.1f} (avg@{record['samples']})" for name, record in evaluation.results.items()]
-        rows.append((label, str(evaluation.path), "; ".join(figures_of)))
-    table = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    images = "".join(f'<figure><img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-                     f"<figcaption>{figures[path.stem][1]}</figcaption></figure>" for path in written)
-    page = (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-            f"<title>Report</title><style>{STYLE}</style></head>"
-            f"<body><h1>Report</h1><table>{table}</table>{images}{groups_html(runs, groups)}</body></html>\n")
+                figure.savefig(written[-1], dpi=110)
+                data = base64.b64encode(written[-1].read_bytes()).decode()
+                images.append({"name": name, "data": data, "caption": caption})
+    page = template().render(overview=overview(runs, recipes, evaluations), images=images, prompts=side_by_side(runs, groups))
     (out / "index.html").write_text(page, encoding="utf-8", errors="replace")
     return [out / "index.html", *written]

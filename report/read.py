@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval import RESULT
 from files import read_jsonl, require
 
 NUMBER = (int, float)
@@ -16,7 +17,6 @@ EVAL = {"step": int, "benchmark": str, "accuracy": NUMBER, "accuracy_se": NUMBER
 GROUP = {"step": int, "position": int, "completions": list}
 COMPLETION = {"text": str, "correct": bool, "reward": NUMBER, "smi": NUMBER, "weight": NUMBER, "adjusted": NUMBER, "advantage": NUMBER}
 SAMPLE = {"problem": int, "sample": int, "text": str, "gold": (str, list), "correct": bool}
-RESULT = {"model": str, "benchmark": str, "n": int, "samples": int, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def read_groups(path: Path) -> Iterator[dict]:
             yield {"id": samples[0].get("id"), "answer": samples[0]["gold"], "completions": samples}
 
 
-def beside(path: Path) -> dict:
-    """config.toml in the folder of `path`, {} if there is none."""
+def config_of(path: Path) -> dict:
+    """The settings in config.toml next to the file `path`, or in the folder; {} if there is none."""
     file = (path if path.is_dir() else path.parent) / "config.toml"
     if not file.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Does the embedder know what DRA needs to know? Tests of similarities against rewards and against labels, for `python report.py consistency | kernel`."""
+"""Does the embedder know what DRA needs to know? Tests of similarities against rewards and against labels, for `python -m report consistency | kernel`."""
 from collections import Counter
 from collections.abc import Sequence
 from math import factorial, prod
@@ -10,7 +10,7 @@ from scipy.stats import mannwhitneyu, norm, pearsonr, rankdata, spearmanr, t
 
 from config import build, import_function, parse_value
 from embedder import Embedder
-from records import beside, samples_file, some_groups
+from report.read import config_of, samples_file, some_groups
 from reward import DraConfig, cosine_similarity, smi_values, weights_of_smi
 
 # G completions of a group, P pairs of them, D embedding size, R permutations
@@ -32,7 +32,7 @@ def about_cut(cut: int, groups: Sequence[dict]) -> list[str]:
 
 def dra_config(path: Path, overrides: Sequence[str]) -> DraConfig:
     """The [dra] section of the run that `path` belongs to, with "dra.key=value" overrides."""
-    values = dict(beside(path).get("dra", {}))
+    values = dict(config_of(path).get("dra", {}))
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.startswith("dra."):

@@ -1,19 +1,6 @@
-"""What the files of runs and evaluations show: reads metrics.jsonl, samples.jsonl and results.jsonl, needs no policy.
-
-    python report.py compare EVAL EVAL ...      paired bootstrap over problems, and what may be concluded; checkpoints of one run as a curve
-    python report.py page RUN_OR_EVAL ...       curves and completion groups in one HTML page, and its PNGs
-    python report.py consistency SAMPLES        do rewards differ where texts do? (Figure 2 of arXiv:2505.09655)
-    python report.py kernel SAMPLES             is this embedder fit for DRA on these texts?
-    python report.py regrade RUN_OR_EVAL        grades all kept completions again
-
-RUN is a run's folder or a metrics.jsonl, EVAL a folder that eval.py wrote, SAMPLES the samples.jsonl of either or its folder.
-"""
-import argparse
+"""What evaluations on the same problems allow to conclude of their policies, and checkpoints of one run as a curve."""
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Sequence
 from os.path import normpath
 from pathlib import Path
 
@@ -21,20 +8,10 @@ import numpy as np
 from scipy.integrate import quad
 from scipy.stats import bootstrap, norm, permutation_test, t
 
-import files
-from answers import Grade
-from data import DataConfig, first_gold
-from eval import OF_RIGHT_TEXTS, STRATEGY_SAMPLES, effective_labels, maj_at_k, pass_at_k, standard_error, summarize, with_average
-from files import read_jsonl, require
-from grader import Grader
-from metrics import strategies_of
-from prompts import load_tokenizer, opening
-from ranks import run_main
-from records import Evaluation, Run, beside, read_any, read_groups
-from samples import by_problem, name_votes
-
-# ------------------------------------------------------------------------------------------------ compare
-
+from data import first_gold
+from eval import STRATEGY_SAMPLES
+from metrics import effective_labels, maj_at_k, pass_at_k, standard_error, strategies_of
+from report.read import Evaluation, Run, config_of, read_any
 
 RESAMPLES = 10_000
 
@@ -116,7 +93,7 @@ UNIMPORTANT = ("model.path", "eval.benchmarks", "eval.samples_of", "eval.slots",
 
 def conditions(evaluation: Evaluation, benchmark: str) -> dict[str, object]:
     """The settings under which a benchmark was evaluated, "section.key": value."""
-    sections = {**beside(evaluation.path), "eval": evaluation.results[benchmark].get("settings", {})}
+    sections = {**config_of(evaluation.path), "eval": evaluation.results[benchmark].get("settings", {})}
     flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
     return {key: value for key, value in flat.items() if not key.startswith(UNIMPORTANT)}
 
@@ -250,147 +227,3 @@ def compare(paths: Sequence[Path]) -> str:
     for run in runs:
         lines += curves_of_run(run)
     return "\n".join(lines).strip("\n")
-
-
-# ------------------------------------------------------------------------------------------------ regrade
-
-
-REGRADED = 256                                          # records graded at a time
-
-
-def check_kept(file: Path) -> None:
-    """ValueError unless `file` holds completions that can be graded again and, of an evaluation, what results are made of."""
-    sizes = set()
-    for group in read_groups(file):
-        require(group, {"answer": (str, list)}, str(file), "a file of kept completions")
-        sizes.add(len(group["completions"]))
-        for completion in group["completions"] if "step" not in group else ():
-            require(completion, {"length": int, "finish": str, "reason": str}, f"{file}, problem {completion['problem']}", "a sample of an evaluation")
-    if not sizes:
-        raise ValueError(f"{file} has no completions")
-    if len(sizes) > 1:
-        raise ValueError(f"{file} is not whole: problems have {min(sizes)} to {max(sizes)} samples")
-
-
-def graded_again(file: Path, grader: Grader, opened: str) -> Iterator[tuple[str, dict, list[tuple[dict, str, Grade]]]]:
-    """(place, record, [(completion, gold, verdict of now) of each completion in it]) of a samples file."""
-    reader = read_jsonl(file)
-    while chunk := list(islice(reader, REGRADED)):
-        groups = [(where, record, record.get("completions", [record]), record.get("gold", record.get("answer"))) for where, record in chunk]
-        grades = iter(grader.grade_batch([opened + completion["text"] for _, _, group, _ in groups for completion in group],
-                                         [gold for _, _, group, gold in groups for _ in group]))
-        yield from ((where, record, [(completion, gold, next(grades)) for completion in group]) for where, record, group, gold in groups)
-
-
-def regrade(path: Path, opened: str | None, out: Path | None) -> str:
-    """Verdicts of all kept completions of a run or an evaluation by the grader as it is now, against those that were written.
-
-    `opened` is what the chat template writes of the assistant's turn, None to ask the tokenizer at the config's model.path. With `out`, samples
-    with the new verdicts and results made of them go there; a run's rewards and advantages stay what the policy was trained with.
-    """
-    sources = sorted(path.glob("*samples.jsonl")) if path.is_dir() else [path]
-    if not sources:
-        raise ValueError(f"{path} has no samples.jsonl and no *.samples.jsonl")
-    for file in sources:
-        check_kept(file)
-    config, written = sources[0].with_name("config.toml"), sources[0].with_name("results.jsonl")
-    settings, old = beside(path), {record["benchmark"]: record for _, record in read_jsonl(written)} if written.exists() else {}
-    if opened is None:
-        folder = settings.get("model", {}).get("path", "")
-        if not (folder and Path(folder).is_dir()):
-            raise ValueError((f"model.path = {folder!r} in {config} is no folder here" if folder else f"there is no {config} that names a policy")
-                             + ': give what its chat template writes of the assistant\'s turn as --opening, "" for nothing')
-        data = DataConfig(**{key: value for key, value in settings.get("data", {}).items() if key in ("chat_template", "template_args", "template")})
-        if "run" not in settings and (prompt := settings.get("eval", {}).get("prompt")):
-            data = replace(data, template=prompt)
-        opened = opening(load_tokenizer(folder, data), data)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        if there := [file.name for file in [*sources, written] if (out / file.name).exists()]:
-            raise ValueError(f"--out {out} holds {there[0]} already; name another folder")
-        if config.exists():
-            files.write(out / config.name, config.read_text(encoding="utf-8"))
-    strict = {**settings.get("reward", {}), **settings.get("output", {})}
-    lines, results = [], []
-    with Grader(strict.get("workers", 2), strict.get("timeout_s", 5.0), strict.get("require_box", True)) as grader:
-        for file in sources:
-            before, after, kept, examples, changed = [], [], [], [], Counter()
-            for where, record, graded in graded_again(file, grader, opened):
-                for completion, gold, now in graded:
-                    before.append(completion["correct"])
-                    after.append(now.correct)
-                    if completion["correct"] != now.correct:
-                        changed[f"{completion.get('reason')} -> {now.reason}"] += 1
-                        examples.append(f"    {where}: {now.answer!r} for {gold!r}")
-                    if completion.get("finish") != "prompt":    # which was not sampled, and says so in its reason
-                        completion |= {"correct": now.correct, "reason": now.reason, "answer": now.answer}
-                if out is not None:
-                    kept.append(record)
-            lines.append(f"{file}: {len(after)} completions, accuracy {np.mean(before):.4f} -> {np.mean(after):.4f}, {len(examples)} verdicts changed")
-            lines += [f"{count:>8}  {change}" for change, count in changed.most_common()] + examples[:10]
-            if kept and "completions" not in kept[0]:
-                name_votes(list(by_problem(kept).values()), grader)
-                name = file.name.removesuffix(".samples.jsonl")
-                known = {key: value for key, value in old.get(name, {}).items() if not (changed and key in OF_RIGHT_TEXTS)}
-                results.append({"model": settings.get("model", {}).get("path", str(path)), **known, **summarize(name, kept)})
-            if kept:
-                files.write_jsonl(out / file.name, kept)
-    if results:
-        files.write_jsonl(out / written.name, with_average(results))
-    return "\n".join(lines)
-
-
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("compare", help="evaluations on the same problems against the first; checkpoints of one run as a curve")
-    command.add_argument("paths", nargs="+", type=Path, metavar="EVAL_OR_RUN")
-    command = commands.add_parser("page", help="curves and completion groups in one HTML page")
-    command.add_argument("paths", nargs="+", type=Path, metavar="RUN_OR_EVAL")
-    command.add_argument("--out", type=Path, default=Path("runs/page"), help="folder for index.html and its PNGs (default runs/page)")
-    command.add_argument("--groups", type=int, default=4, help="prompts whose completions are shown, 0 for none (default 4)")
-    for name, text in (("consistency", "do rewards differ where texts do?"), ("kernel", "is this embedder fit for DRA on these texts?")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("path", type=Path, metavar="SAMPLES")
-        command.add_argument("overrides", nargs="*", metavar="dra.key=value", help="settings instead of those in config.toml beside the samples")
-        command.add_argument("--groups", type=int, default=1000, help="groups that are looked at, evenly spaced over the file (default 1000)")
-        if name == "kernel":
-            command.add_argument("--label", default="", help='"path.py:function" called with (text, record of the samples file), instead of the labels in the file')
-    command = commands.add_parser("regrade", help="grades all kept completions again")
-    command.add_argument("path", type=Path, metavar="RUN_OR_EVAL")
-    command.add_argument("--opening", help="what the chat template writes of the assistant's turn; by default that of the tokenizer at model.path")
-    command.add_argument("--out", type=Path, help="folder for samples and results with the new verdicts")
-    args, more = parser.parse_known_args(argv)
-    if more and not ("overrides" in args and all(text.startswith("dra.") for text in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    try:
-        run_command(args, more)
-    except OSError as error:
-        raise ValueError(f"{error.filename}: {error.strerror}") from error
-    return 0
-
-
-def run_command(args: argparse.Namespace, more: list[str]) -> None:
-    """`more` are overrides that stand behind options, where argparse does not look for them."""
-    match args.command:
-        case "compare":
-            print(compare(args.paths))
-        case "page":
-            from page import write_page
-
-            runs, evaluations = read_any(args.paths)
-            print("\n".join(f"written {path}" for path in write_page(runs, evaluations, args.out, args.groups)))
-        case "consistency":
-            from kernel import consistency
-
-            print(consistency(args.path, args.overrides + more, args.groups))
-        case "kernel":
-            from kernel import kernel
-
-            print(kernel(args.path, args.overrides + more, args.groups, args.label))
-        case "regrade":
-            print(regrade(args.path, args.opening, args.out))
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -1,0 +1,133 @@
+"""The saved completions of a run or an evaluation, graded again by the grader as it is now."""
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import files
+from answers import Grade
+from data import DataConfig
+from eval import OF_RIGHT_TEXTS, summarize, with_average
+from files import read_jsonl, require
+from grader import Grader
+from prompts import load_tokenizer, opening
+from report.read import config_of, read_groups
+from samples import by_problem, name_votes
+
+CHUNK = 256                                             # records graded at a time
+
+
+def regrade(path: Path, opened: str | None, out: Path | None) -> str:
+    """Verdicts of now against those that were written, as lines for people.
+
+    `opened` is what the chat template writes of the assistant's turn, None to ask the tokenizer at the config's
+    model.path. With `out`, samples with the new verdicts and results made of them go there; a run's rewards and
+    advantages stay what the policy was trained with.
+    """
+    sources = sorted(path.glob("*samples.jsonl")) if path.is_dir() else [path]
+    if not sources:
+        raise ValueError(f"{path} has no samples.jsonl and no *.samples.jsonl")
+    for file in sources:
+        check_samples(file)
+    config, results = sources[0].with_name("config.toml"), sources[0].with_name("results.jsonl")
+    settings = config_of(path)
+    before = {record["benchmark"]: record for _, record in read_jsonl(results)} if results.exists() else {}
+    if opened is None:
+        opened = opening_of(settings, config)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        if taken := [file.name for file in [*sources, results] if (out / file.name).exists()]:
+            raise ValueError(f"--out {out} holds {taken[0]} already; name another folder")
+        if config.exists():
+            files.write(out / config.name, config.read_text(encoding="utf-8"))
+    strict = {**settings.get("reward", {}), **settings.get("output", {})}
+    lines, now = [], []
+    with Grader(strict.get("workers", 2), strict.get("timeout_s", 5.0), strict.get("require_box", True)) as grader:
+        for file in sources:
+            regraded = regrade_file(file, grader, opened, save=out is not None)
+            lines += regraded.lines
+            if regraded.records and "completions" not in regraded.records[0]:       # of an evaluation
+                name_votes(list(by_problem(regraded.records).values()), grader)
+                name = file.name.removesuffix(".samples.jsonl")
+                known = {key: value for key, value in before.get(name, {}).items()
+                         if not (regraded.changed and key in OF_RIGHT_TEXTS)}
+                model = settings.get("model", {}).get("path", str(path))
+                now.append({"model": model, **known, **summarize(name, regraded.records)})
+            if regraded.records:
+                files.write_jsonl(out / file.name, regraded.records)
+    if now:
+        files.write_jsonl(out / results.name, with_average(now))
+    return "\n".join(lines)
+
+
+def check_samples(file: Path) -> None:
+    """ValueError unless `file` holds completions that can be graded and, of an evaluation, what results are made of."""
+    sizes = set()
+    for group in read_groups(file):
+        require(group, {"answer": (str, list)}, str(file), "a file of saved completions")
+        sizes.add(len(group["completions"]))
+        for completion in group["completions"] if "step" not in group else ():
+            require(completion, {"length": int, "finish": str, "reason": str},
+                    f"{file}, problem {completion['problem']}", "a sample of an evaluation")
+    if not sizes:
+        raise ValueError(f"{file} has no completions")
+    if len(sizes) > 1:
+        raise ValueError(f"{file} is not whole: problems have {min(sizes)} to {max(sizes)} samples")
+
+
+def opening_of(settings: dict, config: Path) -> str:
+    """What the chat template of the policy that `config` names writes of the assistant's turn."""
+    folder = settings.get("model", {}).get("path", "")
+    if not (folder and Path(folder).is_dir()):
+        missing = f"there is no {config} that names a policy"
+        if folder:
+            missing = f"model.path = {folder!r} in {config} is no folder here"
+        raise ValueError(f"{missing}: give what its chat template writes of the assistant's turn as --opening, \"\" "
+                         "for nothing")
+    keys = ("chat_template", "template_args", "template")
+    data = DataConfig(**{key: value for key, value in settings.get("data", {}).items() if key in keys})
+    if "run" not in settings and (prompt := settings.get("eval", {}).get("prompt")):
+        data = replace(data, template=prompt)
+    return opening(load_tokenizer(folder, data), data)
+
+
+class Regraded(NamedTuple):
+    """What became of one samples file."""
+    lines: list[str]                                    # for people
+    records: list[dict]                                 # of the file, with the new verdicts; none unless `save`
+    changed: bool                                       # whether any verdict did
+
+
+def regrade_file(file: Path, grader: Grader, opened: str, save: bool) -> Regraded:
+    before, after, records, examples, changes = [], [], [], [], Counter()
+    for where, record, graded in graded_again(file, grader, opened):
+        for completion, gold, now in graded:
+            before.append(completion["correct"])
+            after.append(now.correct)
+            if completion["correct"] != now.correct:
+                changes[f"{completion.get('reason')} -> {now.reason}"] += 1
+                examples.append(f"    {where}: {now.answer!r} for {gold!r}")
+            if completion.get("finish") != "prompt":    # which was not sampled, and says so in its reason
+                completion |= {"correct": now.correct, "reason": now.reason, "answer": now.answer}
+        if save:
+            records.append(record)
+    lines = [f"{file}: {len(after)} completions, accuracy {np.mean(before):.4f} -> {np.mean(after):.4f}, "
+             f"{len(examples)} verdicts changed"]
+    lines += [f"{count:>8}  {change}" for change, count in changes.most_common()] + examples[:10]
+    return Regraded(lines, records, bool(changes))
+
+
+def graded_again(file: Path, grader: Grader, opened: str) -> Iterator[tuple[str, dict, list[tuple[dict, str, Grade]]]]:
+    """(place, record, [(completion, gold, verdict of now) of each completion in it]) of a samples file."""
+    reader = read_jsonl(file)
+    while chunk := list(islice(reader, CHUNK)):
+        groups = [(where, record, record.get("completions", [record]), record.get("gold", record.get("answer")))
+                  for where, record in chunk]
+        texts = [opened + completion["text"] for _, _, group, _ in groups for completion in group]
+        grades = iter(grader.grade_batch(texts, [gold for _, _, group, gold in groups for _ in group]))
+        for where, record, group, gold in groups:
+            yield where, record, [(completion, gold, next(grades)) for completion in group]
