@@ -122,6 +122,10 @@ CANONICAL = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?i)^(?:the )?(?:final )?answer ?(?:is ?:?|[:=]) ?", ""), (r"^\{([^{}\\,]*)\}$", r"\1"))]
 
 
+LABEL = re.compile(rf"(?:{MACRO}|{FONT})\{{(?![^{{}}]*\b(?:not|\w+n't|no|none|incorrect|wrong|false|never|except|but|anything)\b)"
+                   r"[^{}]*(?:[:=]|\bis|\bare) *\} *(?=.)")
+
+
 @functools.lru_cache(4096)
 def normalize(answer: str) -> str:
     """One form for what prints alike: NFKC, digits of any script, no invisible characters, spacing, delimiters, fonts or punctuation at the end."""
@@ -133,7 +137,10 @@ def normalize(answer: str) -> str:
         answer = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in answer if unicodedata.category(char) != "Cf")
     for pattern, replacement in CANONICAL:
         answer = pattern.sub(replacement, answer)
-    return answer.strip().rstrip(".,;: ")
+    answer = answer.strip()
+    if label := LABEL.match(answer):                    # "The answer is", unless it denies
+        answer = answer[label.end():]
+    return answer.rstrip(".,;: ")
 
 
 PLAIN_NUMBER = re.compile(r"([+-]?)(?:(\d{1,300})(?:\.(\d{0,300}))?|\.(\d{1,300})|\\frac\{(\d{1,300})\}\{(\d{1,300})\})")
@@ -170,8 +177,8 @@ class Token(NamedTuple):
 
 NUMBER = (r"(?:\d{{1,3}}(?:{separator}\d{{3}})+(?!\d)|\d+)(?:\.\d*)?|\.\d+")
 LEXEME = {joined: re.compile(
-    rf"(?P<base>(?:{MACRO}\{{\d+\}}|\(\d+\)|\d(?:\d|\{{,\}})*)_(?:\d|\{{(?:{MACRO}\{{)?\(?\d+\)?\}}?\}})"
-    rf"|(?:{MACRO}\{{(?=[A-F]*\d)[\dA-F]+\}}|\((?=[A-F]*\d)[\dA-F]+\)|\d[\dA-F]*)_\{{(?:{MACRO}\{{)?\(?(?:1[1-9]|2\d|3[0-6])\)?\}}?\}})"
+    rf"(?P<base>(?:{MACRO}\{{\d+\}}|\(\d+\)|\d(?:\d|\{{,\}})*)_(?:\d|\{{\(?\d+\)?\}}|\{{{MACRO}\{{\d+\}}\}})"
+    rf"|(?:{MACRO}\{{(?=[A-F]*\d)[\dA-F]+\}}|\((?=[A-F]*\d)[\dA-F]+\)|\d[\dA-F]*)_\{{\(?(?:1[1-9]|2\d|3[0-6])\)?\}})"
     rf"|(?P<number>{NUMBER.format(separator=separator)})"
     rf"|(?P<macro>{MACRO}|{FONT}|\\math(?:bb|cal|frak|scr))(?![A-Za-z])|(?P<command>\\[A-Za-z]+|\\.)|(?P<run>[A-Za-z]+)|(?P<sign>\S)", re.DOTALL)
     for joined, separator in ((False, r"(?:\{,\}| )"), (True, r"(?:\{,\}|,| )"))}
@@ -281,7 +288,7 @@ def tokenize(text: str, joined: bool = False, roman: bool = False, tokens: list[
                 words(tokens, content)
         elif run := match["run"]:
             before = text[match.start() - 1 : match.start()]
-            if run.lower() in BARE_WORDS and before in (" ", "}", ")") and after_operand(tokens) \
+            if run.lower() in BARE_WORDS and (before in (" ", "}", ")") or before.isdigit() and run.endswith(("cm", "km", "kg", "mm", "s"))) and after_operand(tokens) \
                     or roman and run.lower() in UNIT_NAMES and after_operand(tokens):
                 words(tokens, run)
             elif run in FUNCTIONS:
@@ -644,7 +651,7 @@ class Parser:
             inner = self.tokens[self.i + 1 : end]
             several = len(split(inner, ",")[0]) > 1
             whole = token is self.tokens[0] and end == len(self.tokens) - 1
-            if several or APPLIED.fullmatch(token.text) and (token.text[0] == "f" or len(inner) == 1):
+            if several or len(inner) == 1 and inner[0].kind == "number" and token.text not in CONSTANTS or APPLIED.fullmatch(token.text) and (token.text[0] == "f" or len(inner) == 1):
                 self.i = end + 1
                 return ("f", f"letter {token.text}", *(member(part) for part in split(inner, ",")[0]))
             if whole and len(inner) == 1:
@@ -900,7 +907,6 @@ class Statement(NamedTuple):
     modulus: tuple | None = None
 
 
-DENIAL = re.compile(r"\b(?:not|\w+n't|no|none|incorrect|wrong|false|never|except|but|anything)\b")
 SETS = {"integers": "Z", "integer": "Z", "\\mathbbZ": "Z", "reals": "R", "real": "R", "\\mathbbR": "R", "\\mathbbN": "N", "natural": "N", "rational": "Q"}
 TAIL = re.compile(rf"[ ,;(]*(?:{MACRO}\{{[ ,]*(?:for\b|where|with |only)|(?<= |,|\}})for (?=[a-zA-Z])|where |only\b|\\forall(?![a-z])"
                   r"|(?<=[,(; ])[A-Za-z](?:,[A-Za-z])*\\in(?![a-z]))|,[A-Za-z](?:,[A-Za-z])* ?\\in(?![a-z])")
@@ -933,8 +939,6 @@ def statement(text: str, joined: bool) -> Statement:
     """What a normalised text says. Raises Unread."""
     text, domain, bound = cut_domain(text)
     tokens = tokenize(text, joined)
-    if len(tokens) > 1 and tokens[0].kind == "word" and re.search(r"(?::|=|\bis|\bare)$", tokens[0].text) and not DENIAL.search(tokens[0].text):
-        tokens = tokens[1:]
     while is_sign(tokens[0] if tokens else None, "{") and closing(tokens, 0) == len(tokens) - 1:
         tokens = tokens[1:-1]
     tokens, modulus = cut_modulus(tokens)
@@ -1277,16 +1281,12 @@ def proportional(a: tuple, b: tuple, positive: bool = False) -> bool:
                 return False
             if abs(values[0]) > 1e-20:
                 found.append((number, whole))
-                if positive and mp.re(inexact(values[0] / values[1])) < 0:
+                if positive and mp.re(inexact(values[0]) / inexact(values[1])) < 0:
                     return False
     if len(found) < 2:
         return False
-    ratio = [lambda at=at: value_at(a, Point(*at)) / inexact_pair(value_at(b, Point(*at)), a) for at in found]
+    ratio = [lambda at=at: value_at(("/", a, b), Point(*at)) for at in found]
     return all(is_zero((a, b), lambda other=other: [ratio[0](), other()]) for other in ratio[1:])
-
-
-def inexact_pair(x, _):
-    return x
 
 
 # ------------------------------------------------------------------------------------------------ what equals what
@@ -1442,7 +1442,9 @@ def same_member(a: tuple, g: tuple) -> bool:
     if g[0] == "eq":
         return same(a, plain_value(g)) if definition(g) else not letters_of(g[3]) and any(same(a, side) for side in g[3])
     if a[0] == "eq":
-        return (definition(a) or not letters_of(a[3])) and all(same(renamed(part, dict(a[4])), g) for part in a[2])
+        if not definition(a) and letters_of(a[3]):
+            return len(a[3]) == 2 and None not in a[3] and is_letter(a[3][0]) and not letters_of(a[3][:1]) & letters_of(a[3][1:]) and same(a[3][1], g)
+        return all(same(renamed(part, dict(a[4])), g) for part in a[2])
     if a[0] == g[0] == "rel":
         if len(a[2:]) == len(g[2:]) == 2 and a[1] == g[1] and all(map(formula, (*a[2:], *g[2:]))):
             return proportional(a[2:], g[2:], positive=a[1] != ("\\ne",))
@@ -1606,10 +1608,10 @@ SHORT_WORDS = set("yes no odd even true false none one two six ten red all both"
 
 def as_words(text: str) -> tuple[str | None, bool]:
     """(the words of a text without formulas, in one form; None for another, whether it can be nothing but words)."""
-    flat = re.sub(rf"(?:{MACRO}|{FONT})\{{([^{{}}]*)\}}", r"\1", text).strip(" .{}")
+    flat = re.sub(rf"(?:{MACRO}|{FONT})(?![A-Za-z])|[{{}}]", "", text).strip(" .")
     if not TEXTUAL.fullmatch(flat):
         return None, False
-    sure = flat != text.strip(" .{}") and len(flat) > 1 and flat not in FUNCTIONS or bool(re.search(r"(?i)^[a-z]*[aeiouy][a-z]*$", flat) and (
+    sure = "\\" in text and len(flat) > 1 and flat not in FUNCTIONS or bool(re.search(r"(?i)^[a-z]*[aeiouy][a-z]*$", flat) and (
         len(flat) > 3 or flat.lower() in SHORT_WORDS) or re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", flat))
     return ARTICLE.sub("", " ".join(flat.lower().split())), sure
 
