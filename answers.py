@@ -191,6 +191,7 @@ RENAMED = {"\\cdot": "*", "\\times": "*", "\\ast": "*", "\\div": "/", "\\lvert":
 FUNCTIONS = ("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp gcd lcm max min sqrt").split()
 LETTERS = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega Gamma Delta Theta "
               "Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar partial nabla angle triangle odot infty emptyset imath jmath Re Im aleph".split())
+ARGUMENTS = ("\\frac", "\\binom", "\\sqrt")
 ACCENTS = ("\\overline", "\\bar", "\\vec", "\\hat", "\\tilde", "\\dot", "\\ddot", "\\overrightarrow", "\\widehat", "\\mathring")
 INDEX = re.compile(r"'|_(?=(\{)|(\\[A-Za-z]+|\w))|\^\{?(?:(?:\\prime ?)+|'+)\}?")
 JOINERS = {"and": "and", "or": "or", "to": ":"}
@@ -259,7 +260,9 @@ def tokenize(text: str, joined: bool = False, roman: bool = False, tokens: list[
         if match["base"]:
             tokens.append(Token("number", match["base"], base_tree(match["base"])))
         elif match["number"]:
-            tree, i = number(text, match.group(), i)
+            if is_sign(tokens[-1] if tokens else None, *ARGUMENTS) or tokens[1:] and tokens[-1].kind != "sign" and is_sign(tokens[-2], *ARGUMENTS[:2]):
+                i = match.start() + 1                   # \frac12: its arguments are digits
+            tree, i = number(text, text[match.start():i], i)
             tokens.append(Token("number", text[match.start():i], tree))
         elif macro := match["macro"]:
             if text[i : i + 1] != "{":
@@ -380,6 +383,7 @@ def unit_of_words(phrase: str, unit: dict[str, int], sign: int) -> int:
 RELATIONS = ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\notin", "\\approx", "\\equiv")
 OPENING, CLOSING = ("(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\langle", "\\begin"), (")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\rangle", "\\end")
 APPLIED = re.compile(r"[fgFGhp](?:_\w+)?'*|.*'")                # a letter that is a function if a bracket with one letter or number follows
+MIXED = re.compile(r"(\d+) (?:(\d+) / (\d+) |\\frac (?:\{ )?(\d+) (?:\} )?(?:\{ )?(\d+) (?:\} )?(?![\^!]))")
 DEGREE, ONE = (("degree", 1),), ("n", Fraction(1))
 
 
@@ -502,41 +506,12 @@ class Parser:
         return True
 
     def mixed(self) -> tuple | None:
-        """A mixed number: 2\\frac{1}{2} or 2 1/2."""
-        three = self.tokens[self.i : self.i + 8]
-        texts = [token.text for token in three]
-        if not three or three[0].kind != "number" or not texts[0].isdigit():
+        """A mixed number, 2\\frac{1}{2} or 2 1/2, if one begins here."""
+        match = MIXED.match(" ".join(token.text for token in self.tokens[self.i : self.i + 8]) + " ")
+        if not match or not 0 < int(match[2] or match[4]) < int(match[3] or match[5]):
             return None
-        if len(three) > 3 and three[1].kind == three[3].kind == "number" and texts[2] == "/" and texts[1].isdigit() and texts[3].isdigit():
-            above, below, size = texts[1], texts[3], 4
-        elif texts[1:2] == ["\\frac"]:
-            reader = Parser(self.tokens)
-            reader.i = self.i + 2
-            above, below = reader.argument(), reader.argument()
-            if above[0] != "n" or below[0] != "n" or reader.at("^", "!"):
-                return None
-            above, below, size = above[1], below[1], reader.i - self.i
-        else:
-            return None
-        if not 0 < int(above) < int(below):
-            return None
-        self.i += size
-        return ("n", three[0].value[1] + Fraction(above) / Fraction(below))
-
-    def argument(self) -> tuple:
-        """What a command such as \\frac takes: a group, a digit, a letter or another command."""
-        token = self.peek()
-        if token is None:
-            raise Unread("an argument is missing")
-        if self.at("{"):
-            return self.base()
-        if token.kind == "number":
-            if len(token.text) > 1 and token.text.isdigit():            # \frac12
-                rest = Token("number", token.text[1:], ("n", Fraction(token.text[1:])))
-                self.tokens = [*self.tokens[: self.i], Token("number", token.text[0], ("n", Fraction(token.text[0]))), rest, *self.tokens[self.i + 1 :]]
-            self.i += 1
-            return self.tokens[self.i - 1].value
-        return self.base()
+        self.i += match.group().count(" ")
+        return ("n", int(match[1]) + Fraction(int(match[2] or match[4]), int(match[3] or match[5])))
 
     def factor(self, first: bool = False) -> tuple:
         tree = first and self.mixed() or self.base()
@@ -619,20 +594,20 @@ class Parser:
             return ("f", "abs", Parser(inner, bars=True).whole())
         if sign == "\\frac":
             tokens, start = self.tokens, self.i
-            above, below = self.argument(), self.argument()
+            above, below = self.base(), self.base()
             inner = [token.text for token in tokens[start : self.i]]
             if re.fullmatch(r"\{ d( |_).*\} \{ d \S+( \^ .*)? \}", " ".join(inner)) and above[0] in "*v^" and below[0] in "*v":
-                above, below = (renamed(side, {"d": name}) for side, name in ((above, "d above"), (below, "d below")))
+                above, below = (replaced(side, {"d": name}) for side, name in ((above, "d above"), (below, "d below")))
             return ("/", above, below)
         if sign == "\\binom":
-            return ("f", "binom", self.argument(), self.argument())
+            return ("f", "binom", self.base(), self.base())
         if sign == "\\sqrt":
             if self.at("["):
                 end = closing(self.tokens, self.i)
                 root, self.i = Parser(self.tokens[self.i + 1 : end]).whole(), end + 1
             else:
                 root = ("n", Fraction(2))
-            inside = self.base() if self.at("(") else self.argument()
+            inside = self.base() if self.at("(") else self.base()
             return ("^", inside, ("/", ONE, root))
         if sign in ("\\sum", "\\prod", "\\int", "\\lim"):
             return self.sum_or_integral(sign[1:])
@@ -666,7 +641,7 @@ class Parser:
         base = power = None
         while self.at("_", "^"):
             if self.take("_"):
-                base = self.argument()
+                base = self.base()
             else:
                 self.i += 1
                 power = ("neg", self.base()) if self.take("-") else self.base()
@@ -1014,13 +989,14 @@ def has(tree: object, *kinds: str) -> bool:
     return isinstance(tree, tuple) and bool(tree) and (tree[0] in kinds or tree[0] == "f" and tree[1] in kinds or any(has(part, *kinds) for part in tree))
 
 
-def renamed(tree: object, names: dict[str, str]) -> object:
-    """The tree with other names for letters."""
+def replaced(tree: object, names: dict) -> object:
+    """The tree with other names, or other trees, for letters."""
     if not isinstance(tree, tuple):
         return tree
     if len(tree) == 2 and tree[0] == "v":
-        return ("v", names.get(tree[1], tree[1]))
-    return tuple(renamed(part, names) for part in tree)
+        other = names.get(tree[1], tree)
+        return ("v", other) if isinstance(other, str) else other
+    return tuple(replaced(part, names) for part in tree)
 
 
 def inexact(x):
@@ -1034,24 +1010,23 @@ def sized(x):
 
 
 def raised(a, b):
-    """a^b: exact where it is rational; the real root where a is negative and the exponent a fraction with odd denominator; else the principal value."""
-    if isinstance(b, Fraction):
-        if b.denominator == 1 and isinstance(a, Fraction):
-            if max(a.numerator.bit_length(), a.denominator.bit_length()) * abs(b) > BITS and abs(a) not in (0, 1):
-                raise TooLarge
-            return a ** int(b)
-        if isinstance(a, Fraction) and b.denominator < 100 and a:
-            root = [round(mp.root(part, b.denominator)) for part in (abs(a.numerator), a.denominator)] if a.numerator.bit_length() < 90 > a.denominator.bit_length() else (0, 1)
-            if Fraction(*root) ** b.denominator == abs(a) and (a > 0 or b.denominator % 2):
-                return raised(Fraction(*root) * (1 if a > 0 else -1), Fraction(b.numerator))
-        if b.denominator % 2 and b.denominator > 1 and not isinstance(a, mp.mpc) and a < 0:
-            return mp.power(-inexact(a), inexact(b)) * (-1) ** b.numerator
-    a, b = inexact(a), inexact(b)
-    if a == 0:
-        if mp.re(b) > 0:
-            return Fraction(0)
+    """a^b: exact where it is rational; the real root where a is negative and b has an odd denominator; else the principal value."""
+    exact = isinstance(a, Fraction) and isinstance(b, Fraction)
+    if exact and b.denominator == 1:
+        if abs(b) * max(a.numerator.bit_length(), a.denominator.bit_length()) > BITS and abs(a) > 1 or abs(b) > BITS:
+            raise TooLarge
+        return a ** int(b)
+    if exact and b.denominator < 100 and 0 < abs(a) and max(abs(a.numerator), a.denominator) < 2**90:
+        root = Fraction(*(round(mp.root(part, b.denominator)) for part in (abs(a.numerator), a.denominator)))
+        if root ** b.denominator == abs(a) and (a > 0 or b.denominator % 2):
+            return raised(root if a > 0 else -root, Fraction(b.numerator))
+    a = inexact(a)
+    if isinstance(b, Fraction) and b.denominator % 2 and b.denominator > 1 and isinstance(a, mp.mpf) and a < 0:
+        return mp.power(-a, inexact(b)) * (-1) ** b.numerator
+    b = inexact(b)
+    if a == 0 and mp.re(b) <= 0:
         raise ZeroDivisionError
-    if mp.isinf(b) or abs(b) * (abs(mp.log(abs(a))) + 1) > 10**12:
+    if a != 0 and abs(b) * (abs(mp.log(abs(a))) + 1) > 10**12:
         raise TooLarge
     return mp.power(a, b)
 
@@ -1062,58 +1037,62 @@ def whole_number(x) -> int | None:
     return int(mp.nint(x)) if isinstance(x, mp.mpf) and abs(x - mp.nint(x)) <= mp.mpf(10) ** (8 - mp.dps) * max(1, abs(x)) else None
 
 
-def gamma(x):
-    if (n := whole_number(x)) is not None and isinstance(x, Fraction):
-        if n < 0:
-            raise ZeroDivisionError
-        if n > 3000:
-            raise TooLarge
-        return Fraction(math.factorial(n))
-    if abs(inexact(x)) > 10**6:
+def factorial(x, step: int = 1):
+    """x!, or x!! for `step` 2; by the Gamma function where x is not whole."""
+    n = whole_number(x)
+    if abs(inexact(x)) > 3000 or step > 1 and n is None:
         raise TooLarge
-    return mp.gamma(inexact(x) + 1)
+    if n is None:
+        return mp.gamma(inexact(x) + 1)
+    if n < 0:
+        raise ZeroDivisionError
+    return Fraction(math.prod(range(n, 0, -step)))
 
 
 def binomial(n, k):
-    if isinstance(n, Fraction) and isinstance(k, Fraction) and n.denominator == k.denominator == 1:
-        if n < 0 or k < 0:
-            raise ZeroDivisionError
-        if min(k, n - k) * n.numerator.bit_length() > BITS:
-            raise TooLarge
-        return Fraction(math.comb(int(n), int(k)))
-    return gamma(n) / sized(gamma(k) * gamma(n - k))
-
-
-def double_factorial(n):
-    if (n := whole_number(n)) is None or not 0 <= n <= 3000:
+    whole = whole_number(n), whole_number(k)
+    if None in whole:
+        return inexact(factorial(n)) / (inexact(factorial(k)) * inexact(factorial(inexact(n) - inexact(k))))
+    if min(whole) < 0:
+        raise ZeroDivisionError
+    if min(whole[1], whole[0] - whole[1]) * whole[0].bit_length() > BITS:
         raise TooLarge
-    return Fraction(math.prod(range(n, 0, -2)))
+    return Fraction(math.comb(*whole))
 
 
-def integers_of(numbers) -> list[int]:
-    found = [whole_number(x) for x in numbers]
-    if None in found:
-        raise ZeroDivisionError
-    return found
+def of_integers(operation):
+    def apply(*numbers):
+        whole = [whole_number(x) for x in numbers]
+        if None in whole:
+            raise ZeroDivisionError
+        return Fraction(operation(*whole))
+    return apply
 
 
-def floor(x, up: bool = False):
-    if (n := whole_number(x)) is not None:
-        return Fraction(n)
-    if isinstance(x, mp.mpc):
-        raise ZeroDivisionError
-    return Fraction(math.ceil(x) if up else math.floor(x)) if isinstance(x, Fraction) else Fraction(int(mp.ceil(x) if up else mp.floor(x)))
+def of_reals(operation):
+    def apply(*numbers):
+        if any(isinstance(x, mp.mpc) for x in numbers):
+            raise ZeroDivisionError
+        return operation(*(numbers if all(isinstance(x, Fraction) for x in numbers) else map(inexact, numbers)))
+    return apply
 
 
-def arc(name: str):
+def rounded(exact, other):
+    def apply(x):
+        n = whole_number(x)
+        return Fraction(n if n is not None else exact(x) if isinstance(x, Fraction) else int(other(x)))
+    return of_reals(apply)
+
+
+def of_mpmath(name: str):
     return lambda x: getattr(mp, name)(inexact(x))
 
 
-KNOWN = {"factorial": gamma, "double factorial": double_factorial, "binom": binomial, "floor": floor, "ceil": lambda x: floor(x, up=True),
-         "abs": abs, "max": max, "min": min, "gcd": lambda *n: Fraction(math.gcd(*integers_of(n))), "lcm": lambda *n: Fraction(math.lcm(*integers_of(n))),
-         "mod": lambda *n: Fraction(operator.mod(*integers_of(n))), "ln": lambda x: mp.log(inexact(x)) if x else ZeroDivisionError,
-         "arcsin": arc("asin"), "arccos": arc("acos"), "arctan": arc("atan"),
-         **{name: arc(name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}}
+KNOWN = {"factorial": factorial, "double factorial": functools.partial(factorial, step=2), "binom": binomial, "abs": abs,
+         "floor": rounded(math.floor, mp.floor), "ceil": rounded(math.ceil, mp.ceil), "max": of_reals(max), "min": of_reals(min),
+         "gcd": of_integers(math.gcd), "lcm": of_integers(math.lcm), "mod": of_integers(operator.mod), "ln": of_mpmath("log"),
+         "arcsin": of_mpmath("asin"), "arccos": of_mpmath("acos"), "arctan": of_mpmath("atan"),
+         **{name: of_mpmath(name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}}
 
 
 def value_at(tree: tuple, point: Point):
@@ -1143,21 +1122,19 @@ def value_at(tree: tuple, point: Point):
     if kind == "^":
         return raised(value_at(tree[1], point), value_at(tree[2], point))
     if kind == "u":
-        return value_at(tree[1], point) * (mp.pi / 180 if tree[2] == DEGREE and point.number < 0 else 1)
+        return value_at(tree[1], point)
     if kind == "base":
-        return tree[1] if tree[1] is not None else point.of(f"{tree[3]} base {tree[2]}")
+        return point.of(f"{tree[3]} base {tree[2]}") if tree[1] is None else tree[1]
+    if kind in ("eq", "rel"):                           # P(X=1)
+        return unknown(point, kind, *(value_at(side, point) for side in tree[3 if kind == "eq" else 2:] if side and side[0] in ("n", "v")))
     if kind == "f":
-        arguments = [value_at(radians(part) if tree[1] in TRIGONOMETRIC else part, point) if part[0] not in ("eq", "rel") else
-                     unknown(point, "relation", *(value_at(side, point) for side in part[-1 if part[0] == "rel" else 3] if side and side[0] != "eq"))
-                     for part in tree[2:]]
+        arguments = [value_at(radians(part) if tree[1] in TRIGONOMETRIC else part, point) for part in tree[2:]]
         if tree[1] not in KNOWN:
             return unknown(point, tree[1], *arguments)
-        if tree[1] in ("max", "min") and any(isinstance(x, mp.mpc) for x in arguments):
-            raise ZeroDivisionError
         result = KNOWN[tree[1]](*arguments)
-        if result is ZeroDivisionError or not isinstance(result, Fraction) and not mp.isfinite(result):
+        if not isinstance(result, Fraction) and not mp.isfinite(result):
             raise ZeroDivisionError
-        return result
+        return sized(result)
     if kind == "sum":
         return summed(tree, point)
     raise Unread(kind)
@@ -1192,21 +1169,13 @@ def summed(tree: tuple, point: Point):
                 raise TooLarge
             total = Fraction(name == "prod")
             for k in range(first, last + 1):
-                term = value_at(renamed_value(body, letter, k), point)
+                term = value_at(replaced(body, {letter: ("n", Fraction(k))}), point)
                 if not (isinstance(total, Fraction) and isinstance(term, Fraction)):
                     total, term = inexact(total), inexact(term)
                 total = sized(total + term if name == "sum" else total * term)
             return total
     ends = (point.of("infinity") if end == ("v", "\\infty") else value_at(end, point) for end in (lower, upper))
-    return unknown(point, name, *ends, value_at(renamed(body, {letter: "summed"}), point))
-
-
-def renamed_value(tree: object, letter: str, k: int) -> object:
-    if not isinstance(tree, tuple):
-        return tree
-    if tree == ("v", letter):
-        return ("n", Fraction(k))
-    return tuple(renamed_value(part, letter, k) for part in tree)
+    return unknown(point, name, *ends, value_at(replaced(body, {letter: "summed"}), point))
 
 
 def exponents(tree: object, inside: bool = False) -> int:
@@ -1291,17 +1260,12 @@ def proportional(a: tuple, b: tuple, positive: bool = False) -> bool:
 
 # ------------------------------------------------------------------------------------------------ what equals what
 
-def near_digits(side: list[Token]) -> int | None:
-    text = canonical(side)
-    return len(text.partition(".")[2]) if re.fullmatch(r"\d+\.\d+", text) else None
-
-
 def is_near(tree: tuple | None, other: tuple | None, side: list[Token]) -> bool:
     """Whether a decimal is the rounded or cut value of the formula before it."""
-    if tree is None or other is None or (decimals := near_digits(side)) is None or letters_of((tree, other)):
+    if tree is None or other is None or letters_of((tree, other)) or not (decimal := re.fullmatch(r"\d+\.(\d+)", canonical(side))):
         return False
     a, b = (defined(part, 0, False) for part in (tree, other))
-    return a is not None and b is not None and abs(inexact(a) - inexact(b)) <= mp.mpf(10) ** -decimals
+    return a is not None and b is not None and abs(inexact(a) - inexact(b)) <= mp.mpf(10) ** -len(decimal[1])
 
 
 def matched(a: list, b: list, equal) -> bool:
@@ -1351,7 +1315,7 @@ def same(a: tuple, b: tuple) -> bool:
         a, b = (tree[2] if tree[0] == "such" else tree for tree in (a, b))
         return same_member(a, b)
     if "union" in kinds:
-        return matched(*([part for part in (tree[1:] if tree[0] == "union" else (tree,))] for tree in map(as_union, (a, b))), same)
+        return matched(*(tree[1:] if tree[0] == "union" else (tree,) for tree in map(as_union, (a, b))), same)
     if kinds == ("set", "set"):
         return matched(a[1:], b[1:], same_member)
     if set(kinds) & {"ratio", "clock"}:
@@ -1361,8 +1325,7 @@ def same(a: tuple, b: tuple) -> bool:
         a, b = (real if tree == ("v", "\\mathbbR") else as_union(tree) for tree in (a, b))
         if a[0] != b[0] or len(a) != len(b):
             return a == b or "union" in (a[0], b[0]) and kinds != (a[0], b[0]) and same(a, b)
-        return all(same_member(x, y) if isinstance(x, tuple) and x and isinstance(x[0], str) else same_row(x, y) if isinstance(x, tuple) else x == y
-                   for x, y in zip(a[1:], b[1:]))
+        return all(same_member(x, y) if isinstance(x, tuple) and x and isinstance(x[0], str) else x == y for x, y in zip(a[1:], b[1:]))
     if has((a, b), "matrix"):
         a, b = matrix(a), matrix(b)
         return a is not None and b is not None and [len(row) for row in a] == [len(row) for row in b] and all(
@@ -1376,10 +1339,6 @@ def same(a: tuple, b: tuple) -> bool:
 
 
 PARTS = ("tuple", "set", "such", "rel", "quantities", "\\cap", "\\setminus")
-
-
-def same_row(a: tuple, b: tuple) -> bool:
-    return a == b
 
 
 def as_union(tree: tuple) -> tuple:
@@ -1424,7 +1383,7 @@ def definition(tree: tuple) -> bool:
 
 def plain_value(tree: tuple) -> tuple:
     """The value that an equation names, its letters by their own names."""
-    return renamed(tree[2][0], dict(tree[4]))
+    return replaced(tree[2][0], dict(tree[4]))
 
 
 def same_member(a: tuple, g: tuple) -> bool:
@@ -1444,7 +1403,7 @@ def same_member(a: tuple, g: tuple) -> bool:
     if a[0] == "eq":
         if not definition(a) and letters_of(a[3]):
             return len(a[3]) == 2 and None not in a[3] and is_letter(a[3][0]) and not letters_of(a[3][:1]) & letters_of(a[3][1:]) and same(a[3][1], g)
-        return all(same(renamed(part, dict(a[4])), g) for part in a[2])
+        return all(same(replaced(part, dict(a[4])), g) for part in a[2])
     if a[0] == g[0] == "rel":
         if len(a[2:]) == len(g[2:]) == 2 and a[1] == g[1] and all(map(formula, (*a[2:], *g[2:]))):
             return proportional(a[2:], g[2:], positive=a[1] != ("\\ne",))
@@ -1521,40 +1480,23 @@ def joined_inequalities(a: Statement) -> tuple:
 FREE = re.compile(r"[cCkKABD](?:_\w+)?")
 
 
-def free_constants(tree: object, powers: bool) -> list[str]:
-    """Letters c, C, C_1, ... of an indefinite integral or a general solution: a lone term, or a factor of a power of e, that occurs once."""
-    found = []
+def operands(tree: tuple, kind: str) -> list[tuple]:
+    """The terms of a sum, or the factors of a product."""
+    return operands(tree[1], kind) + operands(tree[2], kind) if tree[0] == kind else [tree]
 
-    def terms(part: tuple) -> None:
-        if part[0] == "+":
-            terms(part[1])
-            terms(part[2])
-        elif part[0] == "v" and re.fullmatch(r"[cC](?:_\w+)?", part[1]):
-            found.append(part[1])
-        else:
-            factors(part)
 
-    def factors(part: tuple) -> None:
-        if part[0] == "neg":
-            factors(part[1])
-        elif part[0] == "*":
-            flat = [*product(part)]
-            if any(factor[0] == "^" and factor[1] == ("v", "e") for factor in flat):
-                found.extend(factor[1] for factor in flat if factor[0] == "v" and re.fullmatch(r"[cC](?:_\w+)?", factor[1]))
-            for factor in flat:
-                if factor[0] == "+":
-                    terms(factor)
-
-    def product(part: tuple):
-        if part[0] == "*":
-            yield from product(part[1])
-            yield from product(part[2])
-        else:
-            yield part
-
-    if powers and isinstance(tree, tuple):
-        terms(tree)
-    return [name for name in dict.fromkeys(found) if str(tree).count(f"('v', '{name}')") == 1]
+def free_constants(tree: tuple) -> list[str]:
+    """Letters c, C, C_1, ... of an indefinite integral or a general solution: a lone term of a sum, or a factor of a power of e."""
+    found, terms = [], operands(tree, "+")
+    for term in terms:
+        factors = operands(term, "*")
+        exponential = any(factor[:2] == ("^", ("v", "e")) for factor in factors)
+        for factor in factors:
+            if factor[0] == "+":
+                found += free_constants(factor)
+            elif factor[0] == "v" and re.fullmatch(r"[cC](?:_\w+)?", factor[1]) and (exponential or len(factors) == 1 < len(terms)):
+                found.append(factor[1])
+    return found
 
 
 def same_statement(a: Statement, g: Statement) -> bool:
@@ -1570,20 +1512,17 @@ def same_statement(a: Statement, g: Statement) -> bool:
     if same_members(a, g):
         return True
     mine, theirs = letters_of(a.members), letters_of(g.members)
-    for new in [name for name in (a.bound if "Z" in a.domain else ()) if name in mine - theirs]:
-        for old in sorted(theirs - mine):
-            if old in g.bound or re.fullmatch("[ijklmn]", old):
-                return same_members(a._replace(members=renamed(a.members, {new: old})), g)
-    if len(g.members) == 1 and (a.bound or g.bound) and g.bound and not a.bound:
-        for old in [name for name in g.bound if name in theirs - mine]:
-            for new in [name for name in mine - theirs if re.fullmatch("[ijklmn]", name)]:
-                return same_members(a._replace(members=renamed(a.members, {new: old})), g)
+    if "Z" in a.domain + g.domain:                      # k\pi and n\pi with an integer
+        new, old = ([name for name in names if re.fullmatch("[ijklmn]", name)] for names in (mine - theirs, theirs - mine))
+        if len(new) == len(old) == 1:
+            return same_members(a._replace(members=replaced(a.members, dict(zip(new, old)))), g)
     value = g.members[0][2][0] if definition(g.members[0]) else g.members[0]
-    constants = free_constants(value, has(value, "^", "ln", "sin", "cos", "tan"))
+    constants = free_constants(value) if has(value, "^", "ln", "sin", "cos", "tan") else []
+    constants = [name for name in constants if str(value).count(f"('v', '{name}')") == 1]
     others = sorted(name for name in mine - theirs if FREE.fullmatch(name))
     missing = [name for name in constants if name not in mine]
     if constants and len(others) == len(missing) and 0 < len(others) < 4:
-        return any(same_members(a._replace(members=renamed(a.members, dict(zip(others, order)))), g) for order in itertools.permutations(missing))
+        return any(same_members(a._replace(members=replaced(a.members, dict(zip(others, order)))), g) for order in itertools.permutations(missing))
     return False
 
 
@@ -1641,7 +1580,7 @@ def compare_read(answer: str, gold: str) -> str:
                 return "equal"
         except Unread:
             pass
-        return "unparsed" if golds or not answers and gold_words[0] is None and False else "gold unparsed" if not golds else "unparsed"
+        return "unparsed" if golds else "gold unparsed"
     try:
         return "equal" if any(same_statement(one, golds[0]) for one in answers) else "different"
     except (TooLarge, RecursionError, MemoryError):
