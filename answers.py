@@ -349,7 +349,7 @@ UNIT_NAMES = {spelling: names.split()[0] for names in (
     "s second sec", "min minute mins", "h hour hr hrs", "day", "week", "month", "year yr", "dollar $ usd", "cent ¢ \\cent", "degree deg °", "radian rad",
     "percent pct percentage \\%", "unit", "newton N n", "joule J j", "watt W w", "volt V v", "gallon gal", "ounce oz", "person people") for spelling in names.split()}
 FRACTION = re.compile(r"halves|(?:thir|quarter|\w*[fnxhe]th)[ds]?s\b|\bun\w+ly\b")
-NO_UNIT = set("pair pairs couple false negative positive probably perhaps hundred thousand million billion trillion dozen half twice double triple squared cubed factorial or if is isn't are not no but else maybe perhaps "
+NO_UNIT = set("pair pairs couple false negative positive probably perhaps hundred thousand million billion trillion dozen half twice double doubled tripled halved triple squared cubed factorial or if is isn't are not no but else maybe perhaps "
               "more less least most over under above below wrong incorrect except unless times plus minus mod modulo base to other otherwise than never "
               "only when i e x".split())
 
