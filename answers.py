@@ -382,7 +382,7 @@ def unit_of_words(phrase: str, unit: dict[str, int], sign: int) -> int:
 
 RELATIONS = ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\notin", "\\approx", "\\equiv")
 OPENING, CLOSING = ("(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\langle", "\\begin"), (")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\rangle", "\\end")
-APPLIED = re.compile(r"[fgFGhp](?:_\w+)?'*|.*'")                # a letter that is a function if a bracket with one letter or number follows
+APPLIED = re.compile(r"f(?:_\w+)?|.*'")                 # letters that are functions, whatever is in the brackets that follow
 MIXED = re.compile(r"(\d+) (?:(\d+) / (\d+) |\\frac (?:\{ )?(\d+) (?:\} )?(?:\{ )?(\d+) (?:\} )?(?![\^!]))")
 DEGREE, ONE = (("degree", 1),), ("n", Fraction(1))
 
@@ -624,14 +624,10 @@ class Parser:
         if self.at("("):
             end = closing(self.tokens, self.i)
             inner = self.tokens[self.i + 1 : end]
-            several = len(split(inner, ",")[0]) > 1
-            whole = token is self.tokens[0] and end == len(self.tokens) - 1
-            if several or len(inner) == 1 and inner[0].kind == "number" and token.text not in CONSTANTS or APPLIED.fullmatch(token.text) and (token.text[0] == "f" or len(inner) == 1):
+            parts = split(inner, ",")[0]
+            if len(parts) > 1 or token.text not in CONSTANTS and (len(inner) == 1 or APPLIED.fullmatch(token.text)):
                 self.i = end + 1
-                return ("f", f"letter {token.text}", *(member(part) for part in split(inner, ",")[0]))
-            if whole and len(inner) == 1:
-                self.i = end + 1
-                return ("f", f"letter {token.text}", member(inner))
+                return ("f", f"letter {token.text}", *map(member, parts))
         if token.text == "\\emptyset":
             return ("set",)
         return ("v", token.text)
@@ -773,6 +769,8 @@ def value(tokens: list[Token]) -> tuple:
             quantities.append(rest.union())
             if rest.peek() is not None and (quantities[-1][0] != "u" or rest.peek().kind != "number"):
                 raise Unread(rest.peek().text)
+        if len(quantities) > 1 and quantities[-1][0] != "u":
+            raise Unread("a quantity without its unit")
         return quantities[0] if len(quantities) == 1 else ("quantities", *quantities)
     half = ""
     if parts[-1] and parts[-1][-1].kind == "word" and (word := parts[-1][-1].text.replace(".", "").replace(" ", "")) in ("am", "pm"):
@@ -830,7 +828,7 @@ def equation(sides: list[list[Token]], signs: list[str]) -> tuple:
     if names and values and letters & letters_of(values):
         names, values = [], trees                       # x = x^2 names nothing
     back = {new: old for old, new in bound.items()}
-    return ("eq", tuple(names), tuple(values), tuple(trees), tuple(back.items()))
+    return ("eq", frozenset(names), tuple(values), tuple(trees), tuple(back.items()))
 
 
 def is_letter(tree: tuple) -> bool:
@@ -849,7 +847,7 @@ def inequality(sides: list[tuple], signs: list[str]) -> tuple:
         return ("tuple", "[("[first == "<"] + "])"[second == "<"], low, high)
 
     def named(letter: tuple, values: tuple) -> tuple:
-        return ("eq", (letter[1],), (values,), (None,), ()) if letter[1] not in letters_of(values) else ("rel", tuple(signs), *sides)
+        return ("eq", frozenset(letter[1:]), (values,), (None,), ()) if letter[1] not in letters_of(values) else ("rel", tuple(signs), *sides)
 
     if signs == ["\\ne"]:
         if is_letter(sides[0]):
@@ -1421,7 +1419,7 @@ def by_name(members: tuple) -> dict | None:
     for tree in members:
         if not definition(tree) or len(tree[1]) != 1 or len(tree[2]) != 1:
             return None
-        names = tree[1][0].replace("(", "").replace(")", "").replace(" ", "").split(",")
+        names = next(iter(tree[1])).replace("(", "").replace(")", "").replace(" ", "").split(",")
         values = tree[2][0][2:] if len(names) > 1 and tree[2][0][0] == "tuple" else (tree[2][0],)
         if len(names) != len(values) or set(names) & set(found):
             return None
@@ -1550,9 +1548,9 @@ def as_words(text: str) -> tuple[str | None, bool]:
     flat = re.sub(rf"(?:{MACRO}|{FONT})(?![A-Za-z])|[{{}}]", "", text).strip(" .")
     if not TEXTUAL.fullmatch(flat):
         return None, False
-    sure = "\\" in text and len(flat) > 1 and flat not in FUNCTIONS or bool(re.search(r"(?i)^[a-z]*[aeiouy][a-z]*$", flat) and (
+    sure = re.fullmatch("[A-Z]{3,}", flat) or "\\" in text and len(flat) > 1 and flat not in FUNCTIONS or bool(re.search(r"(?i)^[a-z]*[aeiouy][a-z]*$", flat) and (
         len(flat) > 3 or flat.lower() in SHORT_WORDS) or re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", flat))
-    return ARTICLE.sub("", " ".join(flat.lower().split())), sure
+    return ARTICLE.sub("", " ".join(flat.lower().split())), bool(sure)
 
 
 @functools.lru_cache(4096)
