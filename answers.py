@@ -23,12 +23,14 @@ from typing import NamedTuple
 
 from mpmath import mp
 
-FREE_TEXT = 2000                                        # characters at the end of a text without a box that are searched
+# characters at the end of a text without a box that are searched
+FREE_TEXT = 2000
 
 
 @dataclass(frozen=True)
 class Grade:
-    """A verdict. Reasons: "equal" | "different" | "no box" | "too large" (nobody would write it, or work it out) | "unparsed" (some part of
+    """A verdict. Reasons: "equal" | "different" | "no box" | "too large" (nobody would write it, or work it out) |
+    "unparsed" (some part of
     the answer was not understood, and as text it is another) | "gold unparsed" (the same for the gold) | "timeout" | "crash" (grader.py)."""
     correct: bool
     reason: str
@@ -59,9 +61,11 @@ def final_part(text: str) -> str:
 
 
 def boxes(text: str) -> list[tuple[int, int, int, int]]:
-    """Of every balanced \\boxed{...}, \\fbox{...} or \\boxed 42 that is in no other, in one pass: where it starts, its content
+    """Of every balanced \\boxed{...}, \\fbox{...} or \\boxed 42 that is in no other, in one pass: where it starts,
+    its content
     starts and ends, it ends. Boxes with nothing in them are left out where another has something."""
-    found, unclosed = [], []                            # unclosed braces: None, or (start of the box, start of its content)
+    # unclosed braces: None, or (start of the box, start of its content)
+    found, unclosed = [], []
     for token in TOKEN.finditer(text):
         word = token.group()
         if opening := BOX.match(word):
@@ -128,10 +132,12 @@ LABEL = re.compile(rf"(?:{MACRO}|{FONT})\{{(?![^{{}}]*\b(?:not|\w+n't|no|none|in
 
 @functools.lru_cache(4096)
 def normalize(answer: str) -> str:
-    """One form for what prints alike: NFKC, digits of any script, no invisible characters, spacing, delimiters, fonts or punctuation at the end."""
+    """One form for what prints alike: NFKC, digits of any script, no invisible characters, spacing, delimiters, fonts
+    or punctuation at the end."""
     if not answer.isascii():
         answer = VULGAR.sub(lambda match: "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", match.group()).split("\u2044")), answer)
-        answer = SUPERSCRIPT.sub(lambda match: f"^{{{unicodedata.normalize('NFKC', match.group())}}}", answer)      # x\u00b2 is not x2
+        # x\u00b2 is not x2
+        answer = SUPERSCRIPT.sub(lambda match: f"^{{{unicodedata.normalize('NFKC', match.group())}}}", answer)
         answer = ROOT.sub(r"\\sqrt{\1\2}", answer).translate(SYMBOLS)
         answer = unicodedata.normalize("NFKC", answer).translate(SYMBOLS)
         answer = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in answer if unicodedata.category(char) != "Cf")
@@ -171,7 +177,8 @@ def compare_exact(answer: str, gold: str) -> bool | None:
 
 class Token(NamedTuple):
     kind: str                                           # "number" | "letter" | "word" | "sign"
-    text: str                                           # as it is compared: a letter with its index and primes, a word in small letters
+    # as it is compared: a letter with its index and primes, a word in small letters
+    text: str
     value: object = None                                # of a number: a tree
 
 
@@ -217,7 +224,8 @@ def bare(text: str) -> str:
 
 
 def number(text: str, written: str, end: int) -> tuple[tuple, int]:
-    """The tree of the number `written` that ends at `end` of `text`, with a period and a power of ten that follow, and where these end."""
+    """The tree of the number `written` that ends at `end` of `text`, with a period and a power of ten that follow,
+    and where these end."""
     whole, dot, decimals = re.sub(r"[^\d.]", "", written).partition(".")
     value = Fraction(int(whole + decimals or 0), 10 ** len(decimals))
     if dot and (period := PERIOD.match(text, end)):
@@ -237,7 +245,8 @@ def base_tree(text: str) -> tuple:
 
 
 def tokenize(text: str, joined: bool = False, roman: bool = False, tokens: list[Token] | None = None) -> list[Token]:
-    """Tokens of a normalised text, added to `tokens`; `joined` reads 1,234 as one number, in `roman` text a run of letters is a word. Raises Unread."""
+    """Tokens of a normalised text, added to `tokens`; `joined` reads 1,234 as one number, in `roman` text a run of
+    letters is a word. Raises Unread."""
     tokens, i = [] if tokens is None else tokens, 0
 
     def letter(name: str) -> None:
@@ -355,7 +364,8 @@ NO_UNIT = set("pair pairs couple false negative positive probably perhaps hundre
 
 
 def unit_of_words(phrase: str, unit: dict[str, int], sign: int) -> int:
-    """Adds the units of a phrase such as "square miles per hour" to `unit`; returns the sign of what follows (-1 after "per")."""
+    """Adds the units of a phrase such as "square miles per hour" to `unit`; returns the sign of what follows (-1
+    after "per")."""
     power = 1
     if NO_UNIT & set(re.findall(r"[\w']+", phrase)) or FRACTION.search(phrase) and not phrase.startswith("month"):
         raise Unread(phrase)
@@ -382,7 +392,8 @@ def unit_of_words(phrase: str, unit: dict[str, int], sign: int) -> int:
 
 RELATIONS = ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\notin", "\\approx", "\\equiv")
 OPENING, CLOSING = ("(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\langle", "\\begin"), (")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\rangle", "\\end")
-APPLIED = re.compile(r"f(?:_\w+)?|.*'")                 # letters that are functions, whatever is in the brackets that follow
+# letters that are functions, whatever is in the brackets that follow
+APPLIED = re.compile(r"f(?:_\w+)?|.*'")
 MIXED = re.compile(r"(\d+) (?:(\d+) / (\d+) |\\frac (?:\{ )?(\d+) (?:\} )?(?:\{ )?(\d+) (?:\} )?(?![\^!]))")
 DEGREE, ONE = (("degree", 1),), ("n", Fraction(1))
 
@@ -781,7 +792,8 @@ def value(tokens: list[Token]) -> tuple:
 
 
 def is_name(side: list[Token]) -> bool:
-    """Whether a side of an equation only names the value: letters or words, no number but in an index or in brackets, no sign before, no known function."""
+    """Whether a side of an equation only names the value: letters or words, no number but in an index or in brackets,
+    no sign before, no known function."""
     depth, letters = 0, False
     for i, token in enumerate(side):
         depth += is_sign(token, *OPENING[:2]) - is_sign(token, *CLOSING[:2])
@@ -794,12 +806,14 @@ def is_name(side: list[Token]) -> bool:
 
 
 def equation(sides: list[list[Token]], signs: list[str]) -> tuple:
-    """("eq", names, values, sides): texts of the sides that are names, trees of the others, trees of all (None for what is no formula)."""
+    """("eq", names, values, sides): texts of the sides that are names, trees of the others, trees of all (None for
+    what is no formula)."""
     bound = {}
     if len(sides) == 2 and len(sides[0]) > 3 and sides[0][0].kind == "letter" and is_sign(sides[0][1], "(") and is_sign(sides[0][-1], ")"):
         arguments = [token.text for token in sides[0][2:-1] if token.kind == "letter"]
         if len(arguments) == len(set(arguments)) and len(sides[0]) == 2 * len(arguments) + 2:
-            bound = {name: f"argument {k}" for k, name in enumerate(arguments)}           # f(x) = 2x and f(t) = 2t are one
+            # f(x) = 2x and f(t) = 2t are one
+            bound = {name: f"argument {k}" for k, name in enumerate(arguments)}
             sides = [[token._replace(text=bound[token.text]) if token.text in bound else token for token in side] for side in sides]
     names, values, trees, letters = [], [], [], set()
     for side, sign in zip(sides, ["=", *signs]):
@@ -824,7 +838,8 @@ def equation(sides: list[list[Token]], signs: list[str]) -> tuple:
         return trees[0]
     if not values and len(trees) == 2 and trees[1] and len(sides[1]) > 1 and trees[0] and trees[0][0] in ("v", "f") \
                 and not letters_of(trees[0]) & letters_of(trees[1]):
-        names, values, letters = names[:1], trees[1:], letters_of(trees[0])         # F = ma: the letter names the product
+        # F = ma: the letter names the product
+        names, values, letters = names[:1], trees[1:], letters_of(trees[0])
     if names and values and letters & letters_of(values):
         names, values = [], trees                       # x = x^2 names nothing
     back = {new: old for old, new in bound.items()}
@@ -872,7 +887,8 @@ def inequality(sides: list[tuple], signs: list[str]) -> tuple:
 
 
 class Statement(NamedTuple):
-    """What a text says: its members, whether their order counts, the domain of a letter ("" for none), the modulus of a congruence."""
+    """What a text says: its members, whether their order counts, the domain of a letter ("" for none), the modulus of
+    a congruence."""
     members: tuple
     joint: str                                          # "," | "or" | "and"
     domain: str = ""
@@ -887,7 +903,8 @@ HEAD = re.compile(rf"^(?:\\forall(?![a-z])[^,]*,|{MACRO}\{{ ?(?:only|all (?:real
 
 
 def cut_domain(text: str) -> tuple[str, str, tuple]:
-    """`text` without its quantifiers ("for all n", ", k\\in\\mathbb{Z}", "only"), what they say of the domain, and of which letters."""
+    """`text` without its quantifiers ("for all n", ", k\\in\\mathbb{Z}", "only"), what they say of the domain, and of
+    which letters."""
     for match, cut in ((HEAD.search(text), lambda m: (text[m.end():], m.group())), (TAIL.search(text, 1), lambda m: (text[: m.start()], text[m.start():]))):
         if not match:
             continue
@@ -933,7 +950,8 @@ def statement(text: str, joined: bool) -> Statement:
 
 
 def cut_modulus(tokens: list[Token]) -> tuple[list[Token], tuple | None]:
-    """The tokens without a \\pmod{n} (in any spelling) at the end, and n; a \\bmod in a formula without \\equiv is an operation."""
+    """The tokens without a \\pmod{n} (in any spelling) at the end, and n; a \\bmod in a formula without \\equiv is an
+    operation."""
     at = next((i for i, token in enumerate(tokens) if is_sign(token, "\\pmod", "\\bmod")), None)
     if at is None:
         return tokens, None
@@ -948,7 +966,8 @@ def cut_modulus(tokens: list[Token]) -> tuple[list[Token], tuple | None]:
 BITS = 100_000                                          # of an exact number
 STEPS = 20_000                                          # nodes of one evaluation, the terms of sums included
 SUM_TERMS = 1000
-DIGITS = 30                                             # of the first evaluation; the second has twice as many and those of the exponents
+# of the first evaluation; the second has twice as many and those of the exponents
+DIGITS = 30
 CONSTANTS = {"\\pi": lambda: mp.pi + 0, "e": lambda: mp.e + 0, "i": lambda: mp.mpc(0, 1), "\\imath": lambda: mp.mpc(0, 1)}
 
 
@@ -956,7 +975,8 @@ WHOLE = re.compile(r"[abijklmnpqKMN](?![a-z])")
 
 
 class Point:
-    """Numbers for letters and for functions of which nothing is known; they follow from their names and the point's own number alone.
+    """Numbers for letters and for functions of which nothing is known; they follow from their names and the point's
+    own number alone.
 
     At point 0 all letters are positive, at point 1 all negative, then they have mixed signs; `whole` makes integers of those that
     stand for integers by custom.
@@ -1008,7 +1028,8 @@ def sized(x):
 
 
 def raised(a, b):
-    """a^b: exact where it is rational; the real root where a is negative and b has an odd denominator; else the principal value."""
+    """a^b: exact where it is rational; the real root where a is negative and b has an odd denominator; else the
+    principal value."""
     exact = isinstance(a, Fraction) and isinstance(b, Fraction)
     if exact and b.denominator == 1:
         if abs(b) * max(a.numerator.bit_length(), a.denominator.bit_length()) > BITS and abs(a) > 1 or abs(b) > BITS:
@@ -1154,7 +1175,8 @@ def unknown(point: Point, name: str, *arguments) -> Fraction:
 
 
 def summed(tree: tuple, point: Point):
-    """A finite sum or product term by term; another, an integral or a limit stands for itself and equals what has an equal body."""
+    """A finite sum or product term by term; another, an integral or a limit stands for itself and equals what has an
+    equal body."""
     _, name, letter, lower, upper, body = tree
     indexed = any(other != letter and re.search(rf"[_(].*{re.escape(letter)}", other) for other in letters_of(body))
     if name in ("sum", "prod") and not indexed:
@@ -1188,7 +1210,8 @@ def exponents(tree: object, inside: bool = False) -> int:
 
 
 def is_zero(trees: tuple, combine) -> bool:
-    """Whether two results of `combine` are equal. Exact numbers are compared exactly; of others the difference must shrink with the precision."""
+    """Whether two results of `combine` are equal. Exact numbers are compared exactly; of others the difference must
+    shrink with the precision."""
     more = exponents(trees)
     with mp.workdps(DIGITS + min(more, 10 * DIGITS)):
         a, b = combine()
@@ -1204,7 +1227,8 @@ def is_zero(trees: tuple, combine) -> bool:
 
 
 def points(trees: tuple) -> list[tuple[int, bool]]:
-    """Where formulas are compared: (number, whole numbers only). More points where steps could agree by chance, one if there is no letter."""
+    """Where formulas are compared: (number, whole numbers only). More points where steps could agree by chance, one
+    if there is no letter."""
     whole = has(trees, "floor", "ceil", "gcd", "lcm", "mod", "sum")
     if not letters_of(trees) and not has(trees, "sum", "base"):
         return [(0, whole)]
@@ -1235,7 +1259,8 @@ def same_formula(a: tuple, b: tuple) -> bool:
 
 
 def proportional(a: tuple, b: tuple, positive: bool = False) -> bool:
-    """Whether the relations a[0] ~ a[1] and b[0] ~ b[1] are one up to a constant factor: their differences have one ratio everywhere."""
+    """Whether the relations a[0] ~ a[1] and b[0] ~ b[1] are one up to a constant factor: their differences have one
+    ratio everywhere."""
     a, b = (("+", left, ("neg", right)) for left, right in (a, b))
     found = []
     for number, whole in points((a, b)):
@@ -1385,22 +1410,26 @@ def plain_value(tree: tuple) -> tuple:
 
 
 def same_member(a: tuple, g: tuple) -> bool:
-    """Whether a member of the answer equals one of the gold: by its value where at most one names it, by name and value where both do."""
+    """Whether a member of the answer equals one of the gold: by its value where at most one names it, by name and
+    value where both do."""
     if a == g:
         return True
     if a[0] == g[0] == "eq":
         if definition(a) and definition(g) and set(a[1]) & set(g[1]):
             return all(same_member(part, g[2][0]) for part in a[2])
         if not definition(g) and not letters_of(g[3]):
-            return all(any(same(side, other) for other in g[3]) for side in a[2])          # 0.56 = 56\%
+            # 0.56 = 56\%
+            return all(side is not None and any(same(side, other) for other in g[3]) for side in a[2] or a[3])
         if len(a[3]) == len(g[3]) == 2 and None not in (*a[3], *g[3]):
             return set(map(formula, (*a[3], *g[3]))) == {True} and proportional(a[3], g[3])
         return False
     if g[0] == "eq":
-        return same(a, plain_value(g)) if definition(g) else not letters_of(g[3]) and any(same(a, side) for side in g[3])
+        if definition(g):                               # 0 does not answer a+b-c=0
+            return not any({"+", "-"} & set(name.split()) for name in g[1]) and same(a, plain_value(g))
+        return not letters_of(g[3]) and any(same(a, side) for side in g[3])
     if a[0] == "eq":
         if not definition(a) and letters_of(a[3]):
-            return len(a[3]) == 2 and None not in a[3] and is_letter(a[3][0]) and not letters_of(a[3][:1]) & letters_of(a[3][1:]) and same(a[3][1], g)
+            return False
         return all(same(replaced(part, dict(a[4])), g) for part in a[2])
     if a[0] == g[0] == "rel":
         if len(a[2:]) == len(g[2:]) == 2 and a[1] == g[1] and all(map(formula, (*a[2:], *g[2:]))):
@@ -1446,7 +1475,8 @@ def spread_names(members: tuple) -> tuple:
 
 
 def same_members(a: Statement, g: Statement) -> bool:
-    """Whether two lists are equal: by name where members are named, in order where one is a point, else without order."""
+    """Whether two lists are equal: by name where members are named, in order where one is a point, else without
+    order."""
     members, golds = a.members, g.members
     names = by_name(members), by_name(golds)
     if names[0] and names[1] and set(names[0]) == set(names[1]):
@@ -1484,7 +1514,8 @@ def operands(tree: tuple, kind: str) -> list[tuple]:
 
 
 def free_constants(tree: tuple) -> list[str]:
-    """Letters c, C, C_1, ... of an indefinite integral or a general solution: a lone term of a sum, or a factor of a power of e."""
+    """Letters c, C, C_1, ... of an indefinite integral or a general solution: a lone term of a sum, or a factor of a
+    power of e."""
     found, terms = [], operands(tree, "+")
     for term in terms:
         factors = operands(term, "*")
@@ -1504,7 +1535,8 @@ def same_statement(a: Statement, g: Statement) -> bool:
     if (a.modulus is None) != (g.modulus is None):
         if g.modulus is not None or len(g.members) > 1 or g.members[0][0] != "n" or a.members[0][0] != "n":
             return False
-        return a.modulus[0] == "n" and 0 <= a.members[0][1] < a.modulus[1] and a.members == g.members           # 12 (mod 13) for 12
+        # 12 (mod 13) for 12
+        return a.modulus[0] == "n" and 0 <= a.members[0][1] < a.modulus[1] and a.members == g.members
     if a.modulus is not None:
         return same_formula(a.modulus, g.modulus) and matched(*(spread_names(x.members) for x in (a, g)), lambda x, y: same_residue(x, y, g.modulus))
     if same_members(a, g):
@@ -1555,7 +1587,8 @@ def as_words(text: str) -> tuple[str | None, bool]:
 
 @functools.lru_cache(4096)
 def read(text: str) -> tuple:
-    """The readings of a normalised text: usually one, two where a comma may be one of thousands; empty if it is not understood."""
+    """The readings of a normalised text: usually one, two where a comma may be one of thousands; empty if it is not
+    understood."""
     found = []
     for joined in ((True, False) if re.search(r"\d,\d{3}(?!\d)", text) and not re.search(
             r"[(\[|][^()\[\]]*,|\\\{", text) and "," not in re.sub(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])", "", text) else (False,)):
@@ -1567,7 +1600,8 @@ def read(text: str) -> tuple:
 
 
 def compare_read(answer: str, gold: str) -> str:
-    """The reason of the grade of two normalised texts that were not settled as text: "equal", "different", "too large" or whose reading failed."""
+    """The reason of the grade of two normalised texts that were not settled as text: "equal", "different", "too
+    large" or whose reading failed."""
     words, gold_words = as_words(answer), as_words(gold)
     if gold_words[1] or words[1]:
         return "equal" if words[0] is not None and words[0] == gold_words[0] else "different"
@@ -1604,7 +1638,8 @@ LONG, DEEP, MANY_DIGITS = 2000, 24, 1000
 
 
 def is_too_large(answer: str, gold: str) -> bool:
-    """Whether an answer is longer, deeper or has longer numbers than anybody would write: what is less is read, and its evaluation is bounded."""
+    """Whether an answer is longer, deeper or has longer numbers than anybody would write: what is less is read, and
+    its evaluation is bounded."""
     def nesting(text: str) -> int:
         depth = deepest = 0
         for char in text:
@@ -1654,7 +1689,8 @@ PROSE = 12                                              # words of an unread gol
 
 
 def gold_of(value: str) -> str:
-    """The gold in a column that holds it, or a solution with it in its last box, in <answer> or after "####" (to the end of the line).
+    """The gold in a column that holds it, or a solution with it in its last box, in <answer> or after "####" (to the
+    end of the line).
 
     ValueError if no boxed answer could equal it: a brace is missing, there is nothing to compare, or it is a text in prose.
     """
@@ -1675,6 +1711,7 @@ def gold_of(value: str) -> str:
 
 
 def grade(text: str, gold: str, require_box: bool = True) -> Grade:
-    """Whether `text` ends in an answer equal to `gold`; `require_box=False` lets math-verify look for one where there is no box."""
+    """Whether `text` ends in an answer equal to `gold`; `require_box=False` lets math-verify look for one where there
+    is no box."""
     result = grade_exact(text, gold, require_box)
     return result if isinstance(result, Grade) else result.settle()
