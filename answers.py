@@ -2,13 +2,17 @@
 
     grade("... so \\\\boxed{1/2}", "0.5")                  # Grade(correct=True, reason="equal", answer="1/2")
 
-The answer is the last balanced \\boxed{} after the reasoning. Gold and answer are compared as text; then both are read: `normalize`
-gives one form to what prints alike, `tokenize` makes numbers, letters (with their indices and primes), words and signs of it, and
-`Parser` makes a tree of *all* of them or gives up. An answer that was not read whole is equal only as text.
-Trees are compared by what they are: lists and sets without order, points and intervals with their brackets, equations by sides and
-up to a factor, quantities with their units. Formulas are compared by their values: exact fractions where they are rational, else
-at two precisions, at points that follow from the names of the letters. So a verdict depends on the pair alone, work is
-bounded by size, and no word, unit, index or sign is lost. Imports nothing of ours.
+The answer is the last balanced \\boxed{} after the reasoning. Gold and answer are compared as text; then both are read:
+
+    normalize    one form for what prints alike
+    tokenize     numbers, letters with their indices and primes, words, signs
+    statement    members of a list, domain of a letter, modulus; `member` one relation or value; `Parser` one side of it as a tree
+    value_at     the value of a formula at a point: an exact fraction where it is rational, else at a precision
+    same_...     what equals what: lists without order, points with their brackets, equations by sides and up to a factor,
+                 quantities with their units, formulas by their values at points that follow from the names of their letters
+
+An answer counts as read only if everything in it was read; what was not is equal as text only. Work is bounded by size, so a
+verdict depends on the pair alone. Imports nothing of ours.
 """
 import functools
 import hashlib
@@ -85,14 +89,16 @@ def boxes(text: str) -> list[tuple[int, int, int, int]]:
 def last_box(text: str) -> str | None:
     """Content of the last box after the reasoning; None if there is none.
 
-    Boxes of one statement, with nothing but a comma, "and" or "or" between them, are one answer: "\\boxed{1} or \\boxed{2}" is "1, 2".
+    Boxes of one statement, with nothing but a comma, "and" or "or" between them, are one answer:
+    "\\boxed{1} or \\boxed{2}" is "1, 2".
     """
     text = final_part(text)
     found = boxes(text)
     if not found:
         return None
     first = len(found) - 1
-    while first and found[first][0] - found[first - 1][3] < 100 and CONNECTOR.fullmatch(text, found[first - 1][3], found[first][0]):
+    while first and found[first][0] - found[first - 1][3] < 100 \
+            and CONNECTOR.fullmatch(text, found[first - 1][3], found[first][0]):
         first -= 1
     return ", ".join(dict.fromkeys(BOX.sub("", text[start:end]) for _, start, end, _ in found[first:]))
 
@@ -115,9 +121,12 @@ FONT = r"\\(?:mathbf|mathit|mathsf|boldsymbol|bm|underline|textbf|textit)"
 CANONICAL = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"^\s*\*\*(.*)\*\*\s*$", r"\1"), (r",\s*\\!\s*|\\text\{,\}|\{\s*,\s*\}", "{,}"), (r"(?<!\\)\\!", ""), (r"\{:\}", ":"),
     (r"(?<!\\)\\(?:left|right) *\.", " "), (r"(?<!\\)(?:\\[()\[\]]|\$)|\\\$(?=\s*$)", " "),
-    (r"~|(?<!\\)\\[,;: \n]|\\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|limits|mathstrut)(?![A-Za-z])|\\q?quad", " "),
-    (r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|pi|cdot|times|left|right|begin|end)(?![A-Za-z]))", r"\\"), (r"\\[dtc]frac", r"\\frac"), (r"\\[dt]binom", r"\\binom"), (r"\\varnothing", r"\\emptyset"), (r"(?<!\\)%", r"\\%"),
-    (r"\\(?:not *=|neq?(?![A-Za-z]))", r"\\ne "), (r"\\not *\\in(?![A-Za-z])", r"\\notin "), (r"\\leq(?:slant|q)?(?![A-Za-z])|<=", r"\\le "),
+    (r"~|(?<!\\)\\[,;: \n]|\\q?quad|"
+     r"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|limits|mathstrut)(?![A-Za-z])", " "),
+    (r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|pi|cdot|times|left|right|begin|end)(?![A-Za-z]))", r"\\"),
+    (r"\\[dtc]frac", r"\\frac"), (r"\\[dt]binom", r"\\binom"), (r"\\varnothing", r"\\emptyset"), (r"(?<!\\)%", r"\\%"),
+    (r"\\(?:not *=|neq?(?![A-Za-z]))", r"\\ne "), (r"\\not *\\in(?![A-Za-z])", r"\\notin "),
+    (r"\\leq(?:slant|q)?(?![A-Za-z])|<=", r"\\le "),
     (r"\\geq(?:slant|q)?(?![A-Za-z])|>=", r"\\ge "), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"), (r"\*\*", "^"),
     (r"\^(\{[^{}]*\}|\w)_(\{[^{}]*\}|\w)", r"_\2^\1"), (r"(?<![\w}\]])\{(\w|\\[A-Za-z]+)\}(?=_)", r"\1"), (r"\bnp\.", ""),
     (r"(?:\{\}|(?<![\w}]))_\{?(\w+)\}?C_\{?(\w+)\}?", r"\\binom{\1}{\2}"), (r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}"),
@@ -126,8 +135,8 @@ CANONICAL = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(?i)^(?:the )?(?:final )?answer ?(?:is ?:?|[:=]) ?", ""), (r"^\{([^{}\\,]*)\}$", r"\1"))]
 
 
-LABEL = re.compile(rf"(?:{MACRO}|{FONT})\{{(?![^{{}}]*\b(?:not|\w+n't|no|none|incorrect|wrong|false|never|except|but|anything)\b)"
-                   r"[^{}]*(?:[:=]|\bis|\bare) *\} *(?=.)")
+LABEL = re.compile(rf"(?:{MACRO}|{FONT})\{{"
+                   r"(?![^{}]*\b(?:not|\w+n't|no|none|incorrect|wrong|false|never|except|but|anything)\b)[^{}]*(?:[:=]|\bis|\bare) *\} *(?=.)")
 
 
 @functools.lru_cache(4096)
@@ -135,12 +144,12 @@ def normalize(answer: str) -> str:
     """One form for what prints alike: NFKC, digits of any script, no invisible characters, spacing, delimiters, fonts
     or punctuation at the end."""
     if not answer.isascii():
-        answer = VULGAR.sub(lambda match: "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", match.group()).split("\u2044")), answer)
-        # x\u00b2 is not x2
-        answer = SUPERSCRIPT.sub(lambda match: f"^{{{unicodedata.normalize('NFKC', match.group())}}}", answer)
+        compatible = functools.partial(unicodedata.normalize, "NFKC")
+        answer = VULGAR.sub(lambda match: "\\frac{{{}}}{{{}}}".format(*compatible(match.group()).split("\u2044")), answer)
+        answer = SUPERSCRIPT.sub(lambda match: f"^{{{compatible(match.group())}}}", answer)         # x\u00b2 is not x2
         answer = ROOT.sub(r"\\sqrt{\1\2}", answer).translate(SYMBOLS)
-        answer = unicodedata.normalize("NFKC", answer).translate(SYMBOLS)
-        answer = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in answer if unicodedata.category(char) != "Cf")
+        answer = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char
+                         for char in compatible(answer).translate(SYMBOLS) if unicodedata.category(char) != "Cf")
     for pattern, replacement in CANONICAL:
         answer = pattern.sub(replacement, answer)
     answer = answer.strip()
@@ -187,24 +196,27 @@ LEXEME = {joined: re.compile(
     rf"(?P<base>(?:{MACRO}\{{\d+\}}|\(\d+\)|\d(?:\d|\{{,\}})*)_(?:\d|\{{\(?\d+\)?\}}|\{{{MACRO}\{{\d+\}}\}})"
     rf"|(?:{MACRO}\{{(?=[A-F]*\d)[\dA-F]+\}}|\((?=[A-F]*\d)[\dA-F]+\)|\d[\dA-F]*)_\{{\(?(?:1[1-9]|2\d|3[0-6])\)?\}})"
     rf"|(?P<number>{NUMBER.format(separator=separator)})"
-    rf"|(?P<macro>{MACRO}|{FONT}|\\math(?:bb|cal|frak|scr))(?![A-Za-z])|(?P<command>\\[A-Za-z]+|\\.)|(?P<run>[A-Za-z]+)|(?P<sign>\S)", re.DOTALL)
+    rf"|(?P<macro>{MACRO}|{FONT}|\\math(?:bb|cal|frak|scr))(?![A-Za-z])"
+    r"|(?P<command>\\[A-Za-z]+|\\.)|(?P<run>[A-Za-z]+)|(?P<sign>\S)", re.DOTALL)
     for joined, separator in ((False, r"(?:\{,\}| )"), (True, r"(?:\{,\}|,| )"))}
 PERIOD = re.compile(r"\\(?:overline|bar|dot)(?:\{(\d{1,50})\}|(\d))|\((\d{1,50})\)")
 POWER_OF_TEN = re.compile(r"[eE]([+-]?\d{1,4})(?![\w.])")
-RENAMED = {"\\cdot": "*", "\\times": "*", "\\ast": "*", "\\div": "/", "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\lbrace": "\\{", "\\rbrace": "\\}",
-           "\\lbrack": "[", "\\rbrack": "]", "\\colon": ":", "\\lor": "or", "\\vee": "or", "\\land": "and", "\\wedge": "and", ";": ",", "\\to": "\\to",
-           "\\varphi": "\\phi", "\\varepsilon": "\\epsilon", "\\vartheta": "\\theta", "\\varrho": "\\rho", "\\subseteq": "\\in", "\\degree": "^\\circ",
-           "\\mod": "\\bmod", "\\operatorname": "", "\\arg": "\\arg", "\\tg": "\\tan", "\\ctg": "\\cot", "\\lg": "\\log10", "\\simeq": "\\approx"}
+RENAMED = dict(pair.split() for pair in (
+    "\\cdot *|\\times *|\\ast *|\\div /|; ,|\\colon :|\\lbrace \\{|\\rbrace \\}|\\lbrack [|\\rbrack ]|\\lor or|\\vee or|\\land and|\\wedge and|"
+    "\\varphi \\phi|\\varepsilon \\epsilon|\\vartheta \\theta|\\varrho \\rho|\\degree ^\\circ|\\mod \\bmod|\\tg \\tan|\\ctg \\cot|"
+    "\\lg \\log10|\\simeq \\approx").split("|")) | {"\\lvert": "|", "\\rvert": "|", "\\vert": "|"}
 FUNCTIONS = ("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp gcd lcm max min sqrt").split()
-LETTERS = set("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega Gamma Delta Theta "
-              "Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar partial nabla angle triangle odot infty emptyset imath jmath Re Im aleph".split())
+LETTERS = {name.strip(" \\") for name in GREEK.values()} | set(
+    "ell hbar partial nabla angle triangle odot infty emptyset imath jmath Re Im aleph".split())
 ARGUMENTS = ("\\frac", "\\binom", "\\sqrt")
 ACCENTS = ("\\overline", "\\bar", "\\vec", "\\hat", "\\tilde", "\\dot", "\\ddot", "\\overrightarrow", "\\widehat", "\\mathring")
 INDEX = re.compile(r"'|_(?=(\{)|(\\[A-Za-z]+|\w))|\^\{?(?:(?:\\prime ?)+|'+)\}?")
 JOINERS = {"and": "and", "or": "or", "to": ":"}
-BARE_WORDS = set("cm km kg mm ft inch inches feet foot yard yards mile miles meter meters metre metres cent cents dollar dollars unit units degree degrees "
-                 "second seconds minute minutes min hour hours day days week weeks month months year years people students ways way points square "
-                 "cubic sq mph percent pct percentage usd am pm litre litres liter liters gram grams centimeters radians yuan".split())
+BARE_WORDS = set(                                       # units that need no \text{}
+    "cm km kg mm ft inch inches feet foot yard yards mile miles meter meters metre metres centimeters cent cents dollar dollars "
+    "usd yuan unit units degree degrees radians second seconds min minute minutes hour hours day days week weeks month months "
+    "year years people students way ways points square cubic sq mph percent pct percentage litre litres liter liters gram grams "
+    "am pm".split())
 
 
 def group_end(text: str, start: int) -> int:
@@ -269,7 +281,8 @@ def tokenize(text: str, joined: bool = False, roman: bool = False, tokens: list[
         if match["base"]:
             tokens.append(Token("number", match["base"], base_tree(match["base"])))
         elif match["number"]:
-            if is_sign(tokens[-1] if tokens else None, *ARGUMENTS) or tokens[1:] and tokens[-1].kind != "sign" and is_sign(tokens[-2], *ARGUMENTS[:2]):
+            if tokens and is_sign(tokens[-1], *ARGUMENTS) \
+                    or tokens[1:] and tokens[-1].kind != "sign" and is_sign(tokens[-2], *ARGUMENTS[:2]):
                 i = match.start() + 1                   # \frac12: its arguments are digits
             tree, i = number(text, text[match.start():i], i)
             tokens.append(Token("number", text[match.start():i], tree))
@@ -300,8 +313,8 @@ def tokenize(text: str, joined: bool = False, roman: bool = False, tokens: list[
                 words(tokens, content)
         elif run := match["run"]:
             before = text[match.start() - 1 : match.start()]
-            if run.lower() in BARE_WORDS and (before in (" ", "}", ")") or before.isdigit() and run.endswith(("cm", "km", "kg", "mm", "s"))) and after_operand(tokens) \
-                    or roman and run.lower() in UNIT_NAMES and after_operand(tokens):
+            spaced = before in (" ", "}", ")") or before.isdigit() and run.endswith(("cm", "km", "kg", "mm", "s"))
+            if after_operand(tokens) and (run.lower() in BARE_WORDS and spaced or roman and run.lower() in UNIT_NAMES):
                 words(tokens, run)
             elif run in FUNCTIONS:
                 tokens.append(Token("sign", f"\\{run}"))
@@ -309,7 +322,7 @@ def tokenize(text: str, joined: bool = False, roman: bool = False, tokens: list[
                 tokens.append(Token("letter", "\\pi"))
             elif run in JOINERS and tokens:
                 tokens.append(Token("sign", JOINERS[run]))
-            elif run in ("mod",):
+            elif run == "mod":
                 tokens.append(Token("sign", "\\bmod"))
             elif roman and len(run) > 1:
                 words(tokens, run)
@@ -343,7 +356,7 @@ def after_operand(tokens: list[Token]) -> bool:
 def words(tokens: list[Token], content: str) -> None:
     """Adds the words of a \\text{}: "and", "or", "to", commas at its ends are signs, the rest is one word token."""
     content = " ".join(content.lower().split())
-    start, middle, end = re.fullmatch(r"((?:(?:and|or|to)\b|[,;])?)(.*?)((?:\b(?:and|or|to)|[,;])?)", content.strip()).groups()
+    start, middle, end = re.fullmatch(r"((?:(?:and|or|to)\b|[,;])?)(.*?)((?:\b(?:and|or|to)|[,;])?)", content).groups()
     tokens += [Token("sign", JOINERS.get(start, ","))] if start else []
     tokens += [Token("word", middle.strip(" ,"))] if middle.strip(" ,") else []
     if end:
@@ -353,14 +366,17 @@ def words(tokens: list[Token], content: str) -> None:
 # ------------------------------------------------------------------------------------------------ units
 
 UNIT_NAMES = {spelling: names.split()[0] for names in (
-    "m meter metre", "K kelvin", "A amp ampere", "Hz hertz", "Pa pascal", "C coulomb", "T tesla", "F farad", "ohm", "cm centimeter centimetre", "mm millimeter millimetre", "km kilometer kilometre", "in inch inches in.", "ft foot feet",
-    "yd yard", "mi mile", "g gram gramme", "kg kilogram kilo", "mg milligram", "lb pound lbs", "l liter litre L", "ml milliliter millilitre",
-    "s second sec", "min minute mins", "h hour hr hrs", "day", "week", "month", "year yr", "dollar $ usd", "cent ¢ \\cent", "degree deg °", "radian rad",
-    "percent pct percentage \\%", "unit", "newton N n", "joule J j", "watt W w", "volt V v", "gallon gal", "ounce oz", "person people") for spelling in names.split()}
+    "m meter metre|cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|in inch inches|ft foot feet|yd yard|mi mile|"
+    "g gram gramme|kg kilogram kilo|mg milligram|lb pound|oz ounce|l liter litre L|ml milliliter millilitre|gallon gal|"
+    "s second sec|min minute|h hour hr|day|week|month|year yr|dollar $ usd|cent|degree deg|radian rad|percent pct percentage|unit|"
+    "newton N n|joule J j|watt W w|volt V v|K kelvin|A amp ampere|Hz hertz|Pa pascal|C coulomb|T tesla|F farad|ohm|"
+    "person people").split("|") for spelling in names.split()}
 FRACTION = re.compile(r"halves|(?:thir|quarter|\w*[fnxhe]th)[ds]?s\b|\bun\w+ly\b")
-NO_UNIT = set("pair pairs couple false negative positive probably perhaps hundred thousand million billion trillion dozen half twice double doubled tripled halved triple squared cubed factorial or if is isn't are not no but else maybe perhaps "
-              "more less least most over under above below wrong incorrect except unless times plus minus mod modulo base to other otherwise than never "
-              "only when i e x".split())
+NO_UNIT = set(                                          # words of numbers, conditions, doubts and denials
+    "hundred thousand million billion trillion dozen pair pairs couple half twice double doubled triple tripled halved squared "
+    "cubed factorial times plus minus mod modulo base to negative positive more less least most over under above below than "
+    "if unless except when only or but else other otherwise maybe perhaps probably is isn't are not no never false wrong "
+    "incorrect i e x".split())
 
 
 def unit_of_words(phrase: str, unit: dict[str, int], sign: int) -> int:
@@ -391,7 +407,8 @@ def unit_of_words(phrase: str, unit: dict[str, int], sign: int) -> int:
 # ------------------------------------------------------------------------------------------------ tokens to trees
 
 RELATIONS = ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\notin", "\\approx", "\\equiv")
-OPENING, CLOSING = ("(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\langle", "\\begin"), (")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\rangle", "\\end")
+OPENING = ("(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\langle", "\\begin")
+CLOSING = (")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\rangle", "\\end")
 # letters that are functions, whatever is in the brackets that follow
 APPLIED = re.compile(r"f(?:_\w+)?|.*'")
 MIXED = re.compile(r"(\d+) (?:(\d+) / (\d+) |\\frac (?:\{ )?(\d+) (?:\} )?(?:\{ )?(\d+) (?:\} )?(?![\^!]))")
@@ -431,7 +448,8 @@ def canonical(tokens: list[Token]) -> str:
 class Parser:
     """Reads one side of a relation into a tree, by recursive descent. Trees are tuples that begin with their kind:
 
-    n number, v letter, + * / ^ neg, f function, u quantity, base numeral, tuple with its brackets, set, union, ratio, matrix, sum, eq, rel.
+    n number, v letter, + * / ^ neg, f function, u quantity with its unit, base numeral, tuple with its brackets, set, union,
+    ratio or clock, matrix, sum, eq and rel for relations.
     """
 
     def __init__(self, tokens: list[Token], bars: bool = False):
@@ -513,7 +531,7 @@ class Parser:
 
     def starts_factor(self, token: Token) -> bool:
         if token.kind == "sign":
-            return token.text in OPENING or token.text == "|" and not self.bars or token.text.startswith("\\") and token.text in STARTERS
+            return token.text in OPENING or token.text in STARTERS or token.text == "|" and not self.bars
         return True
 
     def mixed(self) -> tuple | None:
@@ -528,7 +546,7 @@ class Parser:
         tree = first and self.mixed() or self.base()
         while (token := self.peek()) is not None and token.kind == "sign":
             if self.take("^"):
-                if self.take("\\circ") or self.tokens[self.i : self.i + 3] == [Token("sign", "{"), Token("sign", "\\circ"), Token("sign", "}")]:
+                if self.take("\\circ") or canonical(self.tokens[self.i : self.i + 3]) == "{ \\circ }":
                     self.i += 3 * self.at("{")
                     tree = ("u", tree, DEGREE)
                     continue
@@ -608,7 +626,7 @@ class Parser:
             above, below = self.base(), self.base()
             inner = [token.text for token in tokens[start : self.i]]
             if re.fullmatch(r"\{ d( |_).*\} \{ d \S+( \^ .*)? \}", " ".join(inner)) and above[0] in "*v^" and below[0] in "*v":
-                above, below = (replaced(side, {"d": name}) for side, name in ((above, "d above"), (below, "d below")))
+                above, below = replaced(above, {"d": "d above"}), replaced(below, {"d": "d below"})         # a derivative
             return ("/", above, below)
         if sign == "\\binom":
             return ("f", "binom", self.base(), self.base())
@@ -659,7 +677,8 @@ class Parser:
             arguments = tree[2:] if tree[0] == "tuple" else (tree,)
         else:
             tree = self.factor()
-            while (token := self.peek()) is not None and self.starts_factor(token) and token.text[1:] not in FUNCTIONS and token.kind != "word":
+            while (token := self.peek()) is not None and self.starts_factor(token) and token.kind != "word" \
+                    and token.text[1:] not in FUNCTIONS:
                 tree = ("*", tree, self.factor())
             arguments = (tree,)
         if name == "log10":
@@ -690,7 +709,8 @@ class Parser:
             tree = Parser(inner).whole()
             lower, upper = (tree, upper) if below else (lower, tree)
         if name == "int":
-            ends = [j for j in range(self.i, len(self.tokens) - 1) if self.tokens[j].text == "d" and self.tokens[j + 1].kind == "letter"]
+            ends = [j for j in range(self.i, len(self.tokens) - 1)
+                    if self.tokens[j].text == "d" and self.tokens[j + 1].kind == "letter"]
             if not ends:
                 raise Unread("an integral without its d")
             end, letter = ends[-1], self.tokens[ends[-1] + 1].text
@@ -713,7 +733,7 @@ class Parser:
         return ("matrix", *(tuple(Parser(cell).whole() for cell in split(row, "&")[0]) for row in rows))
 
 
-STARTERS = {"\\frac", "\\sqrt", "\\binom", "\\sum", "\\prod", "\\int", "\\lim", "\\begin", "\\log10", *(f"\\{name}" for name in FUNCTIONS)}
+STARTERS = {f"\\{name}" for name in ("frac", "sqrt", "binom", "sum", "prod", "int", "lim", "begin", "log10", *FUNCTIONS)}
 
 
 def bracket(opened: str, inner: list[Token], closed: str) -> tuple:
