@@ -517,8 +517,7 @@ class Parser:
                 tree = (sign, tree, last)
             elif self.take("\\bmod"):
                 tree = last = ("f", "mod", tree, self.factor())
-            elif token.kind == "word" or self.at("\\cent") or self.at("\\frac") and self.tokens[self.i + 2 : self.i + 3] \
-                    and self.tokens[self.i + 2].kind == "word":
+            elif token.kind == "word" or self.at("\\cent") or self.at("\\frac") and self.tokens[self.i + 2].kind == "word":
                 return ("u", tree, self.unit())
             elif self.starts_factor(token):
                 if token.kind == "number" and last[0] in ("n", "base", "u"):
@@ -804,10 +803,9 @@ def value(tokens: list[Token]) -> tuple:
             raise Unread("a quantity without its unit")
         return quantities[0] if len(quantities) == 1 else ("quantities", *quantities)
     half = ""
-    if parts[-1] and parts[-1][-1].kind == "word" and (word := parts[-1][-1].text.replace(".", "").replace(" ", "")) in ("am", "pm"):
+    if parts[-1] and parts[-1][-1].kind == "word" and (word := re.sub(r"[. ]", "", parts[-1][-1].text)) in ("am", "pm"):
         half, parts[-1] = word, parts[-1][:-1]
-    clock = len(parts) == 2 and all(len(part) == 1 and part[0].text.isdigit() for part in parts) and len(parts[1][0].text) == 2 \
-        and int(parts[0][0].text) < 25 and int(parts[1][0].text) < 60
+    clock = re.fullmatch(r"(?:1?\d|2[0-4]):[0-5]\d", ":".join(map(canonical, parts)))
     return ("clock" if clock else "ratio", half, *(Parser(part).whole() for part in parts))
 
 
@@ -819,7 +817,8 @@ def is_name(side: list[Token]) -> bool:
         depth += is_sign(token, *OPENING[:2]) - is_sign(token, *CLOSING[:2])
         if depth == 0:
             letters |= token.kind in ("letter", "word")
-            if token.kind == "number" or token.text in ("\\pi", "\\infty", "\\pm", "e", "i") and len(side) == 1 or token.text[1:] in FUNCTIONS:
+            if token.kind == "number" or token.text[1:] in FUNCTIONS \
+                    or len(side) == 1 and token.text in ("\\pi", "\\infty", "\\pm", "e", "i"):
                 return False
     return letters and not is_sign(side[0], "+", "-") or bool(side) and is_sign(side[0], "(") and all(
         token.kind == "letter" or is_sign(token, "(", ")", ",") for token in side)
@@ -829,12 +828,11 @@ def equation(sides: list[list[Token]], signs: list[str]) -> tuple:
     """("eq", names, values, sides): texts of the sides that are names, trees of the others, trees of all (None for
     what is no formula)."""
     bound = {}
-    if len(sides) == 2 and len(sides[0]) > 3 and sides[0][0].kind == "letter" and is_sign(sides[0][1], "(") and is_sign(sides[0][-1], ")"):
+    if len(sides) == 2 and [token.kind for token in sides[0][:3]] == ["letter", "sign", "letter"]:
         arguments = [token.text for token in sides[0][2:-1] if token.kind == "letter"]
-        if len(arguments) == len(set(arguments)) and len(sides[0]) == 2 * len(arguments) + 2:
-            # f(x) = 2x and f(t) = 2t are one
-            bound = {name: f"argument {k}" for k, name in enumerate(arguments)}
-            sides = [[token._replace(text=bound[token.text]) if token.text in bound else token for token in side] for side in sides]
+        if canonical(sides[0][1:]) == f"( {' , '.join(arguments)} )" and len(arguments) == len(set(arguments)):
+            bound = {name: f"argument {k}" for k, name in enumerate(arguments)}           # f(x) = 2x and f(t) = 2t are one
+            sides = [[token._replace(text=bound.get(token.text, token.text)) for token in side] for side in sides]
     names, values, trees, letters = [], [], [], set()
     for side, sign in zip(sides, ["=", *signs]):
         tree = None
@@ -882,11 +880,16 @@ def inequality(sides: list[tuple], signs: list[str]) -> tuple:
         return ("tuple", "[("[first == "<"] + "])"[second == "<"], low, high)
 
     def named(letter: tuple, values: tuple) -> tuple:
-        return ("eq", frozenset(letter[1:]), (values,), (None,), ()) if letter[1] not in letters_of(values) else ("rel", tuple(signs), *sides)
+        if letter[1] in letters_of(values):
+            return ("rel", tuple(signs), *sides)
+        return ("eq", frozenset(letter[1:]), (values,), (None,), ())
+
+    def outside(low: tuple, sign: str, high: tuple) -> tuple:
+        return ("union", interval(("neg", infinity), "<", sign, low), interval(high, sign, "<", infinity))
 
     if signs == ["\\ne"]:
         if is_letter(sides[0]):
-            return named(sides[0], ("union", interval(("neg", infinity), "<", "<", sides[1]), interval(sides[1], "<", "<", infinity)))
+            return named(sides[0], outside(sides[1], "<", sides[1]))
         return ("rel", ("\\ne",), *sides)
     if not set(signs) <= {"<", "\\le"}:
         raise Unread("relations that do not rise")
@@ -896,7 +899,7 @@ def inequality(sides: list[tuple], signs: list[str]) -> tuple:
             if letter[:2] == ("f", "abs") and letter[2][0] == "v":
                 if letter is low:
                     return named(letter[2], interval(("neg", around), signs[0], signs[0], around))
-                return named(letter[2], ("union", interval(("neg", infinity), "<", signs[0], ("neg", around)), interval(around, signs[0], "<", infinity)))
+                return named(letter[2], outside(("neg", around), signs[0], around))
         if is_letter(low):
             return named(low, interval(("neg", infinity), "<", signs[0], high))
         if is_letter(high):
@@ -916,7 +919,9 @@ class Statement(NamedTuple):
     modulus: tuple | None = None
 
 
-SETS = {"integers": "Z", "integer": "Z", "\\mathbbZ": "Z", "reals": "R", "real": "R", "\\mathbbR": "R", "\\mathbbN": "N", "natural": "N", "rational": "Q"}
+SETS = {"integers": "Z", "integer": "Z", "\\mathbbZ": "Z", "reals": "R", "real": "R", "\\mathbbR": "R", "\\mathbbN": "N",
+        "natural": "N", "rational": "Q", "positive": "+"}
+QUANTIFIERS = set("for all any every each some arbitrary where with is are an a number numbers only values of and nonnegative".split())
 TAIL = re.compile(rf"[ ,;(]*(?:{MACRO}\{{[ ,]*(?:for\b|where|with |only)|(?<= |,|\}})for (?=[a-zA-Z])|where |only\b|\\forall(?![a-z])"
                   r"|(?<=[,(; ])[A-Za-z](?:,[A-Za-z])*\\in(?![a-z]))|,[A-Za-z](?:,[A-Za-z])* ?\\in(?![a-z])")
 HEAD = re.compile(rf"^(?:\\forall(?![a-z])[^,]*,|{MACRO}\{{ ?(?:only|all (?:real |positive |\w+ )?(?:integers?|numbers?|reals?)) ?\}})")
@@ -925,23 +930,19 @@ HEAD = re.compile(rf"^(?:\\forall(?![a-z])[^,]*,|{MACRO}\{{ ?(?:only|all (?:real
 def cut_domain(text: str) -> tuple[str, str, tuple]:
     """`text` without its quantifiers ("for all n", ", k\\in\\mathbb{Z}", "only"), what they say of the domain, and of
     which letters."""
-    for match, cut in ((HEAD.search(text), lambda m: (text[m.end():], m.group())), (TAIL.search(text, 1), lambda m: (text[: m.start()], text[m.start():]))):
-        if not match:
-            continue
-        rest, said = cut(match)
+    head, tail = HEAD.match(text), TAIL.search(text, 1)
+    for rest, said in ([(text[head.end():], head.group())] if head else []) + ([(text[: tail.start()], text[tail.start():])] if tail else []):
         flat = re.sub(r"\\mathbb ?\{?([A-Z])\}?", r" \\mathbb\1 ", said)
         flat = re.sub(rf"{MACRO}(?![A-Za-z])|\\(?:forall|in)(?![A-Za-z])|[{{}}(),.;]", " ", flat)
         tokens = flat.split()
-        condition = re.search(r"\w(?:>|<|\\ge ?|\\le ?|\\ne ?)\d+", flat) if re.search(r"\b(?:all|every|any)\b|forall", said) else None
-        if condition:
-            tokens = flat.replace(condition.group(), f" {condition.group()[0]} ").split()
-        letters = tuple(dict.fromkeys(token for token in tokens if re.fullmatch(r"[B-Zb-z]|a(?= )", token) and len(token) == 1))
-        known = {"for", "all", "any", "every", "each", "some", "where", "with", "is", "are", "an", "a", "numbers", "number", "only", "values", "of", "and",
-                 "positive", "nonnegative", "arbitrary", *SETS, *letters}
-        if not set(tokens) <= known or letters and not any(letter in rest for letter in letters):
+        condition = re.search(r"(\w)((?:>|<|\\ge ?|\\le ?|\\ne ?)\d+)", flat)
+        if condition and re.search(r"\b(?:all|every|any)\b|forall", said):         # for all x>0
+            tokens = flat.replace(condition.group(), f" {condition[1]} ").split()
+        letters = tuple(dict.fromkeys(token for token in tokens if re.fullmatch(r"[B-Zb-z]", token)))
+        if not set(tokens) <= {*QUANTIFIERS, *SETS, *letters} or letters and not any(letter in rest for letter in letters):
             continue
-        domain = "".join(sorted({SETS[token] for token in tokens if token in SETS} | ({"+"} & {"+" for token in tokens if token == "positive"})))
-        return rest, domain + (condition.group()[1:] if condition else ""), letters
+        domain = "".join(sorted({SETS[token] for token in tokens if token in SETS}))
+        return rest, domain + (condition[2] if condition else ""), letters
     return text, "", ()
 
 
@@ -1009,7 +1010,8 @@ class Point:
         if name not in self.letters:
             bits = int.from_bytes(hashlib.blake2b(f"{self.number} {name}".encode(), digest_size=8).digest(), "big")
             sign = (1, -1)[self.number] if self.number < 2 else 1 - 2 * (bits >> 60 & 1)
-            self.letters[name] = Fraction(2 + bits % 17) if self.whole and WHOLE.match(name) else sign * Fraction(10 + bits % 251, 97)
+            whole = self.whole and WHOLE.match(name)
+            self.letters[name] = Fraction(2 + bits % 17) if whole else sign * Fraction(10 + bits % 251, 97)
         return self.letters[name]
 
 
@@ -1024,7 +1026,9 @@ def letters_of(tree: object) -> set[str]:
 
 def has(tree: object, *kinds: str) -> bool:
     """Whether a node of a kind, or a function of a name, is in a tree."""
-    return isinstance(tree, tuple) and bool(tree) and (tree[0] in kinds or tree[0] == "f" and tree[1] in kinds or any(has(part, *kinds) for part in tree))
+    if not isinstance(tree, tuple) or not tree:
+        return False
+    return tree[0] in kinds or tree[0] == "f" and tree[1] in kinds or any(has(part, *kinds) for part in tree)
 
 
 def replaced(tree: object, names: dict) -> object:
@@ -1073,7 +1077,9 @@ def raised(a, b):
 def whole_number(x) -> int | None:
     if isinstance(x, Fraction):
         return int(x) if x.denominator == 1 else None
-    return int(mp.nint(x)) if isinstance(x, mp.mpf) and abs(x - mp.nint(x)) <= mp.mpf(10) ** (8 - mp.dps) * max(1, abs(x)) else None
+    if isinstance(x, mp.mpf) and abs(x - mp.nint(x)) <= mp.mpf(10) ** (8 - mp.dps) * max(1, abs(x)):
+        return int(mp.nint(x))
+    return None
 
 
 def factorial(x, step: int = 1):
@@ -1165,7 +1171,8 @@ def value_at(tree: tuple, point: Point):
     if kind == "base":
         return point.of(f"{tree[3]} base {tree[2]}") if tree[1] is None else tree[1]
     if kind in ("eq", "rel"):                           # P(X=1)
-        return unknown(point, kind, *(value_at(side, point) for side in tree[3 if kind == "eq" else 2:] if side and side[0] in ("n", "v")))
+        sides = tree[3] if kind == "eq" else tree[2:]
+        return unknown(point, kind, *(value_at(side, point) for side in sides))
     if kind == "f":
         arguments = [value_at(radians(part) if tree[1] in TRIGONOMETRIC else part, point) for part in tree[2:]]
         if tree[1] not in KNOWN:
@@ -1305,7 +1312,8 @@ def proportional(a: tuple, b: tuple, positive: bool = False) -> bool:
 
 def is_near(tree: tuple | None, other: tuple | None, side: list[Token]) -> bool:
     """Whether a decimal is the rounded or cut value of the formula before it."""
-    if tree is None or other is None or letters_of((tree, other)) or not (decimal := re.fullmatch(r"\d+\.(\d+)", canonical(side))):
+    decimal = re.fullmatch(r"\d+\.(\d+)", canonical(side))
+    if tree is None or other is None or letters_of((tree, other)) or not decimal:
         return False
     a, b = (defined(part, 0, False) for part in (tree, other))
     return a is not None and b is not None and abs(inexact(a) - inexact(b)) <= mp.mpf(10) ** -len(decimal[1])
@@ -1334,7 +1342,10 @@ def same_unit(a: tuple, b: tuple) -> bool:
     """No unit equals any; phrases of which one begins with the other are one ("marbles", "marbles in total")."""
     if not a or not b or a == b or ("unit", 1) in (*a, *b) or ("unit", 2) in (*a, *b) or ("unit", 3) in (*a, *b):
         return True
-    return len(a) == len(b) == 1 and a[0][1] == b[0][1] and (a[0][0].startswith(b[0][0]) or b[0][0].startswith(a[0][0])) and len(min(a[0][0], b[0][0], key=len)) > 3
+    if len(a) > 1 or len(b) > 1 or a[0][1] != b[0][1]:
+        return False
+    short, long = sorted((a[0][0], b[0][0]), key=len)
+    return long.startswith(short) and len(short) > 3
 
 
 def same(a: tuple, b: tuple) -> bool:
@@ -1505,7 +1516,8 @@ def same_members(a: Statement, g: Statement) -> bool:
         return len(members) == len(golds) and matched(members, golds, same_member)
     for one, other, named in ((members, golds, names[0]), (golds, members, names[1])):
         values = tuple(named.values()) if named else one if len(one) > 1 else None
-        if values and len(other) == 1 and (point := other[0][2][0] if definition(other[0]) else other[0])[:2] == ("tuple", "()"):
+        point = other[0][2][0] if definition(other[0]) else other[0]
+        if values and len(other) == 1 and point[:2] == ("tuple", "()"):
             if named or not any(definition(tree) or tree[0] in ("tuple", "set") for tree in one):
                 return len(values) == len(point) - 2 and all(map(same, values, point[2:]))
         if named and len(other) > 1:
@@ -1519,7 +1531,8 @@ def same_members(a: Statement, g: Statement) -> bool:
 
 def joined_inequalities(a: Statement) -> tuple:
     """x<2 or x>3 as one union."""
-    if len(a.members) > 1 and a.joint == "or" and all(tree[0] == "eq" and tree[3] == (None,) and tree[1] == a.members[0][1] for tree in a.members):
+    if len(a.members) > 1 and a.joint == "or" and all(
+            tree[0] == "eq" and tree[3] == (None,) and tree[1] == a.members[0][1] for tree in a.members):
         parts = [part for tree in a.members for part in (tree[2][0][1:] if tree[2][0][0] == "union" else (tree[2][0],))]
         return (("eq", a.members[0][1], (("union", *parts),), (None,), ()),)
     return a.members
@@ -1558,7 +1571,8 @@ def same_statement(a: Statement, g: Statement) -> bool:
         # 12 (mod 13) for 12
         return a.modulus[0] == "n" and 0 <= a.members[0][1] < a.modulus[1] and a.members == g.members
     if a.modulus is not None:
-        return same_formula(a.modulus, g.modulus) and matched(*(spread_names(x.members) for x in (a, g)), lambda x, y: same_residue(x, y, g.modulus))
+        return same_formula(a.modulus, g.modulus) and matched(
+            spread_names(a.members), spread_names(g.members), lambda x, y: same_residue(x, y, g.modulus))
     if same_members(a, g):
         return True
     mine, theirs = letters_of(a.members), letters_of(g.members)
@@ -1572,7 +1586,8 @@ def same_statement(a: Statement, g: Statement) -> bool:
     others = sorted(name for name in mine - theirs if FREE.fullmatch(name))
     missing = [name for name in constants if name not in mine]
     if constants and len(others) == len(missing) and 0 < len(others) < 4:
-        return any(same_members(a._replace(members=replaced(a.members, dict(zip(others, order)))), g) for order in itertools.permutations(missing))
+        return any(same_members(a._replace(members=replaced(a.members, dict(zip(others, order)))), g)
+                   for order in itertools.permutations(missing))
     return False
 
 
@@ -1600,18 +1615,22 @@ def as_words(text: str) -> tuple[str | None, bool]:
     flat = re.sub(rf"(?:{MACRO}|{FONT})(?![A-Za-z])|[{{}}]", "", text).strip(" .")
     if not TEXTUAL.fullmatch(flat):
         return None, False
-    sure = re.fullmatch("[A-Z]{3,}", flat) or "\\" in text and len(flat) > 1 and flat not in FUNCTIONS or bool(re.search(r"(?i)^[a-z]*[aeiouy][a-z]*$", flat) and (
-        len(flat) > 3 or flat.lower() in SHORT_WORDS) or re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", flat))
+    sure = re.fullmatch("[A-Z]{3,}", flat) or re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", flat) or flat.lower() in SHORT_WORDS \
+        or "\\" in text and len(flat) > 1 and flat not in FUNCTIONS \
+        or len(flat) > 3 and re.fullmatch(r"(?i)[a-z]*[aeiouy][a-z]*", flat)
     return ARTICLE.sub("", " ".join(flat.lower().split())), bool(sure)
+
+
+THOUSANDS = re.compile(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])")
 
 
 @functools.lru_cache(4096)
 def read(text: str) -> tuple:
     """The readings of a normalised text: usually one, two where a comma may be one of thousands; empty if it is not
     understood."""
-    found = []
-    for joined in ((True, False) if re.search(r"\d,\d{3}(?!\d)", text) and not re.search(
-            r"[(\[|][^()\[\]]*,|\\\{", text) and "," not in re.sub(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?![\d,])", "", text) else (False,)):
+    found, others = [], THOUSANDS.sub("", text)
+    thousands = others != text and "," not in others and not re.search(r"[(\[|][^()\[\]]*,|\\\{", text)
+    for joined in (True, False) if thousands else (False,):
         try:
             found.append(statement(text, joined))
         except (Unread, RecursionError):
@@ -1648,9 +1667,10 @@ def compare_free(text: str, gold: str) -> tuple[str, str | None]:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify       # a second of sympy
 
     sources = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-    if not (parsed := parse(text, sources, parsing_timeout=None)):
+    gold_parsed, parsed = (parse(part, sources, parsing_timeout=None) for part in (f"${gold}$", text))
+    if not parsed:
         return "no box", None
-    return "equal" if verify(parse(f"${gold}$", sources, parsing_timeout=None), parsed, timeout_seconds=None) else "different", str(parsed[-1])
+    return "equal" if verify(gold_parsed, parsed, timeout_seconds=None) else "different", str(parsed[-1])
 
 
 # What nobody would write as an answer, but for a gold that is near it itself.
@@ -1703,7 +1723,7 @@ def grade_exact(text: str, gold: str, require_box: bool = True) -> Grade | Quest
     return Question(plain, gold, answer) if equal is None else Grade(equal, "equal" if equal else "different", answer)
 
 
-PLAIN = re.compile(r"[^\\{}<#]{0,40}[0-9A-Za-z][^\\{}<#]{0,40}")             # short, no command, brace, tag or mark, and something to compare
+PLAIN = re.compile(r"[^\\{}<#]{0,40}[0-9A-Za-z][^\\{}<#]{0,40}")             # short, and no command, brace, tag or mark
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 PROSE = 12                                              # words of an unread gold that make a text of it
 
@@ -1726,7 +1746,8 @@ def gold_of(value: str) -> str:
     words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", plain)
     readable = len(words) <= (PROSE if not marked else PROSE // 3) and (re.search(r"\w", plain) or read(plain))
     if not plain or not readable or last_box(f"\\boxed{{{gold}}}") != gold:
-        raise ValueError(f"no boxed answer can equal {gold[:200]!r}: is it a text, or is something missing in it, such as a brace or the box?")
+        raise ValueError(f"no boxed answer can equal {gold[:200]!r}: is it a text, "
+                         "or is something missing in it, such as a brace or the box?")
     return gold
 
 
