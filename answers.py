@@ -6,13 +6,13 @@ The answer is the last balanced \\boxed{} after the reasoning. Gold and answer a
 
     normalize    one form for what prints alike
     tokenize     numbers, letters with their indices and primes, words, signs
-    statement    members of a list, domain of a letter, modulus; `member` one relation or value; `Parser` one side of it as a tree
+    statement    members of a list, domain of a letter, modulus; `member` a relation or value, `Parser` one side
     value_at     the value of a formula at a point: an exact fraction where it is rational, else at a precision
-    same_...     what equals what: lists without order, points with their brackets, equations by sides and up to a factor,
-                 quantities with their units, formulas by their values at points that follow from the names of their letters
+    same_...     what equals what: lists without order, points with their brackets, equations by sides and up to a
+                 factor, quantities with their units, formulas by values at points that follow from their letters
 
-An answer counts as read only if everything in it was read; what was not is equal as text only. Work is bounded by size, so a
-verdict depends on the pair alone. Imports nothing of ours.
+An answer counts as read only if everything in it was read; what was not is equal as text only. Work is bounded by
+size, so a verdict depends on the pair alone. Imports nothing of ours.
 """
 import functools
 import hashlib
@@ -34,8 +34,8 @@ FREE_TEXT = 2000
 @dataclass(frozen=True)
 class Grade:
     """A verdict. Reasons: "equal" | "different" | "no box" | "too large" (nobody would write it, or work it out) |
-    "unparsed" (some part of
-    the answer was not understood, and as text it is another) | "gold unparsed" (the same for the gold) | "timeout" | "crash" (grader.py)."""
+    "unparsed" (some part of the answer was not understood, and as text it is another) | "gold unparsed" (the same for
+    the gold) | "timeout" | "crash" (grader.py)."""
     correct: bool
     reason: str
     answer: str | None                                  # what was taken as the answer
@@ -49,7 +49,7 @@ class TooLarge(Exception):
     """More digits or more steps than an answer deserves."""
 
 
-# ------------------------------------------------------------------------------------------------ what the answer is
+# -------------------------------------------------------------------------------- what the answer is
 
 TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:\{|[^\s{}\\$]+)?|\\.|[{}]", re.DOTALL)
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
@@ -103,15 +103,20 @@ def last_box(text: str) -> str | None:
     return ", ".join(dict.fromkeys(BOX.sub("", text[start:end]) for _, start, end, _ in found[first:]))
 
 
-# ------------------------------------------------------------------------------------------------ one form for what prints alike
+# -------------------------------------------------------------------------------- one form for what prints alike
 
 GREEK = {char: f"\\{name} " for char, name in zip(
-    "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩϕϵϑϱ", "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
-    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega phi epsilon theta rho".split())}
+    "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩϕϵϑϱ", "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu "
+    "xi pi rho sigma tau "
+    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega phi epsilon theta "
+    "rho".split())}
 SYMBOLS = str.maketrans(GREEK | dict(pair.split(" ", 1) for pair in (
-    "− -|– -|⁄ /|∕ /|× \\times |· \\cdot |⋅ \\cdot |∙ \\cdot |÷ / |± \\pm |∓ \\mp |∞ \\infty |≤ \\le |⩽ \\le |≦ \\le |≥ \\ge |⩾ \\ge |≧ \\ge |"
-    "≠ \\ne |≈ \\approx |≡ \\equiv |∈ \\in |∉ \\notin |∀ \\forall |∪ \\cup |∩ \\cap |∅ \\emptyset |∖ \\setminus |° ^\\circ |˚ ^\\circ |º ^\\circ |"
-    "′ '|’ '|″ ''|⌊ \\lfloor |⌋ \\rfloor |⌈ \\lceil |⌉ \\rceil |¢ \\cent |ℝ \\mathbb{R}|ℤ \\mathbb{Z}|ℕ \\mathbb{N}|ℚ \\mathbb{Q}|ℂ \\mathbb{C}|"
+    "− -|– -|⁄ /|∕ /|× \\times |· \\cdot |⋅ \\cdot |∙ \\cdot |÷ / |± \\pm |∓ \\mp |∞ \\infty |≤ \\le |⩽ \\le |≦ \\le "
+    "|≥ \\ge |⩾ \\ge |≧ \\ge |"
+    "≠ \\ne |≈ \\approx |≡ \\equiv |∈ \\in |∉ \\notin |∀ \\forall |∪ \\cup |∩ \\cap |∅ \\emptyset |∖ \\setminus |° "
+    "^\\circ |˚ ^\\circ |º ^\\circ |"
+    "′ '|’ '|″ ''|⌊ \\lfloor |⌋ \\rfloor |⌈ \\lceil |⌉ \\rceil |¢ \\cent |ℝ \\mathbb{R}|ℤ \\mathbb{Z}|ℕ \\mathbb{N}|"
+    "ℚ \\mathbb{Q}|ℂ \\mathbb{C}|"
     "¬ \\neg |∠ \\angle |△ \\triangle |∨ \\lor |∧ \\land ").split("|")))
 SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b\u207f]+")
 ROOT = re.compile("\u221a(?:\\(([^()]*)\\)|(\\d+|\\w))")
@@ -119,7 +124,8 @@ VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 MACRO = r"\\(?:text\w*|mathrm|mathnormal|mbox|operatorname\*?|rm)"
 FONT = r"\\(?:mathbf|mathit|mathsf|boldsymbol|bm|underline|textbf|textit)"
 CANONICAL = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"^\s*\*\*(.*)\*\*\s*$", r"\1"), (r",\s*\\!\s*|\\text\{,\}|\{\s*,\s*\}", "{,}"), (r"(?<!\\)\\!", ""), (r"\{:\}", ":"),
+    (r"^\s*\*\*(.*)\*\*\s*$", r"\1"), (r",\s*\\!\s*|\\text\{,\}|\{\s*,\s*\}", "{,}"), (r"(?<!\\)\\!", ""),
+    (r"\{:\}", ":"),
     (r"(?<!\\)\\(?:left|right) *\.", " "), (r"(?<!\\)(?:\\[()\[\]]|\$)|\\\$(?=\s*$)", " "),
     (r"~|(?<!\\)\\[,;: \n]|\\q?quad|"
      r"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|limits|mathstrut)(?![A-Za-z])", " "),
@@ -127,8 +133,10 @@ CANONICAL = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\\[dtc]frac", r"\\frac"), (r"\\[dt]binom", r"\\binom"), (r"\\varnothing", r"\\emptyset"), (r"(?<!\\)%", r"\\%"),
     (r"\\(?:not *=|neq?(?![A-Za-z]))", r"\\ne "), (r"\\not *\\in(?![A-Za-z])", r"\\notin "),
     (r"\\leq(?:slant|q)?(?![A-Za-z])|<=", r"\\le "),
-    (r"\\geq(?:slant|q)?(?![A-Za-z])|>=", r"\\ge "), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"), (r"\*\*", "^"),
-    (r"\^(\{[^{}]*\}|\w)_(\{[^{}]*\}|\w)", r"_\2^\1"), (r"(?<![\w}\]])\{(\w|\\[A-Za-z]+)\}(?=_)", r"\1"), (r"\bnp\.", ""),
+    (r"\\geq(?:slant|q)?(?![A-Za-z])|>=", r"\\ge "), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
+    (r"\*\*", "^"),
+    (r"\^(\{[^{}]*\}|\w)_(\{[^{}]*\}|\w)", r"_\2^\1"), (r"(?<![\w}\]])\{(\w|\\[A-Za-z]+)\}(?=_)", r"\1"),
+    (r"\bnp\.", ""),
     (r"(?:\{\}|(?<![\w}]))_\{?(\w+)\}?C_\{?(\w+)\}?", r"\\binom{\1}{\2}"), (r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}"),
     (rf"({MACRO}|{FONT}) +\{{", r"\1{"), (rf"{FONT}\{{([^{{}}]*)\}}", r"{\1}"), (r"\s+", " "),
     (r" ?([-+*/=<>;:()\[\]^_|]) ?", r"\1"), (r" ?, (?!\d{3}(?!\d))| ,", ","), (r"([_^])\{(\w)\}(?!\w)", r"\1\2"),
@@ -136,7 +144,8 @@ CANONICAL = [(re.compile(pattern), replacement) for pattern, replacement in (
 
 
 LABEL = re.compile(rf"(?:{MACRO}|{FONT})\{{"
-                   r"(?![^{}]*\b(?:not|\w+n't|no|none|incorrect|wrong|false|never|except|but|anything)\b)[^{}]*(?:[:=]|\bis|\bare) *\} *(?=.)")
+                   r"(?![^{}]*\b(?:not|\w+n't|no|none|incorrect|wrong|false|never|except|but|anything)\b)"
+                   r"[^{}]*(?:[:=]|\bis|\bare) *\} *(?=.)")
 
 
 @functools.lru_cache(4096)
@@ -145,7 +154,7 @@ def normalize(answer: str) -> str:
     or punctuation at the end."""
     if not answer.isascii():
         compatible = functools.partial(unicodedata.normalize, "NFKC")
-        answer = VULGAR.sub(lambda match: "\\frac{{{}}}{{{}}}".format(*compatible(match.group()).split("\u2044")), answer)
+        answer = VULGAR.sub(lambda match: "\\frac{%s}{%s}" % tuple(compatible(match.group()).split("\u2044")), answer)
         answer = SUPERSCRIPT.sub(lambda match: f"^{{{compatible(match.group())}}}", answer)         # x\u00b2 is not x2
         answer = ROOT.sub(r"\\sqrt{\1\2}", answer).translate(SYMBOLS)
         answer = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char
@@ -158,7 +167,8 @@ def normalize(answer: str) -> str:
     return answer.rstrip(".,;: ")
 
 
-PLAIN_NUMBER = re.compile(r"([+-]?)(?:(\d{1,300})(?:\.(\d{0,300}))?|\.(\d{1,300})|\\frac\{(\d{1,300})\}\{(\d{1,300})\})")
+PLAIN_NUMBER = re.compile(r"([+-]?)(?:(\d{1,300})(?:\.(\d{0,300}))?|\.(\d{1,300})"
+                          r"|\\frac\{(\d{1,300})\}\{(\d{1,300})\})")
 
 
 def as_fraction(text: str) -> Fraction | None:
@@ -182,7 +192,7 @@ def compare_exact(answer: str, gold: str) -> bool | None:
     return None if a is None or b is None else a == b
 
 
-# ------------------------------------------------------------------------------------------------ text to tokens
+# -------------------------------------------------------------------------------- text to tokens
 
 class Token(NamedTuple):
     kind: str                                           # "number" | "letter" | "word" | "sign"
@@ -202,20 +212,25 @@ LEXEME = {joined: re.compile(
 PERIOD = re.compile(r"\\(?:overline|bar|dot)(?:\{(\d{1,50})\}|(\d))|\((\d{1,50})\)")
 POWER_OF_TEN = re.compile(r"[eE]([+-]?\d{1,4})(?![\w.])")
 RENAMED = dict(pair.split() for pair in (
-    "\\cdot *|\\times *|\\ast *|\\div /|; ,|\\colon :|\\lbrace \\{|\\rbrace \\}|\\lbrack [|\\rbrack ]|\\lor or|\\vee or|\\land and|\\wedge and|"
-    "\\varphi \\phi|\\varepsilon \\epsilon|\\vartheta \\theta|\\varrho \\rho|\\degree ^\\circ|\\mod \\bmod|\\tg \\tan|\\ctg \\cot|"
+    "\\cdot *|\\times *|\\ast *|\\div /|; ,|\\colon :|\\lbrace \\{|\\rbrace \\}|\\lbrack [|\\rbrack ]|\\lor or|\\vee "
+    "or|\\land and|\\wedge and|"
+    "\\varphi \\phi|\\varepsilon \\epsilon|\\vartheta \\theta|\\varrho \\rho|\\degree ^\\circ|\\mod \\bmod|\\tg "
+    "\\tan|\\ctg \\cot|"
     "\\lg \\log10|\\simeq \\approx").split("|")) | {"\\lvert": "|", "\\rvert": "|", "\\vert": "|"}
 FUNCTIONS = ("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp gcd lcm max min sqrt").split()
 LETTERS = {name.strip(" \\") for name in GREEK.values()} | set(
     "ell hbar partial nabla angle triangle odot infty emptyset imath jmath Re Im aleph".split())
 ARGUMENTS = ("\\frac", "\\binom", "\\sqrt")
-ACCENTS = ("\\overline", "\\bar", "\\vec", "\\hat", "\\tilde", "\\dot", "\\ddot", "\\overrightarrow", "\\widehat", "\\mathring")
+ACCENTS = [f"\\{name}" for name in "overline bar vec hat tilde dot ddot overrightarrow widehat mathring".split()]
 INDEX = re.compile(r"'|_(?=(\{)|(\\[A-Za-z]+|\w))|\^\{?(?:(?:\\prime ?)+|'+)\}?")
 JOINERS = {"and": "and", "or": "or", "to": ":"}
 BARE_WORDS = set(                                       # units that need no \text{}
-    "cm km kg mm ft inch inches feet foot yard yards mile miles meter meters metre metres centimeters cent cents dollar dollars "
-    "usd yuan unit units degree degrees radians second seconds min minute minutes hour hours day days week weeks month months "
-    "year years people students way ways points square cubic sq mph percent pct percentage litre litres liter liters gram grams "
+    "cm km kg mm ft inch inches feet foot yard yards mile miles meter meters metre metres centimeters cent cents "
+    "dollar dollars "
+    "usd yuan unit units degree degrees radians second seconds min minute minutes hour hours day days week weeks "
+    "month months "
+    "year years people students way ways points square cubic sq mph percent pct percentage litre litres liter liters "
+    "gram grams "
     "am pm".split())
 
 
@@ -350,7 +365,7 @@ def tokenize(text: str, joined: bool = False, roman: bool = False, tokens: list[
 
 def after_operand(tokens: list[Token]) -> bool:
     """Whether what follows these tokens can be a unit."""
-    return bool(tokens) and (tokens[-1].kind != "sign" or tokens[-1].text in (")", "}", "\\}", "]", "\\%", "!", "/", "*"))
+    return bool(tokens) and (tokens[-1].kind != "sign" or is_sign(tokens[-1], *")}]!/*", "\\}", "\\%"))
 
 
 def words(tokens: list[Token], content: str) -> None:
@@ -363,19 +378,24 @@ def words(tokens: list[Token], content: str) -> None:
         tokens += [Token("sign", JOINERS.get(end, ","))]
 
 
-# ------------------------------------------------------------------------------------------------ units
+# -------------------------------------------------------------------------------- units
 
 UNIT_NAMES = {spelling: names.split()[0] for names in (
-    "m meter metre|cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|in inch inches|ft foot feet|yd yard|mi mile|"
+    "m meter metre|cm centimeter centimetre|mm millimeter millimetre|km kilometer kilometre|in inch inches|ft foot "
+    "feet|yd yard|mi mile|"
     "g gram gramme|kg kilogram kilo|mg milligram|lb pound|oz ounce|l liter litre L|ml milliliter millilitre|gallon gal|"
-    "s second sec|min minute|h hour hr|day|week|month|year yr|dollar $ usd|cent|degree deg|radian rad|percent pct percentage|unit|"
+    "s second sec|min minute|h hour hr|day|week|month|year yr|dollar $ usd|cent|degree deg|radian rad|percent pct "
+    "percentage|unit|"
     "newton N n|joule J j|watt W w|volt V v|K kelvin|A amp ampere|Hz hertz|Pa pascal|C coulomb|T tesla|F farad|ohm|"
     "person people").split("|") for spelling in names.split()}
 FRACTION = re.compile(r"halves|(?:thir|quarter|\w*[fnxhe]th)[ds]?s\b|\bun\w+ly\b")
 NO_UNIT = set(                                          # words of numbers, conditions, doubts and denials
-    "hundred thousand million billion trillion dozen pair pairs couple half twice double doubled triple tripled halved squared "
-    "cubed factorial times plus minus mod modulo base to negative positive more less least most over under above below than "
-    "if unless except when only or but else other otherwise maybe perhaps probably is isn't are not no never false wrong "
+    "hundred thousand million billion trillion dozen pair pairs couple half twice double doubled triple tripled "
+    "halved squared "
+    "cubed factorial times plus minus mod modulo base to negative positive more less least most over under above "
+    "below than "
+    "if unless except when only or but else other otherwise maybe perhaps probably is isn't are not no never false "
+    "wrong "
     "incorrect i e x".split())
 
 
@@ -404,7 +424,7 @@ def unit_of_words(phrase: str, unit: dict[str, int], sign: int) -> int:
     return sign
 
 
-# ------------------------------------------------------------------------------------------------ tokens to trees
+# -------------------------------------------------------------------------------- tokens to trees
 
 RELATIONS = ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\notin", "\\approx", "\\equiv")
 OPENING = ("(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\langle", "\\begin")
@@ -448,8 +468,8 @@ def canonical(tokens: list[Token]) -> str:
 class Parser:
     """Reads one side of a relation into a tree, by recursive descent. Trees are tuples that begin with their kind:
 
-    n number, v letter, + * / ^ neg, f function, u quantity with its unit, base numeral, tuple with its brackets, set, union,
-    ratio or clock, matrix, sum, eq and rel for relations.
+    n number, v letter, + * / ^ neg, f function, u quantity with its unit, base numeral, tuple with its brackets, set,
+    union, ratio or clock, matrix, sum, eq and rel for relations.
     """
 
     def __init__(self, tokens: list[Token], bars: bool = False):
@@ -517,7 +537,8 @@ class Parser:
                 tree = (sign, tree, last)
             elif self.take("\\bmod"):
                 tree = last = ("f", "mod", tree, self.factor())
-            elif token.kind == "word" or self.at("\\cent") or self.at("\\frac") and self.tokens[self.i + 2].kind == "word":
+            elif token.kind == "word" or self.at("\\cent") \
+                    or self.at("\\frac") and self.tokens[self.i + 2 :][:1] and self.tokens[self.i + 2].kind == "word":
                 return ("u", tree, self.unit())
             elif self.starts_factor(token):
                 if token.kind == "number" and last[0] in ("n", "base", "u"):
@@ -624,8 +645,9 @@ class Parser:
             tokens, start = self.tokens, self.i
             above, below = self.base(), self.base()
             inner = [token.text for token in tokens[start : self.i]]
-            if re.fullmatch(r"\{ d( |_).*\} \{ d \S+( \^ .*)? \}", " ".join(inner)) and above[0] in "*v^" and below[0] in "*v":
-                above, below = replaced(above, {"d": "d above"}), replaced(below, {"d": "d below"})         # a derivative
+            derivative = re.fullmatch(r"\{ d .*\} \{ d \S+( \^.*)? \}", " ".join(inner))
+            if derivative and above[0] in "*v^" and below[0] in "*v":
+                above, below = replaced(above, {"d": "d above"}), replaced(below, {"d": "d below"})
             return ("/", above, below)
         if sign == "\\binom":
             return ("f", "binom", self.base(), self.base())
@@ -732,7 +754,7 @@ class Parser:
         return ("matrix", *(tuple(Parser(cell).whole() for cell in split(row, "&")[0]) for row in rows))
 
 
-STARTERS = {f"\\{name}" for name in ("frac", "sqrt", "binom", "sum", "prod", "int", "lim", "begin", "log10", *FUNCTIONS)}
+STARTERS = {f"\\{name}" for name in (*"frac sqrt binom sum prod int lim begin log10".split(), *FUNCTIONS)}
 
 
 def bracket(opened: str, inner: list[Token], closed: str) -> tuple:
@@ -831,7 +853,7 @@ def equation(sides: list[list[Token]], signs: list[str]) -> tuple:
     if len(sides) == 2 and [token.kind for token in sides[0][:3]] == ["letter", "sign", "letter"]:
         arguments = [token.text for token in sides[0][2:-1] if token.kind == "letter"]
         if canonical(sides[0][1:]) == f"( {' , '.join(arguments)} )" and len(arguments) == len(set(arguments)):
-            bound = {name: f"argument {k}" for k, name in enumerate(arguments)}           # f(x) = 2x and f(t) = 2t are one
+            bound = {name: f"argument {k}" for k, name in enumerate(arguments)}     # f(x) = 2x and f(t) = 2t are one
             sides = [[token._replace(text=bound.get(token.text, token.text)) for token in side] for side in sides]
     names, values, trees, letters = [], [], [], set()
     for side, sign in zip(sides, ["=", *signs]):
@@ -919,19 +941,23 @@ class Statement(NamedTuple):
     modulus: tuple | None = None
 
 
-SETS = {"integers": "Z", "integer": "Z", "\\mathbbZ": "Z", "reals": "R", "real": "R", "\\mathbbR": "R", "\\mathbbN": "N",
-        "natural": "N", "rational": "Q", "positive": "+"}
-QUANTIFIERS = set("for all any every each some arbitrary where with is are an a number numbers only values of and nonnegative".split())
-TAIL = re.compile(rf"[ ,;(]*(?:{MACRO}\{{[ ,]*(?:for\b|where|with |only)|(?<= |,|\}})for (?=[a-zA-Z])|where |only\b|\\forall(?![a-z])"
+SETS = {"integers": "Z", "integer": "Z", "\\mathbbZ": "Z", "reals": "R", "real": "R", "\\mathbbR": "R",
+        "\\mathbbN": "N", "natural": "N", "rational": "Q", "positive": "+"}
+QUANTIFIERS = set("for all any every each some arbitrary where with is are an a number numbers only values of and "
+                  "nonnegative".split())
+TAIL = re.compile(rf"[ ,;(]*(?:{MACRO}\{{[ ,]*(?:for\b|where|with |only)|(?<= |,|\}})for (?=[a-zA-Z])"
+                  r"|where |only\b|\\forall(?![a-z])"
                   r"|(?<=[,(; ])[A-Za-z](?:,[A-Za-z])*\\in(?![a-z]))|,[A-Za-z](?:,[A-Za-z])* ?\\in(?![a-z])")
-HEAD = re.compile(rf"^(?:\\forall(?![a-z])[^,]*,|{MACRO}\{{ ?(?:only|all (?:real |positive |\w+ )?(?:integers?|numbers?|reals?)) ?\}})")
+HEAD = re.compile(rf"\\forall(?![a-z])[^,]*,|{MACRO}\{{ ?(?:only|all (?:\w+ )?(?:integers?|numbers?|reals?)) ?\}}")
 
 
 def cut_domain(text: str) -> tuple[str, str, tuple]:
     """`text` without its quantifiers ("for all n", ", k\\in\\mathbb{Z}", "only"), what they say of the domain, and of
     which letters."""
     head, tail = HEAD.match(text), TAIL.search(text, 1)
-    for rest, said in ([(text[head.end():], head.group())] if head else []) + ([(text[: tail.start()], text[tail.start():])] if tail else []):
+    parts = [(text[head.end():], head.group())] if head else []
+    parts += [(text[: tail.start()], text[tail.start():])] if tail else []
+    for rest, said in parts:
         flat = re.sub(r"\\mathbb ?\{?([A-Z])\}?", r" \\mathbb\1 ", said)
         flat = re.sub(rf"{MACRO}(?![A-Za-z])|\\(?:forall|in)(?![A-Za-z])|[{{}}(),.;]", " ", flat)
         tokens = flat.split()
@@ -939,7 +965,7 @@ def cut_domain(text: str) -> tuple[str, str, tuple]:
         if condition and re.search(r"\b(?:all|every|any)\b|forall", said):         # for all x>0
             tokens = flat.replace(condition.group(), f" {condition[1]} ").split()
         letters = tuple(dict.fromkeys(token for token in tokens if re.fullmatch(r"[B-Zb-z]", token)))
-        if not set(tokens) <= {*QUANTIFIERS, *SETS, *letters} or letters and not any(letter in rest for letter in letters):
+        if not set(tokens) <= {*QUANTIFIERS, *SETS, *letters} or letters and not any(name in rest for name in letters):
             continue
         domain = "".join(sorted({SETS[token] for token in tokens if token in SETS}))
         return rest, domain + (condition[2] if condition else ""), letters
@@ -982,14 +1008,14 @@ def cut_modulus(tokens: list[Token]) -> tuple[list[Token], tuple | None]:
     return tokens[: at - bracketed], Parser(tokens[at + 1 : len(tokens) - bracketed]).whole()
 
 
-# ------------------------------------------------------------------------------------------------ the value of a tree at a point
+# -------------------------------------------------------------------------------- the value of a tree at a point
 
 BITS = 100_000                                          # of an exact number
 STEPS = 20_000                                          # nodes of one evaluation, the terms of sums included
 SUM_TERMS = 1000
 # of the first evaluation; the second has twice as many and those of the exponents
 DIGITS = 30
-CONSTANTS = {"\\pi": lambda: mp.pi + 0, "e": lambda: mp.e + 0, "i": lambda: mp.mpc(0, 1), "\\imath": lambda: mp.mpc(0, 1)}
+CONSTANTS = {"\\pi": lambda: +mp.pi, "e": lambda: +mp.e, "i": lambda: mp.mpc(0, 1), "\\imath": lambda: mp.mpc(0, 1)}
 
 
 WHOLE = re.compile(r"[abijklmnpqKMN](?![a-z])")
@@ -999,8 +1025,8 @@ class Point:
     """Numbers for letters and for functions of which nothing is known; they follow from their names and the point's
     own number alone.
 
-    At point 0 all letters are positive, at point 1 all negative, then they have mixed signs; `whole` makes integers of those that
-    stand for integers by custom.
+    At point 0 all letters are positive, at point 1 all negative, then they have mixed signs; `whole` makes integers of
+    those that stand for integers by custom.
     """
 
     def __init__(self, number: int, whole: bool = False):
@@ -1021,7 +1047,8 @@ def letters_of(tree: object) -> set[str]:
         return set()
     if len(tree) == 2 and tree[0] == "v":
         return {tree[1]} - CONSTANTS.keys()
-    return set().union(*map(letters_of, tree), {tree[1]} if tree[:1] == ("f",) and tree[1].startswith("letter ") else ())
+    named = {tree[1]} if tree[:1] == ("f",) and tree[1].startswith("letter ") else ()
+    return set().union(*map(letters_of, tree), named)
 
 
 def has(tree: object, *kinds: str) -> bool:
@@ -1133,10 +1160,11 @@ def of_mpmath(name: str):
     return lambda x: getattr(mp, name)(inexact(x))
 
 
-KNOWN = {"factorial": factorial, "double factorial": functools.partial(factorial, step=2), "binom": binomial, "abs": abs,
-         "floor": rounded(math.floor, mp.floor), "ceil": rounded(math.ceil, mp.ceil), "max": of_reals(max), "min": of_reals(min),
-         "gcd": of_integers(math.gcd), "lcm": of_integers(math.lcm), "mod": of_integers(operator.mod), "ln": of_mpmath("log"),
-         "arcsin": of_mpmath("asin"), "arccos": of_mpmath("acos"), "arctan": of_mpmath("atan"),
+KNOWN = {"factorial": factorial, "double factorial": functools.partial(factorial, step=2), "binom": binomial,
+         "floor": rounded(math.floor, mp.floor), "ceil": rounded(math.ceil, mp.ceil), "abs": abs, "max": of_reals(max),
+         "min": of_reals(min), "gcd": of_integers(math.gcd), "lcm": of_integers(math.lcm),
+         "mod": of_integers(operator.mod), "ln": of_mpmath("log"), "arcsin": of_mpmath("asin"),
+         "arccos": of_mpmath("acos"), "arctan": of_mpmath("atan"),
          **{name: of_mpmath(name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}}
 
 
@@ -1250,7 +1278,7 @@ def is_zero(trees: tuple, combine) -> bool:
             return False                                # what is smaller may be a zero with the errors of rounding
     with mp.workdps(2 * DIGITS + 2 * more):
         a, b = map(inexact, combine())
-        return abs(a - b) <= max(first * mp.mpf(10) ** -(DIGITS // 2), max(abs(a), abs(b)) * mp.mpf(10) ** (10 - mp.dps))
+        return abs(a - b) <= max(first * mp.mpf(10) ** -(DIGITS // 2), abs(a) * mp.mpf(10) ** (10 - mp.dps))
 
 
 def points(trees: tuple) -> list[tuple[int, bool]]:
@@ -1308,7 +1336,7 @@ def proportional(a: tuple, b: tuple, positive: bool = False) -> bool:
     return all(is_zero((a, b), lambda other=other: [ratio[0](), other()]) for other in ratio[1:])
 
 
-# ------------------------------------------------------------------------------------------------ what equals what
+# -------------------------------------------------------------------------------- what equals what
 
 def is_near(tree: tuple | None, other: tuple | None, side: list[Token]) -> bool:
     """Whether a decimal is the rounded or cut value of the formula before it."""
@@ -1361,7 +1389,7 @@ def same(a: tuple, b: tuple) -> bool:
         hundred = ("n", Fraction(100))
         if unit and other:
             return False
-        return same(a, b) or (same_formula(a, ("*", hundred, b)) if percent in unit else same_formula(("*", hundred, a), b))
+        return same(a, b) or same_formula(*((a, ("*", hundred, b)) if percent in unit else (("*", hundred, a), b)))
     if not same_unit(unit, other):
         return False
     kinds = a[0], b[0]
@@ -1379,7 +1407,8 @@ def same(a: tuple, b: tuple) -> bool:
         a, b = (real if tree == ("v", "\\mathbbR") else as_union(tree) for tree in (a, b))
         if a[0] != b[0] or len(a) != len(b):
             return a == b or "union" in (a[0], b[0]) and kinds != (a[0], b[0]) and same(a, b)
-        return all(same_member(x, y) if isinstance(x, tuple) and x and isinstance(x[0], str) else x == y for x, y in zip(a[1:], b[1:]))
+        return all(same_member(x, y) if isinstance(x, tuple) and isinstance(x[0], str) else x == y
+                   for x, y in zip(a[1:], b[1:]))
     if has((a, b), "matrix"):
         a, b = matrix(a), matrix(b)
         return a is not None and b is not None and [len(row) for row in a] == [len(row) for row in b] and all(
@@ -1420,7 +1449,8 @@ def matrix(tree: tuple) -> tuple | None:
     if tree[0] == "matrix":
         return tree[1:]
     if tree[0] == "neg":
-        return None if (rows := matrix(tree[1])) is None else tuple(tuple(("neg", cell) for cell in row) for row in rows)
+        rows = matrix(tree[1])
+        return None if rows is None else tuple(tuple(("neg", cell) for cell in row) for row in rows)
     a, b = (matrix(part) for part in tree[1:3]) if tree[0] in ("+", "*", "/") else (None, None)
     if tree[0] == "+":
         if a is None or b is None or [len(row) for row in a] != [len(row) for row in b]:
@@ -1524,7 +1554,8 @@ def same_members(a: Statement, g: Statement) -> bool:
             return len(values) == len(other) and not by_name(other) and all(map(same, values, other))
     members, golds = joined_inequalities(a), joined_inequalities(g)
     members, golds = spread_names(members), spread_names(golds)
-    if len(golds) > 1 and all(tree[0] == "u" for tree in (*members, *golds)) and len({tree[2] for tree in golds}) == len(golds):
+    quantities = len(golds) > 1 and all(tree[0] == "u" for tree in (*members, *golds))
+    if quantities and len({tree[2] for tree in golds}) == len(golds):               # 2 hours 30 minutes
         return len(members) == len(golds) and matched(members, golds, lambda x, y: x[2] == y[2] and same(x, y))
     return matched(members, golds, same_member)
 
@@ -1556,8 +1587,8 @@ def free_constants(tree: tuple) -> list[str]:
         for factor in factors:
             if factor[0] == "+":
                 found += free_constants(factor)
-            elif factor[0] == "v" and re.fullmatch(r"[cC](?:_\w+)?", factor[1]) and (exponential or len(factors) == 1 < len(terms)):
-                found.append(factor[1])
+            elif factor[0] == "v" and re.fullmatch(r"[cC](?:_\w+)?", factor[1]):
+                found += [factor[1]] if exponential or len(factors) == 1 < len(terms) else []
     return found
 
 
@@ -1577,7 +1608,7 @@ def same_statement(a: Statement, g: Statement) -> bool:
         return True
     mine, theirs = letters_of(a.members), letters_of(g.members)
     if "Z" in a.domain + g.domain:                      # k\pi and n\pi with an integer
-        new, old = ([name for name in names if re.fullmatch("[ijklmn]", name)] for names in (mine - theirs, theirs - mine))
+        new, old = ([name for name in names if name in set("ijklmn")] for names in (mine - theirs, theirs - mine))
         if len(new) == len(old) == 1:
             return same_members(a._replace(members=replaced(a.members, dict(zip(new, old)))), g)
     value = g.members[0][2][0] if definition(g.members[0]) else g.members[0]
@@ -1592,7 +1623,7 @@ def same_statement(a: Statement, g: Statement) -> bool:
 
 
 def same_residue(a: tuple, g: tuple, modulus: tuple) -> bool:
-    """Whether two members of congruences are one: the same name, and values that differ by a multiple of the modulus."""
+    """Whether two members of congruences are one: the same name, and values apart by a multiple of the modulus."""
     if definition(a) and definition(g):
         if a[1] != g[1]:
             return False
@@ -1615,7 +1646,7 @@ def as_words(text: str) -> tuple[str | None, bool]:
     flat = re.sub(rf"(?:{MACRO}|{FONT})(?![A-Za-z])|[{{}}]", "", text).strip(" .")
     if not TEXTUAL.fullmatch(flat):
         return None, False
-    sure = re.fullmatch("[A-Z]{3,}", flat) or re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", flat) or flat.lower() in SHORT_WORDS \
+    sure = flat.lower() in SHORT_WORDS or re.fullmatch("[A-Z]{3,}", flat) or re.search("[A-Za-z]{2} [A-Za-z]{2}", flat) \
         or "\\" in text and len(flat) > 1 and flat not in FUNCTIONS \
         or len(flat) > 3 and re.fullmatch(r"(?i)[a-z]*[aeiouy][a-z]*", flat)
     return ARTICLE.sub("", " ".join(flat.lower().split())), bool(sure)
@@ -1732,7 +1763,7 @@ def gold_of(value: str) -> str:
     """The gold in a column that holds it, or a solution with it in its last box, in <answer> or after "####" (to the
     end of the line).
 
-    ValueError if no boxed answer could equal it: a brace is missing, there is nothing to compare, or it is a text in prose.
+    ValueError if no boxed answer could equal it: a brace is missing, there is nothing to compare, or it is prose.
     """
     if PLAIN.fullmatch(value):
         return value
