@@ -1,7 +1,9 @@
-"""The grader's speed on ordinary and on hostile completions, and whether it takes every gold of a file for itself.
+"""The grader beside math-verify alone, its speed on ordinary and on hostile completions, and whether it takes every gold for itself.
 
-    python benchmarks/grader.py [--data FILE.jsonl ...] [--workers 2] [--rounds 3]
+    python benchmarks/grader.py [--data FILE.jsonl ...] [--cases FILE.jsonl] [--workers 2] [--rounds 3]
 
+Side by side: on --cases, lines of {"gold", "text", "correct"} (without it the rows of tests/fixtures/answers.tsv), and on 2,000 pairs of
+different golds of --data, drawn at random, none of which should be equal. For math-verify both sides are parsed in a box and in dollars.
 Ordinary completions: for each gold eight solutions of some 300 words; three end in the gold as it is, one in the gold with other spaces and spellings, one in x = gold,
 one in another problem's gold, one in a number that is off by one, one has no box. Without --data the golds are those of tests/fixtures/answers.tsv. Hostile ones: see HOSTILE below.
 """
@@ -17,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from answers import Grade, grade_exact, last_box  # noqa: E402
+from answers import gold_of, grade  # noqa: E402
 from grader import Grader  # noqa: E402
 
 ANSWERS = Path(__file__).parent.parent / "tests" / "fixtures" / "answers.tsv"
@@ -53,17 +55,53 @@ def ordinary(golds: list[str], seed: int = 0) -> tuple[list[str], list[str]]:
     return texts, [gold for gold in golds for _ in range(8)]
 
 
+def by_math_verify(text: str, gold: str) -> bool:
+    """What math-verify alone says of a completion with a box; a pair that it cannot parse is wrong."""
+    from math_verify import parse, verify
+    try:
+        return bool(verify(parse(f"${gold.strip().strip('$')}$"), parse(text)))
+    except Exception:                                   # on some pairs it raises
+        return False
+
+
+def compare(name: str, pairs: list[tuple[str, str, bool]]) -> None:
+    """Prints, for our grader and for math-verify alone in this process, how (completion, gold, right) triples are graded."""
+    for grader, judge in (("ours", lambda text, gold: grade(text, gold).correct), ("math-verify", by_math_verify)):
+        judge("\\boxed{x+1}", "1+x")                    # its imports
+        start = time.perf_counter()
+        verdicts = [judge(text, gold) for text, gold, _ in pairs]
+        seconds = time.perf_counter() - start
+        accepted = sum(verdict and not right for verdict, (_, _, right) in zip(verdicts, pairs))
+        refused = sum(right and not verdict for verdict, (_, _, right) in zip(verdicts, pairs))
+        print(f"{name}, {grader}: agree {len(pairs) - accepted - refused} of {len(pairs)}; wrong accepted {accepted}; right refused {refused}; "
+              f"{len(pairs) / seconds:.0f} per second in one process")
+
+
+def different_golds(golds: list[str], count: int, seed: int = 0) -> list[tuple[str, str, bool]]:
+    """`count` pairs of golds that are different as texts, numbers with numbers and formulas with formulas: none should be equal."""
+    pick, kinds = random.Random(seed), {}
+    for gold in dict.fromkeys(golds):
+        kinds.setdefault(bool(re.fullmatch(r"-?\d+", gold)), []).append(gold)
+    kinds = [kind for kind in kinds.values() if len(kind) > 1]
+    return [(f"so \\boxed{{{answer}}}", gold, False) for answer, gold in (pick.sample(pick.choice(kinds), 2) for _ in range(count))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", nargs="*", default=[], metavar="FILE", help="JSONL files with an answer per line")
+    parser.add_argument("--cases", metavar="FILE", help="JSONL with gold, text and correct per line")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     rows = [json.loads(line) for path in args.data for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    golds = [str(row["answer"]) for row in rows] or [line.split("\t")[1] for line in ANSWERS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    golds = [last_box(gold) or gold for gold in golds]
-    refused = [gold for gold in golds if not (isinstance(item := grade_exact(f"\\boxed{{{gold}}}", gold), Grade) and item.correct)]
+    table = [line.split("\t") for line in ANSWERS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    golds = [gold_of(str(row["answer"])) for row in rows] or [gold for _, gold, _ in table]
+    refused = [gold for gold in golds if not grade(f"\\boxed{{{gold}}}", gold).correct]
     print(f"{len(golds)} golds, boxed as they are: {len(refused)} not graded as right {refused[:10]}")
+    cases = [(case["text"], gold_of(case["gold"]), case["correct"]) for case in map(json.loads, Path(args.cases).read_text(encoding="utf-8").splitlines())] \
+        if args.cases else [(f"so \\boxed{{{answer}}}", gold, right == "1") for answer, gold, right in table]
+    compare("cases", cases)
+    compare("different golds", different_golds(golds, 2000))
     for name, (texts, truths) in (("ordinary", ordinary(golds)), ("hostile", (HOSTILE, ["42"] * len(HOSTILE)))):
         seconds = []
         for _ in range(args.rounds):

@@ -26,7 +26,7 @@ AREAS = {                                               # of mutants.toml: the f
     "sampler": ("sampler.py", ["tests/test_sampler.py"]),
     "reward": ("reward.py", ["tests/test_reward.py"]),
     "embedder": ("embedder.py", ["tests/test_embedder.py"]),
-    "answers": ("answers.py", ["tests/test_grader.py"]),
+    "answers": ("answers.py", ["tests/test_answers.py", "tests/test_grader.py"]),
     "grader": ("grader.py", ["tests/test_grader.py"]),
     "learner": ("learner.py", ["tests/test_learner.py"]),
     "ranks": ("ranks.py", ["tests/test_ranks.py", "tests/test_learner.py"]),
