@@ -30,6 +30,8 @@ from data import (DataConfig, check_source, load_benchmarks, load_problems, load
                   prompt_tokens, short_enough)
 from embedder import Embedder, PolicyEmbedder
 from eval import format_record, summarize
+from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, check_eval, check_room, eval_sampler, labeller, sample_problems,
+                          settings_of)
 from grader import Grader
 from learner import Clock, Learner, LearnerConfig, Row, lr_at, rows_in_loss
 from metrics import Trackers, before_and_after, check_trackers, group_figures, step_line
@@ -37,8 +39,6 @@ from model import DTYPES, Geometry, ModelConfig, Transformer, read_json
 from ranks import Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
 from reward import DraConfig, RewardConfig, RewardFunction, Rewarder, Scores, reward_function, smi_values
 from sampler import Completion, Sampler, SamplerConfig, stop_ids
-from samples import LESS_MEMORY as LESS_EVAL_MEMORY
-from samples import EvalConfig, check_eval, check_room, eval_sampler, labeller, sample_problems, settings_of
 
 # P prompts, G completions each, N = P*G completions
 

@@ -24,11 +24,11 @@ from transformers import PreTrainedTokenizerFast
 
 from data import DataConfig, prompt_tokens
 from eval import evaluate, format_record
+from eval_samples import EvalConfig
 from files import write_jsonl
 from grader import Grader
 from model import Transformer, rope_frequencies
 from reward import cosine_similarity
-from samples import EvalConfig
 from tiny.task import STRATEGIES, problems, solution
 
 SEED = 0

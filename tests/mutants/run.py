@@ -37,7 +37,7 @@ AREAS = {                                               # of mutants.toml: the f
     "memory": ("memory.py", ["tests/test_memory.py"]),
     "config": ("config.py", ["tests/test_config.py"]),
     "data": ("data.py", ["tests/test_data.py"]),
-    "samples": ("samples.py", ["tests/test_eval.py"]),
+    "eval_samples": ("eval_samples.py", ["tests/test_eval.py"]),
     "eval": ("eval.py", ["tests/test_eval.py"]),
     "metrics": ("metrics.py", ["tests/test_metrics.py"]),
     "compare": ("report/compare.py", ["tests/test_compare.py"]),
