@@ -30,6 +30,8 @@ from config import changes, dump, import_function, load, parse_args
 from data import DataConfig, check_source, load_benchmarks, load_problems, remarks
 from embedder import Embedder, PolicyEmbedder
 from eval import format_record, summarize
+from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, check_eval, check_room, eval_sampler, labeller,
+                          sample_problems, settings_of)
 from grader import Grader
 from learner import Clock, Learner, LearnerConfig, Row, lr_at, rows_in_loss
 from metrics import Trackers, before_and_after, check_trackers, group_figures, step_line
@@ -39,8 +41,6 @@ from prompts import (check_template, decode, load_tokenizer, model_folder, openi
 from ranks import Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
 from reward import DraConfig, RewardConfig, RewardFunction, Rewarder, Scores, reward_function, smi_values
 from sampler import Completion, Sampler, SamplerConfig
-from samples import LESS_MEMORY as LESS_EVAL_MEMORY
-from samples import EvalConfig, asked, check_eval, check_room, eval_sampler, labeller, sample_problems, settings_of
 
 # P prompts, G completions each, N = P*G completions
 

@@ -4,7 +4,7 @@
 
 Every problem is sampled n times; all ranks share the problems. Reported per benchmark and on average: avg@n with its standard error over
 problems and its standard deviation over seeds, pass@k by the unbiased estimator (arXiv:2107.03374), maj@k, how answers fail, and the diversity
-of right answers. Every sample is kept as it is made (samples.py), and an evaluation that was interrupted, however, goes on where it stopped. The
+of right answers. Every sample is kept as it is made (eval_samples.py), and an evaluation that was interrupted, however, goes on where it stopped. The
 trainer uses the same functions for its own evaluations. Policies are compared by
 `python -m report compare`.
 """
@@ -28,6 +28,8 @@ import files
 from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchmarks, load_problems, remarks
 from embedder import Embedder
+from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, by_problem, check_eval, check_room, collect, eval_sampler,
+                          sample_groups, sample_problems, settings_of, whole_problems)
 from files import json_lines, read_jsonl, require
 from grader import Grader
 from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
@@ -35,9 +37,6 @@ from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
 from prompts import check_template, load_tokenizer, messages_of, model_folder, prompt_text
 from ranks import Stop, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
 from reward import cosine_similarity
-from samples import (LESS_MEMORY, EvalConfig, asked, by_problem, check_eval, check_room, collect, eval_sampler,
-                     sample_groups, sample_problems, settings_of,
-                     whole_problems)
 
 # N completions
 
@@ -337,7 +336,7 @@ def main(argv: list[str]) -> int:
         model_folder(each.model)
         if (other := folders.setdefault(out_folder(each), each)) is not each:
             raise ValueError(f"{other.model.path} and {each.model.path} would both be evaluated in {out_folder(each)}; evaluate them with an output.dir each")
-    stop, skipped = Stop(f"output.dir = {config.output.dir!r}", LESS_MEMORY), []
+    stop, skipped = Stop(f"output.dir = {config.output.dir!r}", LESS_EVAL_MEMORY), []
     with stop.users_errors():
         benchmarks = load_benchmarks(config.eval.benchmarks, asked(config.eval, config.data), skipped)
         with ExitStack() as locks:

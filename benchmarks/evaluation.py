@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import DataConfig, load_problems  # noqa: E402
 from grader import Grader  # noqa: E402
 from model import Transformer  # noqa: E402
+from eval_samples import EvalConfig, eval_sampler, sample_groups  # noqa: E402
 from prompts import load_tokenizer, short_enough  # noqa: E402
-from samples import EvalConfig, eval_sampler, sample_groups  # noqa: E402
 
 WORDS, PROMPT_LIMIT = "find the number of all positive integers such that sum product is prime and let be".split(), 512
 

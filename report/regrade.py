@@ -12,11 +12,11 @@ import files
 from answers import Grade
 from data import DataConfig
 from eval import OF_RIGHT_TEXTS, summarize, with_average
+from eval_samples import by_problem, name_votes
 from files import read_jsonl, require
 from grader import Grader
 from prompts import load_tokenizer, opening
 from report.read import config_of, read_groups
-from samples import by_problem, name_votes
 
 CHUNK = 256                                             # records graded at a time
 

@@ -19,13 +19,13 @@ import eval as eval_module
 from config import load
 from data import DataConfig
 from eval import PROTOCOLS, Config, average, evaluate, main, right_similarity, summarize
+from eval_samples import EvalConfig, collect, eval_sampler, labeller, name_votes, whole_problems
 from files import json_lines
 from grader import Grader
 from metrics import standard_error
 from model import Transformer
 from prompts import load_tokenizer, prompt_tokens
 from ranks import run_main
-from samples import EvalConfig, collect, eval_sampler, labeller, name_votes, whole_problems
 
 
 def make_samples(correct, labels):
@@ -134,7 +134,7 @@ def test_evaluation_does_not_depend_on_its_parts(tmp_path, monkeypatch):
     model, tokenizer, config = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy"), EvalConfig(samples=3, max_new_tokens=32, temperature=1.0)
     with Grader(1) as grader:
         record, samples = evaluate(model, tokenizer, str(path), DataConfig(), config, grader)
-        monkeypatch.setattr("samples.ROWS_PER_CALL", 6)
+        monkeypatch.setattr("eval_samples.ROWS_PER_CALL", 6)
         assert evaluate(model, tokenizer, str(path), DataConfig(), config, grader) == (record, samples)
     assert record["n"] == 5 and record["samples"] == 3 and len(samples) == 15
     texts = [[sample["text"] for sample in samples if sample["problem"] == place] for place in range(5)]

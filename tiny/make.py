@@ -24,12 +24,12 @@ from transformers import PreTrainedTokenizerFast
 
 from data import DataConfig
 from eval import evaluate, format_record
+from eval_samples import EvalConfig
 from files import write_jsonl
 from grader import Grader
 from model import Transformer, rope_frequencies
 from prompts import prompt_tokens
 from reward import cosine_similarity
-from samples import EvalConfig
 from tiny.task import STRATEGIES, problems, solution
 
 SEED = 0

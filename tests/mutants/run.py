@@ -38,7 +38,7 @@ AREAS = {                                               # of mutants.toml: the f
     "config": ("config.py", ["tests/test_config.py"]),
     "data": ("data.py", ["tests/test_data.py"]),
     "prompts": ("prompts.py", ["tests/test_prompts.py"]),
-    "samples": ("samples.py", ["tests/test_eval.py"]),
+    "eval_samples": ("eval_samples.py", ["tests/test_eval.py"]),
     "eval": ("eval.py", ["tests/test_eval.py"]),
     "metrics": ("metrics.py", ["tests/test_metrics.py"]),
     "compare": ("report/compare.py", ["tests/test_compare.py"]),
