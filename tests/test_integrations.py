@@ -45,8 +45,9 @@ def adjusted(texts: list[str], rewards: list[float], groups: list, **options) ->
 
 
 def example(words: str) -> str:
-    """The README's Python block with `words` in it."""
-    return next(block for block in (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n") if words in block).split("```")[0]
+    """The Python block of docs/rewards.md with `words` in it."""
+    page = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
+    return next(block for block in page.split("```python\n") if words in block).split("```")[0]
 
 
 # ------------------------------------------------------------------------------------------------ TRL
@@ -54,7 +55,7 @@ def example(words: str) -> str:
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_trl_ends_up_with_our_advantages(ranks, tmp_path):
-    """The README's example, two steps and an evaluation with another group size: DRA of the recorded texts, group by group, to 1e-5."""
+    """The example of docs/rewards.md, two steps and an evaluation with another group size: DRA of the recorded texts, group by group, to 1e-5."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
     if ranks == 1:
         result = subprocess.run([sys.executable, "tests/trl_example.py", str(tmp_path)], capture_output=True, text=True, env=environment)
