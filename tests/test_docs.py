@@ -23,6 +23,7 @@ import dra_grpo
 import eval as evaluation
 import learner
 from config import check, load, parse_value
+from metrics import group_figures
 from reward import adjust_rewards, cosine_similarity, graph_cut_smi, group_advantages
 
 README = "README.md"
@@ -265,12 +266,17 @@ def test_the_memory_table_is_what_a_dry_run_prints(monkeypatch):
 
 
 def test_every_metric_is_explained():
-    """Every key of the committed train and eval records occurs in the tables of docs/manual.md or docs/evaluation.md."""
+    """The keys of committed records, and those that groups and samples get today, are in docs/manual.md or docs/evaluation.md."""
     with open(ROOT / "benchmarks/tiny_runs/tiny-seed0.metrics.jsonl", encoding="utf-8") as file:
         records = {record["kind"]: record for record in map(json.loads, file)}
-    for kind, page in (("train", "docs/manual.md"), ("eval", "docs/evaluation.md")):
-        named = {name for other, span in SPANS if other == page for name in [span, span.removesuffix(".*")]}
-        assert set(records[kind]) - {"kind", "step", "time", "benchmark"} <= named, kind
+    sample = {"problem": 0, "sample": 0, "gold": "1", "answer": "1", "vote": "1", "correct": True, "reason": "equal", "finish": "stop",
+              "length": 3, "label": "a", "cut": False, "reward": 1.0, "rewards": {"accuracy": 1.0}, "smi": 0.0, "weight": 1.0,
+              "adjusted": 1.0, "advantage": 0.0}
+    keys = {"docs/manual.md": {*records["train"], *group_figures([{"similarity": 0.5, "completions": [sample]}])},
+            "docs/evaluation.md": {*records["eval"], *evaluation.summarize("a", [sample])}}
+    for page, written in keys.items():
+        named = {span.removesuffix(".*") for other, span in SPANS if other == page}
+        assert written - {"kind", "step", "time", "benchmark"} <= named, page
 
 
 # ------------------------------------------------------------------------------------------------ words

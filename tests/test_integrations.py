@@ -130,6 +130,20 @@ def test_trl_evaluation_has_its_own_group_size():
         torch.testing.assert_close(torch.tensor(values), expected)
 
 
+def test_the_readmes_trl_lines_build_a_trainer():
+    """The README's short example hands DRA of both functions, already weighted, to TRL."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(block for block in page.split("```python\n") if "GRPOTrainer(" in block).split("```")[0]
+    names = {"GRPOConfig": lambda folder, **options: grpo_config(per_device_train_batch_size=16, **options), "data": None,
+             "GRPOTrainer": lambda policy, reward, config, data: SimpleNamespace(reward=reward, config=config),
+             "accuracy": lambda **_: REWARDS[:8], "brevity": lambda **_: REWARDS[4:]}
+    exec(block, names)
+    values = names["trainer"].reward(prompts=["a"] * 8, completions=TEXTS[:8], log_metric=Trainer().log_metric)
+    total = [first + 0.1 * second for first, second in zip(REWARDS[:8], REWARDS[4:])]
+    torch.testing.assert_close(torch.tensor(values), adjusted(TEXTS[:8], total, [0] * 8))
+    assert names["trainer"].config.reward_weights == [1.0]
+
+
 @pytest.mark.parametrize(("settings", "words"), [
     ({"num_generations": 8}, "12 completions on a rank.*num_generations = 8.*per_device_train_batch_size = 4 a multiple of 8 or "
                              "steps_per_generation = 3 a multiple of 2"),
