@@ -33,7 +33,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 BLOCKS = [(page, *match.groups()) for page, text in TEXTS.items() for match in FENCE.finditer(text)]
 PROSE = {page: FENCE.sub("", text) for page, text in TEXTS.items()}
 SPANS = [(page, span) for page, text in PROSE.items() for span in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", text)]
-SECTIONS = {**get_type_hints(evaluation.Config), **get_type_hints(dra_grpo.Config)}        # those of both: training has more keys
+SECTIONS = {**get_type_hints(evaluation.Config), **get_type_hints(dra_grpo.Config)}        # training has more keys
 KEYS = {f"{section}.{field.name}" for config in (evaluation.Config, dra_grpo.Config)
         for section, cls in get_type_hints(config).items() for field in fields(cls)}
 STANDS_FOR = {r"\bFILE\b": "configs/tiny.toml", r"\bSEED\b": "0", r" \.\.\.": ""}
@@ -68,7 +68,8 @@ def alternatives(pattern: str) -> Iterator[str]:
 
 def test_files_that_are_named_exist():
     """In this repository's folders; a name may have {a,b} and *."""
-    named = [(page, span) for page, span in SPANS if re.fullmatch(r"(configs|benchmarks|tests|tiny|docs)/[\w./{},*-]*", span)]
+    place = re.compile(r"(configs|benchmarks|tests|tiny|docs)/[\w./{},*-]*")
+    named = [(page, span) for page, span in SPANS if place.fullmatch(span)]
     assert len(named) > 10
     for page, span in named:
         for name in alternatives(span):
@@ -100,7 +101,7 @@ def run_until_parsed(monkeypatch, run, arguments: list[str]) -> argparse.Namespa
     def ending(original):
         def parse(self, *arguments, **options):
             nonlocal depth
-            depth += 1                                  # a parser calls other methods of its own and those of its commands
+            depth += 1                                  # a parser calls its own methods and those of its commands
             try:
                 result = original(self, *arguments, **options)
             finally:
@@ -133,8 +134,9 @@ def check_command(monkeypatch, words: list[str]) -> None:
         words = ["python", args.training_script, *args.training_script_args]
     program, arguments = words[1], words[2:]
     if program == "-m" and arguments[0] == "pytest":
+        marks = (ROOT / "pytest.ini").read_text(encoding="utf-8")
         for word in arguments[1:]:
-            assert (ROOT / word).exists() or word == "-m" or f"\n    {word}: " in (ROOT / "pytest.ini").read_text(), word
+            assert (ROOT / word).exists() or word == "-m" or f"\n    {word}: " in marks, word
         return
     if program == "-m":
         program, *arguments = arguments
@@ -164,7 +166,7 @@ def check_setting(text: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_exist_with_their_options(page, monkeypatch):
-    """Every python and torchrun command: its own parser reads the arguments in this process, and nothing else of it runs."""
+    """Every python and torchrun command: its own parser reads the arguments here, and nothing else of it runs."""
     monkeypatch.chdir(ROOT)
     found = [command for other, command in commands() if other == page]
     assert found
@@ -178,11 +180,11 @@ def test_commands_exist_with_their_options(page, monkeypatch):
 def test_a_command_that_does_not_exist_is_noticed(monkeypatch):
     """The check itself: a wrong file, option, command, key or value fails."""
     monkeypatch.chdir(ROOT)
-    for command in ("python nothing.py", "python -m nothing", "torchrun --nproc 2 --nothing dra_grpo.py", "python -m report nothing runs/a",
-                    "python dra_grpo.py --config configs/tiny.toml --nothing", "python dra_grpo.py --config configs/nothing.toml",
-                    "python dra_grpo.py --config configs/tiny.toml run.step=1", "python eval.py --config configs/eval_tiny.toml run.steps=1",
-                    "python dra_grpo.py --config configs/tiny.toml run.steps=many", "python -m report kernel RUN dra.nothing=1",
-                    "python -m pytest -m fast"):
+    train, evaluate = "python dra_grpo.py --config configs/tiny.toml", "python eval.py --config configs/eval_tiny.toml"
+    for command in ("python nothing.py", "python -m nothing", "torchrun --nothing dra_grpo.py --config configs/tiny.toml",
+                    "python dra_grpo.py --config configs/nothing.toml", f"{train} --nothing", f"{train} run.step=1",
+                    f"{train} run.steps=many", f"{evaluate} run.steps=1", "python -m report nothing runs/a",
+                    "python -m report kernel RUN dra.nothing=1", "python -m pytest -m fast"):
         with pytest.raises((ValueError, AssertionError, pytest.fail.Exception, SystemExit)):
             check_command(monkeypatch, command.split())
 
@@ -238,8 +240,9 @@ def test_dra_in_five_lines_is_dra():
     embeddings, reward = torch.randn(3, 6, 4, generator=generator), torch.randn(3, 6, generator=generator)
     embeddings[0, 1], reward[0, 2] = -embeddings[0, 0], 0.0
     logp, old_logp = torch.randn(2, 18, 5, generator=generator)
-    names = {"torch": torch, "cosine_similarity": cosine_similarity, "graph_cut_smi": graph_cut_smi, "policy_loss": learner.policy_loss,
-             "embeddings": embeddings, "reward": reward, "logp": logp, "old_logp": old_logp, "clip_low": 0.2, "clip_high": 0.3}
+    names = {"torch": torch, "cosine_similarity": cosine_similarity, "graph_cut_smi": graph_cut_smi,
+             "policy_loss": learner.policy_loss, "embeddings": embeddings, "reward": reward, "logp": logp,
+             "old_logp": old_logp, "clip_low": 0.2, "clip_high": 0.3}
     exec(block, names)
     adjusted = adjust_rewards(reward, cosine_similarity(embeddings))
     advantage = group_advantages(adjusted, "none")
@@ -250,28 +253,31 @@ def test_dra_in_five_lines_is_dra():
 
 
 def test_the_memory_table_is_what_a_dry_run_prints(monkeypatch):
-    """Figures of a 1.5B run by ranks and offload; whoever changes memory.py or the recipe sees that they stand here too."""
+    """Figures of a 1.5B run by ranks and offload: a change of memory.py or of the recipe changes them."""
     monkeypatch.chdir(ROOT)
-    rows = re.findall(r"^\| (\d) ranks?(, `learner.offload=true`)? \| ([\d.]+) GB \| ([\d.]+) GB \| (.+) \|$", TEXTS["docs/manual.md"], re.M)
+    row = r"^\| (\d) ranks?(, `learner.offload=true`)? \| ([\d.]+) GB \| ([\d.]+) GB \| (.+) \|$"
+    rows = re.findall(row, TEXTS["docs/manual.md"], re.M)
     assert len(rows) == 5
     printed = {}
     for offload in (False, True):
         overrides = ["model.path=benchmarks/r1_distill_qwen_1_5b", f"learner.offload={str(offload).lower()}"]
         text = dra_grpo.dry_run(load(dra_grpo.Config, "configs/dra_grpo.toml", overrides))
-        for world, peak, host, fits in re.findall(r"(\d) ranks?: peak ([\d.]+) GB .*, ([\d.]+) GB in host memory.*spare: (.+)", text):
+        line = r"(\d) ranks?: peak ([\d.]+) GB .*, ([\d.]+) GB in host memory.*spare: (.+)"
+        for world, peak, host, fits in re.findall(line, text):
             printed[world, offload] = float(peak), float(host), fits
     for world, offload, peak, host, fits in rows:
         exact = printed[world, bool(offload)]
-        assert (float(peak), float(host)) == pytest.approx(exact[:2], abs=0.051) and fits == exact[2], f"{world} ranks {offload}: {exact}"
+        assert (float(peak), float(host)) == pytest.approx(exact[:2], abs=0.051), f"{world} ranks {offload}: {exact}"
+        assert fits == exact[2], f"{world} ranks {offload}: {exact}"
 
 
 def test_every_metric_is_explained():
-    """The keys of committed records, and those that groups and samples get today, are in docs/manual.md or docs/evaluation.md."""
+    """Keys of committed records, and those that groups and samples get today, are in the manual or evaluation.md."""
     with open(ROOT / "benchmarks/tiny_runs/tiny-seed0.metrics.jsonl", encoding="utf-8") as file:
         records = {record["kind"]: record for record in map(json.loads, file)}
-    sample = {"problem": 0, "sample": 0, "gold": "1", "answer": "1", "vote": "1", "correct": True, "reason": "equal", "finish": "stop",
-              "length": 3, "label": "a", "cut": False, "reward": 1.0, "rewards": {"accuracy": 1.0}, "smi": 0.0, "weight": 1.0,
-              "adjusted": 1.0, "advantage": 0.0}
+    sample = {"problem": 0, "sample": 0, "gold": "1", "answer": "1", "vote": "1", "correct": True, "reason": "equal",
+              "finish": "stop", "length": 3, "label": "a", "cut": False, "reward": 1.0, "rewards": {"accuracy": 1.0},
+              "smi": 0.0, "weight": 1.0, "adjusted": 1.0, "advantage": 0.0}
     keys = {"docs/manual.md": {*records["train"], *group_figures([{"similarity": 0.5, "completions": [sample]}])},
             "docs/evaluation.md": {*records["eval"], *evaluation.summarize("a", [sample])}}
     for page, written in keys.items():
@@ -289,6 +295,7 @@ def test_the_readme_stays_short():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_words_are_the_fields_and_lines_fit(page):
-    """A GPU is a GPU; prose is at most 120 columns, so that two editors fit side by side (tables, code and links may be longer)."""
+    """A GPU is a GPU; prose fits into 120 columns, two editors side by side (tables, code and links may be longer)."""
     assert not re.findall(r"\b(?:cards?|beside|learnt|mend(?:s|ed)?)\b", PROSE[page], re.I)
-    assert not [line for line in PROSE[page].splitlines() if len(line) > 120 and not line.startswith("|") and "](" not in line]
+    lines = [line for line in PROSE[page].splitlines() if not line.startswith("|") and "](" not in line]
+    assert not [line for line in lines if len(line) > 120]
