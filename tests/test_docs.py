@@ -181,7 +181,7 @@ def test_a_command_that_does_not_exist_is_noticed(monkeypatch):
     """The check itself: a wrong file, option, command, key or value fails."""
     monkeypatch.chdir(ROOT)
     train, evaluate = "python dra_grpo.py --config configs/tiny.toml", "python eval.py --config configs/eval_tiny.toml"
-    for command in ("python nothing.py", "python -m nothing", "torchrun --nothing dra_grpo.py --config configs/tiny.toml",
+    for command in ("python nothing.py", "python -m nothing", "torchrun --nothing dra_grpo.py run.steps=1",
                     "python dra_grpo.py --config configs/nothing.toml", f"{train} --nothing", f"{train} run.step=1",
                     f"{train} run.steps=many", f"{evaluate} run.steps=1", "python -m report nothing runs/a",
                     "python -m report kernel RUN dra.nothing=1", "python -m pytest -m fast"):
