@@ -119,7 +119,7 @@ def group_figures(records: list[dict]) -> dict:
 
 
 def step_line(record: dict, steps: int) -> str:
-    """A train record of metrics.jsonl as one line for people; the README explains the names."""
+    """A train record of metrics.jsonl as one line for people; docs/manual.md explains the names."""
     modes = "" if record["modes"] is None else f" | modes {record['modes']:.2f}"
     return (f"step {record['step']}/{steps} | reward {record['reward']:.3f} | acc {record['accuracy']:.3f} | smi {record['smi']:.2f}{modes} | "
             f"zero-adv {record['zero_advantage']:.2f} | kl {record['kl']:.4f} | ent {record['entropy']:.3f} | gnorm {record['grad_norm']:.2f} | "

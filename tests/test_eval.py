@@ -277,7 +277,7 @@ def test_a_killed_evaluation_continues(finished, tmp_path):
 
 
 def test_figures_follow_from_the_samples(finished):
-    """The record of each benchmark is that of its kept samples, the last is the average, and every sample has what the README says."""
+    """The record of each benchmark is that of its kept samples, the last is the average, and every sample has what docs/evaluation.md says."""
     records = [json.loads(line) for line in (finished[1] / "results.jsonl").read_text().splitlines()]
     assert [record["benchmark"] for record in records] == ["a", "b", "average"]
     for record, n in zip(records, (3, 5)):

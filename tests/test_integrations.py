@@ -46,8 +46,9 @@ def adjusted(texts: list[str], rewards: list[float], groups: list, **options) ->
 
 
 def example(words: str) -> str:
-    """The README's Python block with `words` in it."""
-    return next(block for block in (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n") if words in block).split("```")[0]
+    """The Python block of docs/rewards.md with `words` in it."""
+    page = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
+    return next(block for block in page.split("```python\n") if words in block).split("```")[0]
 
 
 # ------------------------------------------------------------------------------------------------ TRL
@@ -55,7 +56,7 @@ def example(words: str) -> str:
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_trl_ends_up_with_our_advantages(ranks, tmp_path):
-    """The README's example, two steps and an evaluation with another group size: DRA of the recorded texts, group by group, to 1e-5."""
+    """The example of docs/rewards.md, two steps and an evaluation with another group size: DRA of the recorded texts, group by group, to 1e-5."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
     if ranks == 1:
         result = subprocess.run([sys.executable, "tests/trl_example.py", str(tmp_path)], capture_output=True, text=True, env=environment)
@@ -128,6 +129,20 @@ def test_trl_evaluation_has_its_own_group_size():
         reward = DraReward(grpo_config(num_generations_eval=G), [base], DRA)
         values = reward(prompts=[[{"role": "user", "content": str(i // G)}] for i in range(12)], completions=chat, log_metric=Trainer(False).log_metric)
         torch.testing.assert_close(torch.tensor(values), expected)
+
+
+def test_the_readmes_trl_lines_build_a_trainer():
+    """The README's short example hands DRA of both functions, already weighted, to TRL."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(block for block in page.split("```python\n") if "GRPOTrainer(" in block).split("```")[0]
+    names = {"GRPOConfig": lambda folder, **options: grpo_config(per_device_train_batch_size=16, **options), "data": None,
+             "GRPOTrainer": lambda policy, reward, config, data: SimpleNamespace(reward=reward, config=config),
+             "accuracy": lambda **_: REWARDS[:8], "brevity": lambda **_: REWARDS[4:]}
+    exec(block, names)
+    values = names["trainer"].reward(prompts=["a"] * 8, completions=TEXTS[:8], log_metric=Trainer().log_metric)
+    total = [first + 0.1 * second for first, second in zip(REWARDS[:8], REWARDS[4:])]
+    torch.testing.assert_close(torch.tensor(values), adjusted(TEXTS[:8], total, [0] * 8))
+    assert names["trainer"].config.reward_weights == [1.0]
 
 
 @pytest.mark.parametrize(("settings", "words"), [

@@ -1,4 +1,4 @@
-"""The README's TRL example as it stands, but small, recorded, and evaluated; under torchrun or alone. python trl_example.py OUT
+"""The TRL example of docs/rewards.md as it stands, but small, recorded, and evaluated; under torchrun or alone. python trl_example.py OUT
 
 OUT/RANK.json then holds the batches TRL scored on that rank: mode, prompts, answers, texts, token counts and the advantages it ended up with.
 """
@@ -36,7 +36,8 @@ class Recorder(trl.GRPOTrainer):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    example = next(block for block in (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n") if "GRPOTrainer(" in block).split("```")[0]
+    page = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
+    example = next(block for block in page.split("```python\n") if "GRPOTrainer(" in block).split("```")[0]
     GRPOConfig = trl.GRPOConfig
     trl.GRPOTrainer = Recorder
     trl.GRPOConfig = lambda folder, **options: GRPOConfig(str(OUT / "trl"), **{**options, **SMALL})
