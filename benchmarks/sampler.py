@@ -1,12 +1,13 @@
-"""Tokens per second and memory of our sampler beside transformers' own, on the same weights, prompts and forced lengths.
+"""Tokens per second and memory of our sampler and of transformers', on the same weights, prompts and forced lengths.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/sampler.py [--workloads tiny-fp32 small-fp32 ...] [--rounds 3] [--threads 2]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/sampler.py [--workloads tiny-fp32 ...] [--rounds 3] [--threads 2]
 
-Workload: 8 prompts x 6 completions at temperature 0.7, log-normal lengths with mean about 110, cut at 256. Each contestant is a
-process of its own, asked in turn, so that none runs on another's left-over threads or memory; medians over rounds, the first
-round of each being a warm-up that does not count. `bound` is the time the machine would need if it did nothing but the products
-(at the GEMM rate measured here for as many rows) and the reads of weights and live keys and values (at the measured bandwidth),
-the larger of the two per step. Peak memory is each process's largest resident set, model and libraries included (Linux).
+Workload: 8 prompts x 6 completions at temperature 0.7, log-normal lengths with mean about 110, cut at 256. Each
+contestant is a process of its own, asked in turn, so that none runs on another's left-over threads or memory; medians
+over rounds, the first round of each being a warm-up that does not count. `bound` is the time the machine would need if
+it did nothing but the products (at the GEMM rate measured here for as many rows) and the reads of weights and live keys
+and values (at the measured bandwidth), the larger of the two per step. Peak memory is each process's largest resident
+set, model and libraries included (Linux).
 """
 import argparse
 import json
@@ -26,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from model import Transformer, product_dtype  # noqa: E402
 from sampler import Rollout, Sampler, SamplerConfig  # noqa: E402
 
-TINY = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=512)
-SMALL = dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, vocab_size=8192)
+TINY = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=512)
+SMALL = dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2,
+             vocab_size=8192)
 WORKLOADS = {                                           # geometry, dtype, prompt tokens
     "tiny-fp32": (TINY, torch.float32, 64), "tiny-bf16": (TINY, torch.bfloat16, 64),
     "small-fp32": (SMALL, torch.float32, 64), "small-bf16": (SMALL, torch.bfloat16, 64),
@@ -40,7 +43,8 @@ LENGTHS = np.random.default_rng(0).lognormal(4.55, 0.55, PROMPTS * GROUP).round(
 def build(name: str, folder: str) -> None:
     geometry, dtype, _ = WORKLOADS[name]
     torch.manual_seed(0)
-    config = transformers.Qwen2Config(**geometry, max_position_embeddings=1024, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    config = transformers.Qwen2Config(**geometry, max_position_embeddings=1024, tie_word_embeddings=False,
+                                      bos_token_id=None, eos_token_id=None, pad_token_id=0)
     transformers.AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
 
 
@@ -80,7 +84,8 @@ def generate(folder: str, name: str, prompts: list[list[int]], cache: str):
     ids = torch.tensor([prompt for prompt in prompts for _ in range(GROUP)])
 
     def run() -> int:
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=CAP, do_sample=True, temperature=TEMPERATURE, top_k=0,
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=CAP, do_sample=True,
+                       temperature=TEMPERATURE, top_k=0,
                        cache_implementation=cache, stopping_criteria=[AtLengths(ids.shape[1])], disable_compile=True)
         return sum(LENGTHS)
     return run
@@ -88,7 +93,8 @@ def generate(folder: str, name: str, prompts: list[list[int]], cache: str):
 
 def continuous(folder: str, name: str, prompts: list[list[int]]):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=WORKLOADS[name][1])
-    settings = transformers.GenerationConfig(max_new_tokens=CAP, do_sample=True, temperature=TEMPERATURE, top_k=0, eos_token_id=-1, pad_token_id=0)
+    settings = transformers.GenerationConfig(max_new_tokens=CAP, do_sample=True, temperature=TEMPERATURE, top_k=0,
+                                             eos_token_id=-1, pad_token_id=0)
 
     def run() -> int:
         manager = model.init_continuous_batching(generation_config=settings)
@@ -128,13 +134,17 @@ def seconds(function, rounds: int = 3) -> float:
 
 
 def bound(name: str) -> float:
-    """Seconds for the workload at the machine's own bandwidth and GEMM rate, both measured now; for bf16 without instructions at the fp32 rate."""
+    """Seconds for the workload at the machine's own bandwidth and GEMM rate, both measured now.
+
+    bf16 without instructions for it counts at the fp32 rate.
+    """
     geometry, dtype, prompt = WORKLOADS[name]
     big = torch.ones(2**27 // dtype.itemsize, dtype=dtype)
     out = torch.empty_like(big)
     bandwidth = 2 * big.nbytes / seconds(lambda: out.copy_(big), 5)
     C, I, L, V = (geometry[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"))
-    heads, kv, D = geometry["num_attention_heads"], geometry["num_key_value_heads"], C // geometry["num_attention_heads"]
+    heads, kv = geometry["num_attention_heads"], geometry["num_key_value_heads"]
+    D = C // heads
     products = product_dtype(big)
     a, w = torch.randn(PROMPTS * GROUP, C).to(products), torch.randn(2 * I, C).to(products)
     repeats = 20
@@ -147,7 +157,8 @@ def bound(name: str) -> float:
         kv_values = live * (prompt + step) * 2 * L * kv * D
         flops = 2 * live * weights + 4 * live * (prompt + step) * L * heads * D
         total += max(flops / rate, (weights + kv_values) * dtype.itemsize / bandwidth)
-    print(f"   machine: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.1f} GFLOP/s at {PROMPTS * GROUP} rows in {str(products).removeprefix('torch.')}")
+    print(f"   machine: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.1f} GFLOP/s at {PROMPTS * GROUP} rows in "
+          f"{str(products).removeprefix('torch.')}")
     return total
 
 
@@ -155,8 +166,10 @@ class Contestant:
     """A child process that loads one contestant, warms it up, and then runs when asked; idle children sleep."""
 
     def __init__(self, contestant: str, name: str, folder: str, threads: int):
-        command = [sys.executable, __file__, "--serve", contestant, "--workloads", name, "--folder", folder, "--threads", str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        command = [sys.executable, __file__, "--serve", contestant, "--workloads", name, "--folder", folder,
+                   "--threads", str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, text=True)
 
     def run(self) -> dict:
         self.process.stdin.write("run\n")
@@ -174,7 +187,8 @@ def serve(contestant: str, name: str, folder: str) -> None:
         start = time.perf_counter()
         tokens = run()
         elapsed = time.perf_counter() - start
-        peak = next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        peak = next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines()
+                    if line.startswith("VmHWM"))
         print(json.dumps({"tokens": tokens, "seconds": elapsed, "peak": peak}), flush=True)
 
 
@@ -192,22 +206,28 @@ def main() -> None:
     if args.serve:
         serve(args.serve, args.workloads[0], args.folder)
         return
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {args.threads} threads; lengths mean {np.mean(LENGTHS):.0f}, max {max(LENGTHS)}")
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {args.threads} threads; lengths mean "
+          f"{np.mean(LENGTHS):.0f}, max {max(LENGTHS)}")
     for name in args.workloads:
         with tempfile.TemporaryDirectory() as folder:
             build(name, folder)
             print(f"\n{name}", flush=True)
             limit = bound(name)
-            children = {contestant: Contestant(contestant, name, folder, args.threads) for contestant in args.contestants}
-            rounds = [{contestant: child.run() for contestant, child in children.items()} for _ in range(args.rounds + 1)][1:]      # the first warms up
+            children = {contestant: Contestant(contestant, name, folder, args.threads)
+                        for contestant in args.contestants}
+            rounds = [{contestant: child.run() for contestant, child in children.items()}
+                      for _ in range(args.rounds + 1)][1:]      # the first warms up
             for child in children.values():
                 child.stop()
             for contestant in children:
                 runs = [round_[contestant] for round_ in rounds]
                 times = [run["seconds"] for run in runs]
-                ratio = statistics.median(round_[contestant]["seconds"] / round_[args.contestants[0]]["seconds"] for round_ in rounds)
-                print(f"   {contestant:<26}{runs[0]['tokens'] / statistics.median(times):>8.0f} tok/s ({min(times):.2f}..{max(times):.2f} s)  "
-                      f"time / {args.contestants[0]}: {ratio:.2f}  {limit / statistics.median(times):>4.0%} of the bound  peak {runs[-1]['peak']:.0f} MiB", flush=True)
+                ratio = statistics.median(round_[contestant]["seconds"] / round_[args.contestants[0]]["seconds"]
+                                          for round_ in rounds)
+                print(f"   {contestant:<26}{runs[0]['tokens'] / statistics.median(times):>8.0f} tok/s "
+                      f"({min(times):.2f}..{max(times):.2f} s)  "
+                      f"time / {args.contestants[0]}: {ratio:.2f}  {limit / statistics.median(times):>4.0%} of the "
+                      f"bound  peak {runs[-1]['peak']:.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":
