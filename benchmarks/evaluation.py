@@ -39,7 +39,6 @@ def made_up(count: int) -> list[str]:
     for i in range(count):
         size = min(max(int(pick.lognormvariate(5.4, 0.55)), 20), 2000)
         words = [pick.choice(WORDS) if pick.random() < 0.8 else f"${pick.randrange(999)}x^2$" for _ in range(size // 6)]
-        words = [pick.choice(WORDS) if pick.random() < 0.8 else f"${pick.randrange(999)}x^2$" for _ in range(size // 6)]
         text = ("é" if i % 20 == 0 else "") + " ".join(words)
         answer = f"\\frac{{{i % 97}}}{{{i % 89 + 2}}}" if i % 4 == 0 else str(i % 1000)
         lines.append(json.dumps({"problem": text, "answer": answer}) + "\n")

@@ -17,7 +17,10 @@ class GroupRewards:
     """Texts and total rewards of N completions in, adjusted rewards out."""
 
     def __init__(self, dra: DraConfig, device: str | torch.device = "cpu"):
-        """Loads the embedder onto `device`. Raises ValueError for options that exclude each other or cannot be had here."""
+        """Loads the embedder onto `device`.
+
+        Raises ValueError for options that exclude each other or cannot be had here.
+        """
         if dra.weights:
             raise ValueError(f"dra.weights = {dra.weights!r} works in dra_grpo.py only; leave it empty")
         self.options = {key: getattr(dra, key) for key in ("smi", "sharpen", "clamp", "scope", "normalize", "negative")}
@@ -25,10 +28,10 @@ class GroupRewards:
         self.embedder = Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, device) if dra.enabled else None
 
     def __call__(self, texts: Sequence[str], rewards_N: Tensor, groups: Sequence[Hashable]) -> Tensor:
-        """(N,) in the order given, at least float32; rows with equal `groups` are completions of one prompt, wherever they stand.
+        """(N,) in the order given, at least float32; rows with equal `groups`, wherever they are, share a prompt.
 
-        A NaN reward means that nothing could score the completion: it stays NaN and is nobody's neighbour. A group of one has
-        no diversity and is left alone. Under `scope = correct` right means reward > 0.
+        A NaN reward means that nothing could score the completion: it stays NaN and is nobody's neighbour. A group of
+        one has no diversity and is left alone. Under `scope = correct` right means reward > 0.
         """
         adjusted_N = at_least_float32(rewards_N).clone()
         if self.embedder is None:
@@ -40,5 +43,6 @@ class GroupRewards:
                 rows_of[group].append(row)
         for rows in rows_of.values():
             if len(rows) > 1:
-                adjusted_N[rows] = adjust_rewards(adjusted_N[rows], cosine_similarity(embeddings_ND[rows]), **self.options)
+                adjusted_N[rows] = adjust_rewards(adjusted_N[rows], cosine_similarity(embeddings_ND[rows]),
+                                                  **self.options)
         return adjusted_N
