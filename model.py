@@ -33,9 +33,6 @@ ROPE_TYPES = {"default": ("rope_theta",),                # and the numbers that 
               "llama3": ("rope_theta", "factor", "low_freq_factor", "high_freq_factor",
                          "original_max_position_embeddings")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-PACK_FROM = 2**18                                       # elements; the call costs more than the layout saves below it
-PACKED_FOR_ROWS = 48                                    # oneDNN picks its layout for so many rows and takes any number
-LOGITS_PER_CHUNK = 2**24                                # 64 MB in fp32: what the chunked LM head holds at once on a CPU
 
 # (layer, q (N, T, H, D), k (N, T, K, D), v (N, T, K, D)) -> (N, T, H, D)
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -130,6 +127,9 @@ class Geometry:
             raise ValueError(f"{where}: key {missing} is missing") from None
 
 
+# ------------------------------------------------------------------------------------------------ the network
+
+
 def rope_frequencies(geometry: Geometry) -> Tensor:
     """Inverse frequencies (D/2,) in fp32, with the llama3 stretch of long wavelengths where the config asks for it.
 
@@ -164,51 +164,10 @@ def rotate(x_NTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor) -> Tensor:
     """Every token sees itself and what stands before it in its row; right padding needs no mask."""
+    # (N, H, T, D), (N, K, T, D), (N, K, T, D)
     q, k, v = (x.to(product_dtype(x)).transpose(1, 2) for x in (q_NTHD, k_NTKD, v_NTKD))
     gqa = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2).to(q_NTHD.dtype)
-
-
-class Linear(nn.Linear):
-    """y = x W^T + b, from the packed copy of W where there is one (see `Transformer.pack`)."""
-    packed: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.packed is None or torch.is_grad_enabled():
-            return linear(x, self.weight, self.bias)
-        return packed_linear(x, self.packed, self.bias)
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype to multiply tensors like `x` in: float32 for bf16 on a CPU without bf16 instructions.
-
-    There bf16 is 10 to 100 times slower, and nothing is lost: such products are summed in float32 and rounded to bf16
-    either way.
-    """
-    emulated = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.float32 if emulated else x.dtype
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    dtype = product_dtype(x)
-    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
-
-
-def logits_per_chunk(gpu: bool) -> int:
-    """Logits that the LM head holds at once; eight times as many on a GPU, as each chunk reads the whole matrix."""
-    return 8 * LOGITS_PER_CHUNK if gpu else LOGITS_PER_CHUNK
-
-
-def packed(weight: Tensor) -> Tensor | None:
-    """A copy in oneDNN's blocked layout, None for a small matrix."""
-    if weight.numel() < PACK_FROM:
-        return None
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(product_dtype(weight)), PACKED_FOR_ROWS)
-
-
-def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    bias = None if bias is None else bias.to(weight.dtype)
-    return torch.ops.mkldnn._linear_pointwise.default(x.to(weight.dtype), weight, bias, "none", [], "").to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -241,15 +200,15 @@ class Block(nn.Module):
 
     def forward(self, x_NTC: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         g = self.g
-        qkv = self.qkv(self.attn_norm(x_NTC)).unflatten(-1, (-1, g.head_dim))
+        qkv = self.qkv(self.attn_norm(x_NTC)).unflatten(-1, (-1, g.head_dim))      # (N, T, H + 2K, D)
         if g.qk_norm:
             q, k, v = qkv.split((g.heads, g.kv_heads, g.kv_heads), dim=-2)
             q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         else:
-            qk, v = qkv.split((g.heads + g.kv_heads, g.kv_heads), dim=-2)
+            qk, v = qkv.split((g.heads + g.kv_heads, g.kv_heads), dim=-2)           # (N, T, H + K, D), (N, T, K, D)
             q, k = rotate(qk, cos, sin).split((g.heads, g.kv_heads), dim=-2)
         x_NTC = x_NTC + self.o(attend(self.layer, q, k, v).flatten(-2))
-        gate, up = self.gate_up(self.mlp_norm(x_NTC)).chunk(2, dim=-1)
+        gate, up = self.gate_up(self.mlp_norm(x_NTC)).chunk(2, dim=-1)              # each (N, T, intermediate)
         return x_NTC + self.down(F.silu(gate) * up)
 
 
@@ -278,7 +237,8 @@ class Transformer(nn.Module):
         if positions is None:
             positions = torch.arange(tokens_NT.shape[1], device=tokens_NT.device)
         x_NTC = self.embed(tokens_NT)
-        cos, sin = (table.unsqueeze(-2) for table in rope_table(self.inv_freq, positions, x_NTC.dtype))
+        tables = rope_table(self.inv_freq, positions, x_NTC.dtype)
+        cos, sin = (table.unsqueeze(-2) for table in tables)                        # (T, 1, D) or (N, T, 1, D)
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_NTC = checkpoint(block, x_NTC, cos, sin, attend, use_reentrant=False)
@@ -294,21 +254,6 @@ class Transformer(nn.Module):
         """Logits (N, V), at least float32, without gradient; ids that the tokenizer does not know have -1e30."""
         return head_logits(hidden_NC, self.head_weight, self.n_tokens, self.packed_head)
 
-    def pack(self) -> None:
-        """Copies the matrices into a layout in which products with few rows run up to twice as fast on a CPU.
-
-        Without gradient every later product reads the copies: pack again after the weights have changed. Does nothing
-        elsewhere.
-        """
-        weight = self.norm.weight
-        ours = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-        if not (ours and torch.backends.mkldnn.is_available()):
-            return
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.packed = packed(module.weight)
-        self.packed_head = packed(self.head_weight)
-
     def token_logprobs(self, tokens_NT: Tensor, mask_NT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability of each token where `mask_NT` is True, given those before it, and its distribution's entropy.
 
@@ -318,7 +263,7 @@ class Transformer(nn.Module):
         False in the mask.
         """
         assert not mask_NT[:, 0].any(), "the first token of a row has nothing before it to be predicted from"
-        hidden_MC = self.hidden(tokens_NT)[:, :-1][mask_NT[:, 1:]]
+        hidden_MC = self.hidden(tokens_NT)[:, :-1][mask_NT[:, 1:]]                  # M tokens where the mask is True
         targets_M = tokens_NT[mask_NT]
         rows = max(1, logits_per_chunk(hidden_MC.is_cuda) // self.g.vocab)
         logp_M, entropy_M = HeadLogprobs.apply(hidden_MC, targets_M, self.head_weight, temperature, self.n_tokens, rows)
@@ -372,8 +317,8 @@ class Transformer(nn.Module):
             raise ValueError(f"{where}: {len(slots)} tensors are missing, among them {', '.join(sorted(slots)[:3])}")
         if head is not None and not torch.equal(head.to(self.embed.weight), self.embed.weight):
             raise ValueError(f"{where}: lm_head.weight differs from model.embed_tokens.weight, and config.json ties "
-                             "the two; set tie_word_embeddings to "
-                             "false to keep both matrices, or remove lm_head.weight from the file")
+                             "the two; set tie_word_embeddings to false to keep both matrices, or remove "
+                             "lm_head.weight from the file")
 
     def layout(self) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
         """For each of our parameters the Hugging Face tensors it holds: (name, first row, rows)."""
@@ -420,6 +365,31 @@ class Transformer(nn.Module):
         if self.generation_config:
             (path / "generation_config.json").write_text(json.dumps(self.generation_config, indent=2) + "\n")
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+    def pack(self) -> None:
+        """Copies the matrices into a layout in which products with few rows run up to twice as fast on a CPU.
+
+        Without gradient every later product reads the copies: pack again after the weights have changed. Does nothing
+        elsewhere.
+        """
+        weight = self.norm.weight
+        ours = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+        if not (ours and torch.backends.mkldnn.is_available()):
+            return
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.packed = packed(module.weight)
+        self.packed_head = packed(self.head_weight)
+
+
+# ------------------------------------------------------------------------------------------------ log-probs
+
+LOGITS_PER_CHUNK = 2**24                                # 64 MB in fp32: what the chunked LM head holds at once on a CPU
+
+
+def logits_per_chunk(gpu: bool) -> int:
+    """Logits that the LM head holds at once; eight times as many on a GPU, as each chunk reads the whole matrix."""
+    return 8 * LOGITS_PER_CHUNK if gpu else LOGITS_PER_CHUNK
 
 
 def head_logits(hidden_MC: Tensor, weight_VC: Tensor, n_tokens: int, packed_VC: Tensor | None = None) -> Tensor:
@@ -484,9 +454,8 @@ class HeadLogprobs(torch.autograd.Function):
                 softmax_MV = logits_MV.div_(temperature).sub_(log_z_M[chunk, None]).exp_()
             else:
                 softmax_MV = exp_MV.div_(total_M[:, None])
-            grad_MV = softmax_MV.mul_(-grad_M[chunk, None]).scatter_add_(-1, targets_M[chunk, None],
-                                                                         grad_M[chunk, None])
-            grad_MV = grad_MV.to(dtype)
+            grad_M1, target_M1 = grad_M[chunk, None], targets_M[chunk, None]
+            grad_MV = softmax_MV.mul_(-grad_M1).scatter_add_(-1, target_M1, grad_M1).to(dtype)
             grad_hidden_MC[chunk] = grad_MV @ matrix_VC
             part_VC = grad_MV.t() @ hidden_MC[chunk].to(dtype)
             if grad_weight_VC is None:
@@ -494,6 +463,9 @@ class HeadLogprobs(torch.autograd.Function):
             else:
                 grad_weight_VC += part_VC
         return grad_hidden_MC, None, grad_weight_VC.to(weight_VC.dtype), None, None, None
+
+
+# ------------------------------------------------------------------------------------------------ folders
 
 
 def read_json(path: Path) -> dict:
@@ -551,3 +523,48 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         with opened:
             for key in opened.keys():
                 yield key, opened.get_tensor(key)
+
+
+# ------------------------------------------------------------------------------------------------ products on a CPU
+
+# A sampler decodes a few rows at a time, and then a product takes as long as reading its matrix. oneDNN reads a blocked
+# copy up to twice as fast as the plain layout, so `Transformer.pack` keeps one of every large matrix, on a CPU only.
+PACK_FROM = 2**18                                       # elements; the call costs more than the layout saves below it
+PACKED_FOR_ROWS = 48                                    # oneDNN picks its layout for so many rows and takes any number
+
+
+class Linear(nn.Linear):
+    """y = x W^T + b, from the packed copy of W where there is one (see `Transformer.pack`)."""
+    packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is None or torch.is_grad_enabled():
+            return linear(x, self.weight, self.bias)
+        return packed_linear(x, self.packed, self.bias)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype to multiply tensors like `x` in: float32 for bf16 on a CPU without bf16 instructions.
+
+    There bf16 is 10 to 100 times slower, and nothing is lost: such products are summed in float32 and rounded to bf16
+    either way.
+    """
+    emulated = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if emulated else x.dtype
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    dtype = product_dtype(x)
+    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
+
+
+def packed(weight: Tensor) -> Tensor | None:
+    """A copy in oneDNN's blocked layout, None for a small matrix."""
+    if weight.numel() < PACK_FROM:
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(product_dtype(weight)), PACKED_FOR_ROWS)
+
+
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    bias = None if bias is None else bias.to(weight.dtype)
+    return torch.ops.mkldnn._linear_pointwise.default(x.to(weight.dtype), weight, bias, "none", [], "").to(x.dtype)
