@@ -2,7 +2,7 @@
 
 A config class is a frozen dataclass whose fields are sections, and a section is a frozen dataclass whose fields are
 values. Everything a user can get wrong is one `ValueError` that names the key, the value and the remedy. The rules
-stand in the types:
+are in the types:
 
     @dataclass(frozen=True)
     class SamplerConfig:
@@ -176,7 +176,7 @@ def parse_args(cls: type, argv: list[str], doc: str,
     parser.add_argument("overrides", nargs="*", metavar="section.key=value",
                         help="settings that replace those of the file")
     extra(parser)
-    return parser.parse_intermixed_args(argv)           # settings may stand before and behind options
+    return parser.parse_intermixed_args(argv)           # settings may come before and after options
 
 
 def dump(config: Any) -> str:

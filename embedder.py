@@ -5,7 +5,7 @@
     # the policy reads its own tokens
     PolicyEmbedder(sampler.model).encode(texts, tokens)
 
-Either embeds the whole completion or, with part = "reasoning", what stands before its answer (`reasoning_span`). An
+Either embeds the whole completion or, with part = "reasoning", what comes before its answer (`reasoning_span`). An
 embedder that reads less than the completions, runs code that came with its files, or was left with random weights tells
 nothing about diversity, and nothing in a run's figures would show it; so each is refused, or asked for by a key of its
 own.
@@ -29,7 +29,7 @@ BYTES_PER_PASS = 2**17                                  # of text, padded, for s
 def reasoning_span(text: str) -> tuple[int, int]:
     """Where the reasoning of a completion begins and ends, in characters.
 
-    It ends before the last </think>, else before the last \\boxed or \\fbox, else with the text; it begins behind the
+    It ends before the last </think>, else before the last \\boxed or \\fbox, else with the text; it begins after the
     first <think> before its end, else with the text. A completion with nothing but white space there counts whole: bare
     answers are clones of each other, and a zero embedding would make each of them unique. Copy-pasteable: needs only
     builtins.
@@ -113,7 +113,7 @@ class Embedder:
 class PolicyEmbedder:
     """The mean of the policy's last hidden states over a completion's own tokens (without its prompt): no second model.
 
-    The states are those behind the last norm, so no token outweighs the others by its size. `model` is the sampler's
+    The states are those after the last norm, so no token outweighs the others by its size. `model` is the sampler's
     copy and follows `Sampler.load_weights`. No logits are computed. States of a decoder tend to point the same way:
     look at `similarity` in the metrics before comparing its weights with those of a sentence embedder.
     """

@@ -4,9 +4,9 @@
         # [Grade(correct=True, reason="equal", answer="1/2")]
         grades = grader.grade_batch(["... so \\\\boxed{1/2}"], ["0.5"])
 
-What equals what stands in answers.py. What it settles as text is settled here and now; the rest is read and compared in
-processes. That work is bounded by the size of the answer, so a verdict does not depend on the hour; the deadline and
-the memory limit of a process are there for what nobody foresaw. A process that is late or dies is replaced at once by a
+answers.py says what equals what. What it can settle as text is settled in this process; the rest is parsed and compared
+in others. That work is bounded by the size of the answer, so a verdict does not depend on the hour; the deadline and
+the memory limit of a process are for the unforeseen. A process that is late or dies is replaced at once by a
 fork of one that has its imports done, and its answer is wrong with the reason "timeout" or "crash". A worker is this
 file run as a script that reads and writes JSON lines; nothing is pickled, and no worker imports torch.
 """
@@ -90,7 +90,7 @@ class Worker:
         if self.process is not None:
             try:
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:                  # it is gone already
+            except ProcessLookupError:                  # it has ended already
                 pass
             self.process.communicate()
             self.process, self.unread = None, b""
@@ -118,8 +118,8 @@ class Grader:
         for item in dict.fromkeys(item for items in found for item in items):
             if isinstance(item, Question) and item not in self.cache:
                 new.setdefault(item.gold, []).append(item)
-        spread = self.threads.map if len(new) > FEW else map           # a worker takes a moment to start
-        for settled in tqdm(spread(self.settle, new.values()), total=len(new), desc="grade", unit="gold", leave=False,
+        run = self.threads.map if len(new) > FEW else map           # a worker takes a moment to start
+        for settled in tqdm(run(self.settle, new.values()), total=len(new), desc="grade", unit="gold", leave=False,
                             delay=2, disable=not progress):
             self.cache |= settled
         grades = [
@@ -157,7 +157,7 @@ def serve(timeout_s: float, free: bool) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY, WORKER_MEMORY))
     if free:
         import math_verify  # noqa: F401
-        logging.disable(logging.WARNING)                # it warns at every call that the time is kept elsewhere
+        logging.disable(logging.WARNING)                # it warns at every call that its own timeout is off
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)                                       # whatever else prints must not come between the replies
     answering = mmap.mmap(-1, 8)                        # the number of the question that the child is at, 0 for none

@@ -5,10 +5,10 @@
     logp, entropy = model.token_logprobs(tokens_NT, mask_NT, temperature=1.0)
     model.save_pretrained("out")                                  # loads in transformers
 
-Rows are right-padded: under a causal mask a row's tokens never see what stands behind them, so no attention mask is
+Rows are right-padded: under a causal mask a row's tokens never see what comes after them, so no attention mask is
 needed and positions are 0..T-1. q/k/v and gate/up are one matrix each (fewer, larger products when the sampler decodes
-a token at a time) and are split again on saving. The model knows no ranks and draws nothing: the learner shards it from
-outside, and the sampler passes its own `attend` to run the same blocks over a KV cache.
+a token at a time) and are split again on saving. The model knows no ranks and does not sample: the learner shards it
+from outside, and the sampler passes its own `attend` to run the same blocks over a KV cache.
 
 Not here: sliding windows, mixture of experts, dropout, left padding, `.bin` weights. Each is refused by name.
 """
@@ -80,7 +80,7 @@ class Geometry:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"{where}: architecture {architecture!r} is not supported; supported: "
                              f"{', '.join(ARCHITECTURES)}")
-        # transformers 5 writes rope_parameters; older files have rope_theta and rope_scaling beside each other
+        # transformers 5 writes rope_parameters; older files have rope_theta next to rope_scaling
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
             raise ValueError(f"{where}: rope_parameters must be one set for all layers; got {rope!r}")
@@ -163,7 +163,7 @@ def rotate(x_NTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor) -> Tensor:
-    """Every token sees itself and what stands before it in its row; right padding needs no mask."""
+    """Every token sees itself and those before it in its row; right padding needs no mask."""
     # (N, H, T, D), (N, K, T, D), (N, K, T, D)
     q, k, v = (x.to(product_dtype(x)).transpose(1, 2) for x in (q_NTHD, k_NTKD, v_NTKD))
     gqa = q.shape[1] != k.shape[1]
@@ -185,7 +185,7 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and gated MLP, each behind a norm and added to the residual stream."""
+    """Attention and gated MLP, each after a norm and added to the residual stream."""
 
     def __init__(self, g: Geometry, layer: int):
         super().__init__()
@@ -312,7 +312,7 @@ class Transformer(nn.Module):
                 target.copy_(tensor)
                 if not target.isfinite().all():
                     raise ValueError(f"{where}: tensor {hf_name!r} has values that are nan or not finite in "
-                                     f"{target.dtype}; such weights are of no use")
+                                     f"{target.dtype}; such weights are useless")
         if slots:
             raise ValueError(f"{where}: {len(slots)} tensors are missing, among them {', '.join(sorted(slots)[:3])}")
         if head is not None and not torch.equal(head.to(self.embed.weight), self.embed.weight):
@@ -499,7 +499,7 @@ def weight_files(path: Path) -> list[Path]:
     ValueError naming one that is missing.
     """
     names, index = ["model.safetensors"], path / "model.safetensors.index.json"
-    # the single file goes first, as in transformers: an index beside it is stale
+    # the single file goes first, as in transformers: an index next to it is stale
     if not (path / names[0]).is_file() and index.is_file():
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
@@ -534,7 +534,7 @@ PACKED_FOR_ROWS = 48                                    # oneDNN picks its layou
 
 
 class Linear(nn.Linear):
-    """y = x W^T + b, from the packed copy of W where there is one (see `Transformer.pack`)."""
+    """y = x W^T + b, from the packed copy of W if it has one (see `Transformer.pack`)."""
     packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What has to do with ranks: starting them, sums over them, sharding a model, and stopping together.
 
-Everything works without a process group too: then there is one rank, sums are what they are, and the model stays whole.
+Everything works without a process group too: then there is one rank, and nothing is summed or sharded.
 """
 import os
 import signal
@@ -58,8 +58,8 @@ def start_ranks(dtype: str, offload: bool = False) -> tuple[int, int, torch.devi
 def launcher_store(patience: timedelta | None = None) -> dist.TCPStore | None:
     """The store that torchrun serves, None under another launcher.
 
-    It is there before the ranks are, so one that does not answer is dead, and torchrun with it. Left to itself,
-    init_process_group would try for half an hour, and the first rank would keep the lock on the run as long.
+    It starts before the ranks do, so if it does not answer, torchrun has died. By itself
+    init_process_group would try for half an hour, and the first rank would hold the run's lock as long.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
@@ -73,7 +73,7 @@ def leave(code: int) -> NoReturn:
     """Ends the process with this exit code, without finalising the interpreter where there is a process group.
 
     DTensor's caches keep a gloo group and its threads alive beyond `destroy_process_group`. A thread that releases its
-    last tensor while the interpreter is being finalised asks for the GIL in vain and aborts the process (pytorch issue
+    last tensor while the interpreter is being finalised cannot get the GIL and aborts the process (pytorch issue
     190489): one run in ten on two busy cores.
     """
     if not dist.is_initialized():
@@ -107,7 +107,7 @@ def run_main(main: Callable[[list[str]], int]) -> NoReturn:
 def first_to_report() -> bool:
     """Whether no other rank has asked this before.
 
-    Before the ranks have met, all of a node see the same mistake, and one of them reports it.
+    Before the process group exists, all ranks of a node see the same mistake, and one of them reports it.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return os.environ.get("LOCAL_RANK", "0") == "0"
@@ -152,9 +152,9 @@ def full_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def shard(model: Transformer, dtype: torch.dtype, offload: bool = False) -> Transformer:
-    """FSDP2 per block: parameters and their gradients are spread over the ranks, computation runs in `dtype`.
+    """FSDP2 per block: parameters and their gradients are sharded over the ranks, computation runs in `dtype`.
 
-    With `offload` they stay in host memory, and so do the optimizer's moments; each block's weights come to the device
+    With `offload` they stay in host memory, and so do the optimizer's moments; each block's weights move to the device
     while it computes. One rank in the master precision without offloading needs none of it and stays a plain module.
     """
     if not dist.is_initialized():
@@ -238,32 +238,32 @@ class Stop:
 
     @contextmanager
     def users_errors(self) -> Iterator[None]:
-        """Around all of a command's work: full memory, a full disk and a rank that is gone become ValueErrors."""
+        """Around all of a command's work: full memory, a full disk and a rank that has died become ValueErrors."""
         try:
             yield
         except Exception as error:
-            if (told := self.in_words(error, self.less_memory)) is not error:
-                raise ValueError(f"{of_rank()}{self.doing}: {told}") from error
-            if isinstance(error, RuntimeError) and (gone := self.ranks_gone()):     # its connections broke
-                raise ValueError(f"{self.doing}: rank {', '.join(map(str, gone))} has ended (killed, or out of "
+            if (known := self.in_words(error, self.less_memory)) is not error:
+                raise ValueError(f"{of_rank()}{self.doing}: {known}") from error
+            if isinstance(error, RuntimeError) and (dead := self.dead_ranks()):     # its connections broke
+                raise ValueError(f"{self.doing}: rank {', '.join(map(str, dead))} has ended (killed, or out of "
                                  "memory); the same command continues") from error
             raise
 
     def know_processes(self) -> None:
-        """Notes which process is which rank, for `ranks_gone`; collective."""
+        """Notes which process is which rank, for `dead_ranks`; collective."""
         self.processes = gather_over_ranks([(os.uname().nodename, os.getpid())])
 
-    def ranks_gone(self) -> list[int]:
+    def dead_ranks(self) -> list[int]:
         """The ranks on this machine whose process has ended."""
-        time.sleep(0.5)                                 # its connections are closed a moment before it is gone
+        time.sleep(0.5)                                 # its connections close a moment before it ends
         return [rank for rank, (node, pid) in enumerate(self.processes) if node == os.uname().nodename
                 and not is_running(pid)]
 
 
 def full_memory(error: Exception) -> str | None:
     """Which memory an allocation found full: "GPU memory", "memory", or None for any other error."""
-    said = any(text in str(error) for text in ("out of memory", "ALLOC_FAILED"))
-    if said or isinstance(error, torch.OutOfMemoryError):
+    named = any(text in str(error) for text in ("out of memory", "ALLOC_FAILED"))
+    if named or isinstance(error, torch.OutOfMemoryError):
         return "GPU memory"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):     # the second is torch's, on a CPU
         return "memory"

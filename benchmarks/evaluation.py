@@ -54,9 +54,9 @@ def rows(lines: list[str], count: int, folder: Path) -> None:
     loaded = time.perf_counter()
     tokenizer = load_tokenizer("tiny/policy")
     begin = time.perf_counter()
-    kept = short_enough(tokenizer, problems, DataConfig(), PROMPT_LIMIT)
+    fitting = short_enough(tokenizer, problems, DataConfig(), PROMPT_LIMIT)
     print(f"{len(problems)} rows, {path.stat().st_size / 1e6:.0f} MB: loaded and checked in {loaded - start:.1f} s; "
-          f"{len(problems) - len(kept)} prompts of more than {PROMPT_LIMIT} tokens found in "
+          f"{len(problems) - len(fitting)} prompts of more than {PROMPT_LIMIT} tokens found in "
           f"{time.perf_counter() - begin:.1f} s; resident {resident_gb():.2f} GB", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Seconds and memory of one full training step (sample, grade, embed, update) of ours beside TRL's GRPOTrainer.
+"""Seconds and memory of one full training step (sample, grade, embed, update) of ours and of TRL's GRPOTrainer.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/learner.py [--workloads tiny-fp32 ...] [--rounds 3] [--threads 2]
 
@@ -6,7 +6,7 @@ Each contestant is a process of its own that runs its own training loop, ours `d
 `GRPOTrainer.train`, held after every step until it is asked for the next one; so they take turns, and none runs on
 another's left-over threads or memory. A step counts from one optimizer step to the next, with everything a run does in
 between. Medians over rounds; the first step of each warms up and does not count. CPU seconds, those of all threads,
-stand beside because other work on the machine moves them less. Peak memory is each process's largest resident set,
+are printed too, because other work on the machine moves them less. Peak memory is each process's largest resident set,
 model and libraries included (Linux).
 
 The same on both sides: policy folder, prompts and chat template, group size, completion limit, temperature 1, GRPO loss
@@ -17,7 +17,7 @@ ours embeds completions and adjusts rewards, and only ours writes metrics and sa
 checkpoints are off.
 
 TRL generates with transformers (dynamic cache) and trains, by its own options,
-    "TRL"                   all rows in one batch, activations kept: its fastest
+    "TRL"                   all rows in one batch, activations saved: its fastest
     "TRL, accumulating"     one group at a time with gradient accumulation: its way to save memory
     "TRL, checkpointing"    all rows in one batch, activations recomputed: its default
 """

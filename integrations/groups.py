@@ -1,4 +1,4 @@
-"""DRA on the rewards of a batch, group by group: what the three adapters beside this file have in common.
+"""DRA on the rewards of a batch, group by group: what the three adapters in this folder share.
 
 All of DRA comes from reward.py, with the options of its `DraConfig`; here rows only find their group. Not supported is
 `dra.weights`, which needs our trainer's rows.
@@ -19,7 +19,7 @@ class GroupRewards:
     def __init__(self, dra: DraConfig, device: str | torch.device = "cpu"):
         """Loads the embedder onto `device`.
 
-        Raises ValueError for options that exclude each other or cannot be had here.
+        Raises ValueError for options that exclude each other or do not work here.
         """
         if dra.weights:
             raise ValueError(f"dra.weights = {dra.weights!r} works in dra_grpo.py only; leave it empty")

@@ -8,7 +8,7 @@ built inside a Ray actor; one line below the imports of openrlhf/trainer/ppo_tra
 Read from openrlhf 0.11.2, trainer/ppo_utils/{experience_maker,experience,samples_generator}.py:
 `compute_advantages_and_returns` gets all micro-batches of a rollout; dynamic batching puts rows in any order, and
 `index`, a row's place in the rollout, restores it: the group of a row is index // n_samples_per_prompt, as there.
-OpenRLHF's length penalties are added behind DRA, and `info["reward"]`, what it logs, stays the reward before DRA.
+OpenRLHF's length penalties are added after DRA, and `info["reward"]`, what it logs, stays the reward before DRA.
 """
 import torch
 

@@ -3,7 +3,7 @@
     trainer = GRPOTrainer(policy, DraReward(config, [accuracy, brevity], DraConfig(embedder=...)), config, data)
 
 Read from trl 1.16.0, trainer/grpo_trainer.py: `_calculate_rewards` calls a reward function with rank-local lists, whole
-groups behind each other, and weighs its values afterwards. So what DRA adjusts must be added up inside one function,
+groups one after the other, and weighs its values afterwards. So what DRA adjusts must be added up inside one function,
 with `config.reward_weights`, which TRL then sees as [1.0]. Neither the group size nor whether it is training or
 evaluation is passed, and the two may have different group sizes: the sizes come from the config, the mode from the
 model of the trainer whose method `log_metric` is, where TRL itself looks. Base functions are plain ones, not async and

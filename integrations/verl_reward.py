@@ -1,6 +1,6 @@
 """DRA in verl: any of its reward managers, with the scores adjusted.
 
-In the file that `custom_reward_function.path` names, beside your `compute_score`:
+In the file that `custom_reward_function.path` names, next to your `compute_score`:
 
     from verl.workers.reward_manager import get_reward_manager_cls, register
     register("dra")(with_dra(get_reward_manager_cls("naive"), DraConfig(embedder=...)))

@@ -223,8 +223,9 @@ def test_policy_embedding_follows_the_sampler(policy, tmp_path):
                  intermediate_size=512, num_hidden_layers=1)
     random_model("qwen2", tmp_path / "new", seed=2, vocab_size=policy[0].config.vocab_size, hidden_size=512,
                  intermediate_size=512, num_hidden_layers=1)
-    actor, new = Transformer.from_pretrained(tmp_path), Transformer.from_pretrained(tmp_path / "new")
-    sampler, embedder, tokens = Sampler(actor, SamplerConfig(), []), PolicyEmbedder(actor), ragged_prompts(131, [5, 9])
+    rollout_model, new = Transformer.from_pretrained(tmp_path), Transformer.from_pretrained(tmp_path / "new")
+    sampler, embedder = Sampler(rollout_model, SamplerConfig(), []), PolicyEmbedder(rollout_model)
+    tokens = ragged_prompts(131, [5, 9])
     before = embedder.encode(["", ""], tokens)
     sampler.load_weights(new.named_parameters())
     after = embedder.encode(["", ""], tokens)

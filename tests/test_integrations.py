@@ -27,7 +27,8 @@ DRA = DraConfig(embedder="tiny/embedder", sharpen=2.0)
 # cosines between 0 and 0.97
 TEXTS = ["ones 7+8=15, tens 5, so \\boxed{85}", "round 40+40=80, less 3, so \\boxed{77}", "so \\boxed{85}",
          "ones 7+8=15, tens 6, so \\boxed{85}", "tens 10, 20, 30", "round 9+1=10, tens 4", "ones 1",
-         "tens 10, 20, 30, 40", "less 2, so \\boxed{2}", "so \\boxed{3}", "round 3, so \\boxed{3}", "less 3, so \\boxed{2}"]
+         "tens 10, 20, 30, 40", "less 2, so \\boxed{2}", "so \\boxed{3}", "round 3, so \\boxed{3}",
+         "less 3, so \\boxed{2}"]
 REWARDS = [1.0, 0.5, 1.0, 1.0, 2.0, -1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 3.0]
 
 

@@ -81,7 +81,7 @@ class Life:
         return roles
 
     def kill(self, victim: str) -> str:
-        """SIGKILL to a role, or to all there is if nobody has that role yet; returns who was killed."""
+        """SIGKILL to a role, or to all processes if none has that role yet; returns who was killed."""
         chosen = [pid for pid, role in self.alive().items() if role == victim]
         if chosen:
             send(chosen, signal.SIGKILL)
@@ -160,7 +160,7 @@ def run_with_kills(start: Callable[[Path, int], Life], parent: Path, reference: 
                    rng: random.Random) -> list[str]:
     """Gives the same command until the run is complete, with `kills` kills on the way; returns what they hit.
 
-    A kill is at a random delay after the start, or in a phase drawn by lot. A life that ends before its kill completes
+    A kill is at a random delay after the start, or in a random phase. A life that ends before its kill completes
     the run: the kills that are left go to another run, in a new folder.
     """
     hits: list[str] = []

@@ -196,7 +196,7 @@ def test_figures_equal_sums_over_tokens():
 
 
 def test_a_learner_continues_bit_equal_from_its_checkpoint(tmp_path):
-    """Moments, the count behind their bias correction, and the reference, which stays the initial policy.
+    """Moments, the step count for their bias correction, and the reference, which stays the initial policy.
 
     Two updates a step.
     """
@@ -279,7 +279,7 @@ def test_micro_batches_keep_rows_and_budget():
     batches = micro_batches(lengths, 40)
     assert sorted(row for batch in batches for row in batch) == list(range(7))
     assert all(len(batch) * max(lengths[row] for row in batch) <= 40 or len(batch) == 1 for batch in batches)
-    assert batches[0] == [5], "a row longer than the budget stands alone"
+    assert batches[0] == [5], "a row longer than the budget is alone"
 
 
 def test_micro_batches_are_the_cheapest_cut():
@@ -376,6 +376,6 @@ def test_update_does_not_depend_on_the_number_of_ranks(on_ranks, single):
 
 
 def test_only_the_first_rank_holds_what_a_checkpoint_gathers(on_ranks):
-    """Every rank gathers each weight; if each kept all, a node of eight would hold a 1.5B policy eight times: 57 GB."""
+    """Every rank gathers each weight; if each saved all, a node of eight would hold eight 1.5B policies: 57 GB."""
     first, *others = on_ranks[1]
     assert first == len(list(learner_for().policy.parameters())) and max(others) <= 1

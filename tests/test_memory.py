@@ -34,7 +34,7 @@ def predicted(folder: Path, phases: tuple[str, ...], checkpointing: bool = False
     """The peak over `phases`, without what is there before them."""
     with torch.device("meta"):
         model = Transformer(json.loads((folder / "config.json").read_text()))
-    found = parts(model, dtype=torch.float32, card=False, world=1, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT,
+    found = parts(model, dtype=torch.float32, gpu=False, world=1, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT,
                   max_new_tokens=NEW, micro_batch_tokens=budget, reference=False, offload=False,
                   checkpointing=checkpointing)
     sums = peaks([part for part in found if part.phases != PHASES])
@@ -45,7 +45,7 @@ def predicted(folder: Path, phases: tuple[str, ...], checkpointing: bool = False
     (False, 2048, {}), (True, 2048, {}), (False, 1024, dict(vocab_size=512, tie_word_embeddings=True)),
                                                                    (True, 2048, dict(vocab_size=512))], ids=str)
 def test_memory_of_an_update_is_within_10_percent(checkpointing, budget, geometry, tmp_path):
-    """Head or blocks at the peak, activations kept or recomputed, tied or untied."""
+    """Head or blocks at the peak, activations saved or recomputed, tied or untied."""
     random_model("qwen2", tmp_path, **WIDE | geometry)
     config = LearnerConfig(micro_batch_tokens=budget)
     learner = Learner(ModelConfig(str(tmp_path), "float32", checkpointing), config, str(tmp_path), torch.device("cpu"),
@@ -97,23 +97,23 @@ def test_chunked_head_at_a_large_vocabulary(tmp_path):
         assert (got - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_ranks_and_offloading_share_and_move_what_is_held(tmp_path):
-    """Four ranks hold a quarter each; offloaded, nothing of it is on the card.
+def test_ranks_and_offloading_share_and_move_what_is_sharded(tmp_path):
+    """Four ranks hold a quarter each; offloaded, nothing of it is on the GPU.
 
     The sampler's copy is whole everywhere.
     """
     random_model("qwen2", tmp_path, **WIDE)
     with torch.device("meta"):
         model = Transformer(json.loads((tmp_path / "config.json").read_text()))
-    options = dict(dtype=torch.bfloat16, card=True, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT, max_new_tokens=NEW,
+    options = dict(dtype=torch.bfloat16, gpu=True, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT, max_new_tokens=NEW,
                    micro_batch_tokens=2048, reference=True, checkpointing=True)
     one, four, host = (parts(model, world=world, offload=offload, **options)
                        for world, offload in ((1, False), (4, False), (4, True)))
     total = sum(p.numel() for p in model.parameters())
     for a, b, c, bytes_each in zip(one, four, host, (4, 4, 8, 4)):
         size = total * bytes_each
-        assert (a.card, b.card, c.card, c.host) == (size, size // 4, 0, size // 4)
-    assert one[4].card == four[4].card == host[4].card == 2 * total
+        assert (a.gpu, b.gpu, c.gpu, c.host) == (size, size // 4, 0, size // 4)
+    assert one[4].gpu == four[4].gpu == host[4].gpu == 2 * total
     assert "fits with 1 GB to spare: 16 GB, 24 GB, 40 GB, 80 GB" in table(one)
 
 

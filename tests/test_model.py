@@ -250,7 +250,7 @@ def test_a_config_that_cannot_be_computed_with_is_one_clear_error(changes, words
 
 @pytest.mark.parametrize("places", [{}, {"rope": 64}, {"top": 32, "rope": 64}])
 def test_the_original_context_of_llama3_is_read_where_transformers_reads_it(places):
-    """Beside the others, above them, or that of the model."""
+    """Next to the others, above them, or that of the model."""
     rope = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"} | (
         {"original_max_position_embeddings": places["rope"]} if "rope" in places else {})
     top = {"original_max_position_embeddings": places["top"]} if "top" in places else {}
@@ -297,7 +297,7 @@ def test_weights_that_are_not_finite_are_refused(tied, name, value):
 
 @pytest.mark.parametrize("shards", [True, False])
 def test_the_single_file_goes_before_an_index(tied, shards):
-    """As in transformers: an index beside it is stale, with its shards or without."""
+    """As in transformers: an index next to it is stale, with its shards or without."""
     folder, tensors = tied
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")})
@@ -328,7 +328,7 @@ def test_an_index_without_its_shards_or_its_map_is_refused(tied):
 
 
 def test_adapters_are_refused_by_name(tied):
-    """Alone, or beside a whole model, where transformers would look for another base."""
+    """Alone, or next to a whole model, where transformers would look for another base."""
     folder, _ = tied
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
     for _ in range(2):

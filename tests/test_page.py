@@ -88,7 +88,7 @@ def test_nothing_is_drawn_in_place_of_another(tmp_path):
 
 
 def test_pass_at_k_is_that_of_steps_all_seeds_have(tmp_path):
-    """One seed is behind: the last evaluation both have is drawn, and no name without a curve is in the legend."""
+    """One seed has fewer steps: the last evaluation both have is drawn, and the legend names only what has a curve."""
     runs = []
     for name, seed, steps in (("a", 0, (0, 2, 4)), ("b", 1, (0, 2))):
         folder = a_run(tmp_path / name, seed)

@@ -35,7 +35,7 @@ def flat(groups):
 
 
 def greedy_reference(model, prompts, new):
-    """transformers' generate, one prompt at a time, cut behind the stop token."""
+    """transformers' generate, one prompt at a time, cut after the stop token."""
     rows = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
@@ -185,7 +185,7 @@ def test_small_products_run_on_one_thread_and_the_setting_comes_back(qwen2, monk
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("kind", ["nan in free slots", "1e4 behind each row"])
+@pytest.mark.parametrize("kind", ["nan in free slots", "1e4 after each row"])
 def test_stale_and_future_cache_is_never_read(kind, qwen2, monkeypatch):
     """Whatever an earlier row left in a slot must leave every completion bit for bit as it was."""
     _, folder = qwen2
