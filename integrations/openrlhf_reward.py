@@ -12,7 +12,7 @@ the group of a row is index // n_samples_per_prompt, as there. OpenRLHF's length
 """
 import torch
 
-from integrations.groups import GroupRewards
+from integrations.groups import GroupRewards, texts_of
 from reward import DraConfig
 
 
@@ -22,7 +22,7 @@ def with_dra(maker: type, dra: DraConfig, device: str | torch.device = "cpu") ->
     class DraExperienceMaker(maker):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
-            self.adjust = GroupRewards(dra, device)
+            self.adjust = GroupRewards(dra, device, self.args.rollout.n_samples_per_prompt)
 
         @torch.no_grad()
         def compute_advantages_and_returns(self, experiences: list) -> list:
@@ -33,8 +33,8 @@ def with_dra(maker: type, dra: DraConfig, device: str | torch.device = "cpu") ->
             if len(set(zip(groups, prompts))) > len(set(groups)):
                 raise ValueError(f"rows of one group of rollout.n_samples_per_prompt = {G} answer different prompts; DRA needs whole groups in a rollout")
             # action_mask leaves out the first token, which nothing predicts
-            texts = [self.tokenizer.decode(tokens[1:][mask.bool()], skip_special_tokens=True)
-                     for experience in experiences for tokens, mask in zip(experience.sequences, experience.action_mask)]
+            texts = [text for experience in experiences
+                     for text in texts_of(self.tokenizer, experience.sequences[:, 1:], experience.action_mask)]
             adjusted = self.adjust(texts, torch.cat([experience.rewards for experience in experiences]), groups)
             for experience, rewards in zip(experiences, adjusted.split([len(experience.rewards) for experience in experiences])):
                 experience.rewards = rewards            # a new tensor: info["reward"] may be the old one
