@@ -1,13 +1,15 @@
 """DRA in OpenRLHF: its experience maker, with the rewards adjusted before they become advantages.
 
 Its reward functions are called for one completion at a time, so DRA enters where groups come together. That class is built
-inside a Ray actor; one line below the imports of openrlhf/trainer/ppo_trainer.py puts ours in its place:
+inside a Ray actor; three lines below the imports of openrlhf/trainer/ppo_trainer.py put ours in its place:
 
-    RemoteExperienceMaker = with_dra(RemoteExperienceMaker, DraConfig(embedder=...))
+    from integrations.openrlhf_reward import with_dra
+    from reward import DraConfig
+    RemoteExperienceMaker = with_dra(RemoteExperienceMaker, DraConfig())
 
-Read from openrlhf 0.11.2, trainer/ppo_utils/{experience_maker,experience,samples_generator}.py: `compute_advantages_and_returns` gets
-all micro-batches of a rollout; dynamic batching puts rows in any order, and `index`, a row's place in the rollout, restores it:
-the group of a row is index // n_samples_per_prompt, as there. OpenRLHF's length penalties are added behind DRA, and
+Read from openrlhf 0.11.2, trainer/ppo_utils/{experience_maker,experience,samples_generator}.py: `compute_advantages_and_returns`
+gets all micro-batches of a rollout; dynamic batching puts rows in any order, and `index`, a row's place in the rollout, restores
+it: the group of a row is index // n_samples_per_prompt, as there. OpenRLHF's length penalties are added after DRA, and
 `info["reward"]`, what it logs, stays the reward before DRA.
 """
 import torch
@@ -31,12 +33,14 @@ def with_dra(maker: type, dra: DraConfig, device: str | torch.device = "cpu") ->
             groups = [index // G for experience in experiences for index in experience.index]
             prompts = [prompt for experience in experiences for prompt in experience.prompts]
             if len(set(zip(groups, prompts))) > len(set(groups)):
-                raise ValueError(f"rows of one group of rollout.n_samples_per_prompt = {G} answer different prompts; DRA needs whole groups in a rollout")
+                raise ValueError(f"rows of one group of rollout.n_samples_per_prompt = {G} answer different prompts; "
+                                 "DRA needs whole groups in a rollout")
             # action_mask leaves out the first token, which nothing predicts
             texts = [text for experience in experiences
                      for text in texts_of(self.tokenizer, experience.sequences[:, 1:], experience.action_mask)]
             adjusted = self.adjust(texts, torch.cat([experience.rewards for experience in experiences]), groups)
-            for experience, rewards in zip(experiences, adjusted.split([len(experience.rewards) for experience in experiences])):
+            sizes = [len(experience.rewards) for experience in experiences]
+            for experience, rewards in zip(experiences, adjusted.split(sizes), strict=True):
                 experience.rewards = rewards            # a new tensor: info["reward"] may be the old one
             return super().compute_advantages_and_returns(experiences)
 

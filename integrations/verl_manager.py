@@ -8,8 +8,8 @@ In the file that `custom_reward_function.path` names, with `reward_model.reward_
     from reward import DraConfig
     register("dra")(with_dra(get_reward_manager_cls("naive"), DraConfig()))
 
-Read from verl 0.6.1 and 0.7.0, workers/reward_manager/{abstract,naive,batch}.py, trainer/ppo/{reward,ray_trainer}.py: a manager is built by
-(tokenizer, num_examine, compute_score, reward_fn_key, **reward_kwargs) and called with the whole batch.
+Read from verl 0.6.1 and 0.7.0, workers/reward_manager/{abstract,naive,batch}.py, trainer/ppo/{reward,ray_trainer}.py: a manager is
+built by (tokenizer, num_examine, compute_score, reward_fn_key, **reward_kwargs) and called with the whole batch.
 """
 import functools
 from typing import Any
@@ -23,7 +23,7 @@ from reward import DraConfig
 
 @functools.cache                                        # verl may run the user's file twice and refuses a second class of one name
 def with_dra(manager: type, dra: DraConfig, device: str | torch.device = "cpu") -> type:
-    """A subclass of reward manager class `manager` that adjusts what it scores, but not in validation, whose scores are reported as they are."""
+    """A subclass of reward manager class `manager` that adjusts what it scores, but not in validation, whose scores stay."""
 
     class DraRewardManager(manager):
         def __init__(self, *arguments, **options):
@@ -34,8 +34,8 @@ def with_dra(manager: type, dra: DraConfig, device: str | torch.device = "cpu") 
             """As the manager's; `data` is the DataProto of whole groups."""
             result = super().__call__(data, return_dict=True)
             if not data.meta_info.get("validate", False):
-                # a new dict: with rm_scores given, the manager's own is the batch's tensor
-                result = {**result, "reward_tensor": adjusted_scores(self.adjust, self.tokenizer, data, result["reward_tensor"])}
+                scores_BL = adjusted_scores(self.adjust, self.tokenizer, data, result["reward_tensor"])
+                result = {**result, "reward_tensor": scores_BL}     # a new dict: with rm_scores given, the batch's stay
             return result if return_dict else result["reward_tensor"]
 
     return DraRewardManager

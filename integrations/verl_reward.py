@@ -1,15 +1,16 @@
 """DRA in verl 0.7.1 and 0.8 (and 0.9 with `trainer.use_v1=False`): its `extract_reward`, with the scores adjusted.
 
-In a module on PYTHONPATH, named by the environment variable VERL_USE_EXTERNAL_MODULES, which verl imports in every process,
-before its trainers take the function's name:
+In a module on PYTHONPATH that the environment variable VERL_USE_EXTERNAL_MODULES names, which verl imports in every process
+before a trainer takes the function's name:
 
     from verl.trainer.ppo import reward as verl_reward
     from integrations.verl_reward import with_dra
     from reward import DraConfig
     verl_reward.extract_reward = with_dra(verl_reward.extract_reward, DraConfig(), tokenizer="Qwen/Qwen3-0.6B")
 
-Read from verl 0.7.1 and 0.8.0, trainer/ppo/{reward,ray_trainer}.py: `fit` calls it with the whole batch, whose rows `balance_batch` has
-put in any order; the G completions of a prompt share their "uid". What verl logs as score is the reward after DRA; rm_scores stay.
+Read from verl 0.7.1 and 0.8.0, trainer/ppo/{reward,ray_trainer}.py: `fit` calls it with the whole batch, whose rows
+`balance_batch` has put in any order; the G completions of a prompt share their "uid". What verl logs as score is the reward
+after DRA; rm_scores stay.
 """
 import functools
 from collections.abc import Callable
@@ -31,7 +32,10 @@ def adjusted_scores(adjust: GroupRewards, tokenizer, data, scores_BL: Tensor) ->
 
 
 def with_dra(extract_reward: Callable, dra: DraConfig, tokenizer: str, device: str | torch.device = "cpu") -> Callable:
-    """`extract_reward` with DRA, but in validation, whose scores are reported as they are. `tokenizer` is the policy's folder or hub name."""
+    """`extract_reward` with DRA, but not in validation, whose scores are reported as they are.
+
+    `tokenizer` is the policy's folder or hub name.
+    """
 
     @functools.cache                                    # once, and only in the process that trains
     def loaded():

@@ -1,16 +1,16 @@
-"""DRA in verl 0.9 (V1 trainer, `trainer.use_v1=True`, the default): its trainer, with the rewards adjusted before they become advantages.
+"""DRA in verl 0.9 (V1 trainer, the default): the trainer, with the rewards adjusted before they become advantages.
 
-In a module on PYTHONPATH, named by the environment variable VERL_USE_EXTERNAL_MODULES, which verl imports in every process:
+In a module on PYTHONPATH that the environment variable VERL_USE_EXTERNAL_MODULES names, which verl imports in every process:
 
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
     from integrations.verl_v1 import with_dra
     from reward import DraConfig
     TRAINER_REGISTRY["sync"] = with_dra(TRAINER_REGISTRY["sync"], DraConfig())
 
-The entry is replaced, as verl compares the name with "sync" in many places; "colocate_async" and "separate_async" work alike.
-Read from verl 0.9.1, trainer/ppo/v1/{trainer_base,utils,agent_loop_tq}.py: `_compute_advantage` gets the keys
-"{uid}_{session}_{output}" of whole prompts in any order, and rows tagged is_padding. All outputs of a session have one reward;
-the last of them is the completion that DRA reads. Validation does not pass here.
+The entry is replaced, as verl compares the name with "sync" in many places; "colocate_async", "separate_async" work alike.
+Read from verl 0.9.1, trainer/ppo/v1/{trainer_base,utils,agent_loop_tq}.py: `_compute_advantage` gets whole prompts as keys
+"{uid}_{session}_{output}" in any order, and padding. All outputs of a session have one reward; the last is the completion that
+DRA reads. Logs and dumps show the reward before DRA; validation does not pass here.
 """
 import torch
 import transfer_queue as tq
@@ -21,7 +21,7 @@ from reward import DraConfig
 
 
 def with_dra(trainer: type, dra: DraConfig, device: str | torch.device = "cpu") -> type:
-    """A subclass of trainer class `trainer` that adjusts `rm_scores` while advantages are computed; logs and dumps show them as they were."""
+    """A subclass of trainer class `trainer` that adjusts `rm_scores` while advantages are computed."""
 
     class DraTrainer(trainer):
         def __init__(self, config, *arguments, **options):
@@ -32,14 +32,15 @@ def with_dra(trainer: type, dra: DraConfig, device: str | torch.device = "cpu") 
             where = {"keys": batch.keys, "partition_id": batch.partition_id}
             data = tq.kv_batch_get(**where, select_fields=["uid", "responses", "response_mask", "rm_scores"])
             uids, masks, scores = list(data["uid"]), data["response_mask"].unbind(), list(data["rm_scores"].unbind())
-            sessions = [key.rsplit("_", 1) for key in batch.keys]
             rows = [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
-            last = {sessions[row][0]: row for row in sorted(rows, key=lambda row: int(sessions[row][1]))}
-            texts = texts_of(self.tokenizer, [data["responses"][row] for row in last.values()], [masks[row] for row in last.values()])
-            adjusted = self.adjust(texts, torch.stack([scores[row].sum() for row in last.values()]), [uids[row] for row in last.values()])
-            of_session = dict(zip(last, adjusted))
-            values = torch.stack([of_session[sessions[row][0]] for row in rows])
-            for row, new in zip(rows, at_last_token(values, [masks[row] for row in rows])):
+            session, output = zip(*(key.rsplit("_", 1) for key in batch.keys))
+            last = {session[row]: row for row in sorted(rows, key=lambda row: int(output[row]))}
+            picked = list(last.values())
+            texts = texts_of(self.tokenizer, [data["responses"][row] for row in picked], [masks[row] for row in picked])
+            totals = torch.stack([scores[row].sum() for row in picked])
+            adjusted = dict(zip(last, self.adjust(texts, totals, [uids[row] for row in picked])))
+            values = torch.stack([adjusted[session[row]] for row in rows])
+            for row, new in zip(rows, at_last_token(values, [masks[row] for row in rows]), strict=True):
                 scores[row] = new.to(scores[row])
             self.put_scores(where, torch.nested.as_nested_tensor(scores, layout=torch.jagged))
             batch = super()._compute_advantage(batch, metrics)
