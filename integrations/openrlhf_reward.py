@@ -9,8 +9,8 @@ inside a Ray actor; three lines below the imports of openrlhf/trainer/ppo_traine
 
 Read from openrlhf 0.11.2, trainer/ppo_utils/{experience_maker,experience,samples_generator}.py: `compute_advantages_and_returns`
 gets all micro-batches of a rollout; dynamic batching puts rows in any order, and `index`, a row's place in the rollout, restores
-it: the group of a row is index // n_samples_per_prompt, as there. OpenRLHF's length penalties are added after DRA, and
-`info["reward"]`, what it logs, stays the reward before DRA.
+it: the group of a row is index // n_samples_per_prompt, as there. OpenRLHF's length penalties are added after DRA;
+what it logs as reward is after both, reward_before_dra before.
 """
 import torch
 
@@ -41,7 +41,7 @@ def with_dra(maker: type, dra: DraConfig, device: str | torch.device = "cpu") ->
             adjusted = self.adjust(texts, torch.cat([experience.rewards for experience in experiences]), groups)
             sizes = [len(experience.rewards) for experience in experiences]
             for experience, rewards in zip(experiences, adjusted.split(sizes), strict=True):
-                experience.rewards = rewards            # a new tensor: info["reward"] may be the old one
+                experience.info["reward_before_dra"], experience.rewards = experience.rewards, rewards
             return super().compute_advantages_and_returns(experiences)
 
     return DraExperienceMaker

@@ -130,7 +130,7 @@ def test_openrlhf_ends_up_with_our_advantages(python, tmp_path):
         for item in items:
             torch.testing.assert_close(torch.tensor(item["reward"]), rewards[item["row"]], rtol=1e-5, atol=1e-5)
             assert_spread(item["advantages"], item["action_mask"], advantages[item["row"]])
-            assert item["logged"] == rows[item["row"]]["score"], "what is logged is the reward before DRA"
+            assert item["logged"] == [item["reward"], rows[item["row"]]["score"]]
     nan, prompts, alone = result["refusals"]
     assert "completion 0 of 12, group 0, is nan" in nan
     assert "n_samples_per_prompt = 3 answer different prompts" in prompts and "at least 2" in alone
