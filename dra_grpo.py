@@ -3,17 +3,20 @@
     torchrun dra_grpo.py --config configs/tiny.toml [section.key=value ...]
     python dra_grpo.py --help                               every key with type, default and a sentence
 
-One step: prompts -> G completions each (sampler.py) -> grades, embeddings, SMI, adjusted rewards, advantages (reward.py) ->
-clipped policy gradient with optional KL penalty (learner.py) -> sampler.load_weights. Data order and random numbers are
-functions of (seed, step, position), so whatever ends a run, the same command continues it as if it had never stopped.
+One step (`Trainer.step`): prompts -> G completions each (sampler.py) -> grades, embeddings, SMI, adjusted rewards,
+advantages (reward.py) -> clipped policy gradient with optional KL penalty (learner.py) -> sampler.load_weights.
+Data order and random numbers are functions of (seed, step, position), so whatever ends a run, the same command
+continues it as if it had never stopped.
 """
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, TextIO
 
 import numpy as np
 import torch
@@ -22,27 +25,141 @@ from tqdm import tqdm
 import checkpoint
 import files
 import memory
-from config import dump, import_function, load, parse_args
-from data import load_benchmarks, load_problems, load_tokenizer, model_folder, opening, prompt_tokens, short_enough
+from config import changes, dump, import_function, load, parse_args
+from data import (DataConfig, check_source, load_benchmarks, load_problems, load_tokenizer, model_folder, opening,
+                  prompt_tokens, short_enough)
 from embedder import Embedder, PolicyEmbedder
 from eval import format_record, summarize
 from grader import Grader
-from learner import Clock, Learner, Row, lr_at, rows_in_loss
-from metrics import Trackers, before_and_after, group_figures, step_line
-from model import DTYPES, Transformer, read_json
-from ranks import Interrupted, Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
-from reward import Rewarder, Scores
-from sampler import Completion, Sampler, stop_ids
-from samples import eval_sampler, labeller, sample_problems, settings_of
-from settings import Config, check, reward_functions
+from learner import Clock, Learner, LearnerConfig, Row, lr_at, rows_in_loss
+from metrics import Trackers, before_and_after, check_trackers, group_figures, step_line
+from model import DTYPES, Geometry, ModelConfig, Transformer, read_json
+from ranks import Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
+from reward import DraConfig, RewardConfig, RewardFunction, Rewarder, Scores, reward_function, smi_values
+from sampler import Completion, Sampler, SamplerConfig, stop_ids
+from samples import LESS_MEMORY as LESS_EVAL_MEMORY
+from samples import EvalConfig, check_eval, check_room, eval_sampler, labeller, sample_problems, settings_of
 
-# P prompts, G completions each, N = P*G rows
+# P prompts, G completions each, N = P*G completions
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+@dataclass(frozen=True)
+class TrainDataConfig(DataConfig):
+    train: str = ""
+    """JSONL, JSON or parquet file with a problem and an answer per row, or hub:owner/name[/config][:split]"""
+    max_prompt_tokens: Annotated[int, ">= 1"] = 512
+    """problems with a longer prompt are left out and counted"""
+    prompts_per_step: Annotated[int, ">= 1"] = 8
+    """prompts in one step, over all ranks"""
+
+
+@dataclass(frozen=True)
+class TrainEvalConfig(EvalConfig):
+    every: Annotated[int, ">= 0"] = 0
+    """evaluate every so many steps, besides before the first and after the last; 0 for those two only"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dir: str = ""
+    """folder for all that the run writes, by default runs/NAME for NAME.toml; the same command continues a run in it"""
+    seed: int = 0
+    """seed of data order and completions"""
+    steps: Annotated[int, ">= 1"] = 500
+    """training steps"""
+    save_every: Annotated[int, ">= 1"] = 50
+    """steps between checkpoints"""
+    keep: Annotated[int, ">= 1"] = 2
+    """newest checkpoints kept"""
+    resume: bool = True
+    """continue the run in run.dir; false refuses a folder that already holds one"""
+    trackers: list[str] = field(default_factory=list)
+    """where metrics go besides metrics.jsonl: "tensorboard" (files in run.dir), "wandb" """
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelConfig
+    data: TrainDataConfig
+    sampler: SamplerConfig
+    reward: RewardConfig
+    dra: DraConfig
+    learner: LearnerConfig
+    eval: TrainEvalConfig
+    run: RunConfig
+
+
+def check(config: Config, world: int) -> None:
+    """ValueError for whatever can be known to be wrong before anything is loaded."""
+    check_source("data.train", config.data.train)
+    check_eval(config.eval, config.data)
+    if config.data.prompts_per_step < world:
+        raise ValueError(f"data.prompts_per_step = {config.data.prompts_per_step} is less than one prompt for each of "
+                         f"{world} ranks")
+    if not config.reward.functions:
+        raise ValueError("reward.functions is empty; name at least one, such as {accuracy = 1.0}")
+    reward_functions(config.reward)
+    check_dra(config.dra)
+    check_trackers(config.run.trackers)
+    if not config.run.resume and (Path(config.run.dir) / "metrics.jsonl").exists():
+        raise ValueError(f"run.dir = {config.run.dir!r} already holds a run and run.resume is false; name another "
+                         "folder")
+    if (Path(config.run.dir) / "config.toml").exists():
+        check_unchanged(config, Path(config.run.dir) / "config.toml")
+    if Path(config.model.path).is_dir():
+        context = Geometry.from_folder(config.model.path).context
+        if config.data.max_prompt_tokens + config.sampler.max_new_tokens > context:
+            raise ValueError(f"data.max_prompt_tokens = {config.data.max_prompt_tokens} and sampler.max_new_tokens = "
+                             f"{config.sampler.max_new_tokens} exceed the model's context of {context}; lower one of "
+                             "them")
+        if config.eval.benchmarks:
+            check_room(config.eval, context)
+
+
+def check_dra(dra: DraConfig) -> None:
+    """ValueError for options that exclude each other, a missing embedder's folder and a hook that cannot be read."""
+    if dra.enabled and dra.embedder.startswith((".", "/")) and not Path(dra.embedder).is_dir():
+        raise ValueError(f"dra.embedder = {dra.embedder!r} does not exist; name a sentence-transformers folder, a hub "
+                         'name, or "policy"')
+    if dra.enabled:                                     # the refusals of reward.py, with the keys they name
+        correct = torch.ones(2) if dra.scope == "correct" else None
+        smi_values(torch.eye(2), dra.smi, dra.sharpen, dra.clamp, correct)
+    if dra.weights:
+        import_function("dra.weights", dra.weights)
+
+
+MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume", "run.trackers", "eval.",
+              "sampler.slots", "reward.workers", "reward.timeout_s", "learner.offload")
+
+
+def check_unchanged(config: Config, saved: Path) -> None:
+    """ValueError listing what differs from a run's saved settings, but for keys that do not change its course."""
+    if changed := changes(load(Config, saved), config, MAY_CHANGE):
+        raise ValueError(f"run.dir = {config.run.dir!r} holds a run with other settings ({changed}); name another "
+                         "run.dir or change them back")
+
+
+def reward_functions(config: RewardConfig) -> dict[str, tuple[RewardFunction, float]]:
+    """The functions that `reward.functions` names, ours and those of users, with their weights."""
+    return {name: (import_function("reward.functions", name) if ":" in name else reward_function(name, config), weight)
+            for name, weight in config.functions.items()}
+
+
+def advantage_scale(config: Config) -> str:
+    """How `group_advantages` divides: as `reward.advantage` says or, where that is auto, as the loss wants it."""
+    auto = "none" if config.learner.loss == "dr_grpo" else "std"
+    return auto if config.reward.advantage == "auto" else config.reward.advantage
+
+
+# ------------------------------------------------------------------------------------------------ data order, records
 
 
 def prompts_for_step(seed: int, step: int, rank: int, world: int, rows: int, per_step: int) -> list[tuple[int, int]]:
-    """(position in the step's global list, data row) of this rank's prompts; a pure function, so there is no data state to save.
+    """(position in the step's global list, problem) of this rank's prompts; a pure function: no data state to save.
 
-    Each epoch is a fresh permutation of the `rows` rows; rank r takes positions r, r + world, ...
+    Each epoch is a fresh permutation of the `rows` problems; rank r takes positions r, r + world, ...
     """
     epochs = {}
     pairs = []
@@ -54,246 +171,291 @@ def prompts_for_step(seed: int, step: int, rank: int, world: int, rows: int, per
     return pairs
 
 
-# ------------------------------------------------------------------------------------------------ the run
-
-
 def run_record(config: Config, world: int, device: torch.device, step: int) -> dict:
     """What a reader of metrics.jsonl needs to know about the run."""
     try:
-        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+        git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True,
+                             text=True).stdout
     except FileNotFoundError:                           # no git on this machine
-        git = None
-    return {"kind": "run", "step": step, "config": asdict(config), "argv": sys.argv, "git": git, "torch": torch.__version__,
-            "python": sys.version.split()[0], "world": world, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        git = ""
+    return {"kind": "run", "step": step, "config": asdict(config), "argv": sys.argv, "git": git.strip() or None,
+            "torch": torch.__version__, "python": sys.version.split()[0], "world": world,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
 
-def sample_records(step: int, pairs: list[tuple[int, int]], rows: list[dict], completions: list[list[Completion]], texts: list[str], scores: Scores,
-                   labels: list[str | None]) -> list[dict]:
-    """One record per group for samples.jsonl."""
+def sample_records(step: int, places: Sequence[tuple[int, int]], problems: Sequence[dict],
+                   completions: Sequence[Completion], texts: Sequence[str], scores: Scores,
+                   labels: Sequence[str | None]) -> list[dict]:
+    """One record per group for samples.jsonl; `completions`, `texts` and `labels` are flat, group by group."""
     G = scores.raw.shape[1]
-    return [
-        {"step": step, "position": position, "row": row, "id": problem["id"], "problem": problem["problem"], "answer": problem["answer"],
-         "similarity": scores.similarity[p],
-         "completions": [
-            {"text": texts[p * G + g], "correct": scores.grades[p * G + g].correct, "reason": scores.grades[p * G + g].reason,
-             "answer": scores.grades[p * G + g].answer, "length": len(completions[p][g].tokens), "finish": completions[p][g].finish,
-             "rewards": {name: part[p, g].item() for name, part in scores.parts.items()}, "reward": scores.raw[p, g].item(),
-             "cut": scores.cut[p * G + g], "smi": scores.smi[p, g].item(), "weight": scores.weight[p, g].item(), "adjusted": scores.adjusted[p, g].item(),
-             "advantage": scores.advantage[p, g].item()} | ({"label": labels[p * G + g]} if labels else {})
-            for g in range(G)]}
-        for p, ((position, row), problem) in enumerate(zip(pairs, rows))
-    ]
+    flat = [{"text": text, "length": len(completion.tokens), "finish": completion.finish, **scores.of(i // G, i % G)}
+            for i, (text, completion) in enumerate(zip(texts, completions))]
+    for completion, label in zip(flat, labels):
+        completion["label"] = label
+    return [{"step": step, "position": position, "row": row, "id": problem["id"], "problem": problem["problem"],
+             "answer": problem["answer"], "similarity": scores.similarity[p], "completions": flat[p * G : (p + 1) * G]}
+            for p, ((position, row), problem) in enumerate(zip(places, problems))]
+
+
+def train_record(step: int, records: list[dict], figures: dict, scores: Scores, clock: Clock) -> dict:
+    """A step's record for metrics.jsonl from the sample records of all ranks and the learner's figures; collective."""
+    record = {"kind": "train", "step": step, **group_figures(records), **figures, **scores.seconds, **clock.seconds}
+    return record | {"tokens_per_s": record["tokens"] / (clock.last - clock.start),
+                     "peak_gb": max_over_ranks(memory.peak_gb(clock.device))}
+
+
+# ------------------------------------------------------------------------------------------------ the run
+
+
+class Trainer:
+    """A training run on one rank; every rank makes one and calls its methods together with the others."""
+
+    def __init__(self, config: Config, stop: Stop):
+        """Loads everything, from the newest intact checkpoint if there is one; nothing is written before `claim`.
+
+        Raises ValueError for what the user has to fix.
+        """
+        self.config, self.stop, self.run_dir = config, stop, Path(config.run.dir)
+        self.metrics_path, self.samples_path = self.run_dir / "metrics.jsonl", self.run_dir / "samples.jsonl"
+        self.dtype, dra, embedder = DTYPES[config.model.dtype], config.dra, None
+        folder = self.load_data()
+        if dra.enabled and dra.embedder != "policy":    # before the policy, which may take minutes to load
+            embedder = Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, self.device, dra.text,
+                                config.sampler.max_new_tokens)
+        intact = checkpoint.newest_intact(self.run_dir) if self.first else None
+        step = int(max_over_ranks(checkpoint.step_of(intact) if intact else -1))        # as the first rank finds it
+        self.resumed = checkpoint.folder_of(self.run_dir, step) if step >= 0 else None
+        n_tokens = min(len(self.tokenizer), Geometry.from_folder(folder).vocab)
+        self.learner = Learner(config.model, config.learner, folder, self.device, n_tokens, config.sampler.temperature,
+                               config.sampler.max_new_tokens, self.resumed and self.resumed / "policy")
+        self.rollout_model = Transformer.from_pretrained(folder, self.dtype, self.device)
+        self.rollout_model.n_tokens = n_tokens
+        self.sampler = Sampler(self.rollout_model, config.sampler,
+                               stop_ids(self.rollout_model.generation_config, self.tokenizer.eos_token_id))
+        if dra.enabled and dra.embedder == "policy":
+            embedder = PolicyEmbedder(self.rollout_model, self.tokenizer, dra.max_tokens, dra.text)
+        self.grader = Grader(config.reward.workers, config.reward.timeout_s)
+        hook = import_function("dra.weights", dra.weights) if dra.weights else None
+        self.rewarder = Rewarder(reward_functions(config.reward), dra, advantage_scale(config),
+                                 config.sampler.max_new_tokens, self.grader, embedder, opening(self.tokenizer), hook)
+        self.label = labeller(config.eval)
+        self.done = self.saved = 0                      # steps: trained, and in a checkpoint
+        self.sizes = {"metrics": 0, "samples": 0}       # bytes of the record files at that checkpoint
+        if self.resumed:
+            meta = checkpoint.load(self.resumed, self.learner.optimizer_state())
+            self.done, self.saved, self.sizes = meta["step"], meta["step"], meta["sizes"]
+            self.learner.set_updates(meta["updates"])
+        if self.done > config.run.steps:
+            raise ValueError(f"run.dir = {config.run.dir!r} holds a run of {self.done} steps, run.steps = "
+                             f"{config.run.steps} is less; raise it or name another run.dir")
+        self.sampler.load_weights(full_weights(self.learner.policy))
+
+    def load_data(self) -> str:
+        """Problems, benchmarks and tokenizer, then the ranks; returns the policy's folder."""
+        config, skipped = self.config, []
+        problems = load_problems(config.data.train, config.data, skipped)
+        self.benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
+        folder = model_folder(config.model)
+        self.tokenizer = load_tokenizer(folder)
+        fitting = short_enough(self.tokenizer, problems, config.data, config.data.max_prompt_tokens)
+        if not fitting:
+            raise ValueError(f"data.train: all {len(problems)} prompts exceed data.max_prompt_tokens = "
+                             f"{config.data.max_prompt_tokens}")
+        self.problems = [problems[row] for row in fitting]
+        self.rank, self.world, self.device = start_ranks(config.model.dtype, config.learner.offload)
+        self.first = self.rank == 0
+        left_out = len(problems) - len(fitting)
+        self.say(f"{len(fitting)} training problems" + (f" ({left_out} left out: prompt too long)" if left_out else ""))
+        if skipped:
+            self.say(f"rows left out as unusable: {len(skipped)} ({skipped[0]})")
+        return folder
+
+    def run(self) -> int:
+        """All steps that are left; 0, or 128 + signal number after an interruption."""
+        config, stop, final = self.config, self.stop, self.run_dir / "final"
+        if self.done == config.run.steps and final.exists():
+            self.say(f"the run in {self.run_dir} is complete ({self.done} steps); raise run.steps to continue it or "
+                     "name another run.dir")
+            return 0
+        self.claim()
+        bar = tqdm(total=config.run.steps, initial=self.done, desc="train", unit="step", disable=not self.first)
+        with closing(self.trackers), self.grader, bar:
+            going = self.was_evaluated() or self.evaluate()
+            while going and self.done < config.run.steps and not stop.any_rank() and self.step(self.done):
+                self.done += 1
+                bar.update()
+                going = not self.eval_due() or self.evaluate()
+                if going and (self.done == config.run.steps or self.done % config.run.save_every == 0):
+                    self.save()
+        if stop.any_rank():
+            if self.saved < self.done:
+                self.save()
+            self.say(f"interrupted after step {self.done} of {config.run.steps}, saved in {self.run_dir}; the same "
+                     "command continues", sys.stderr)
+            return 128 + int(max_over_ranks(stop.signum))
+        self.write_policy(files.begin(final) if self.first else files.part_of(final), self.dtype)
+        if self.first:
+            files.publish(final)
+            print(before_and_after(self.run_dir))
+        return 0
+
+    def step(self, step: int) -> bool:
+        """Step 0, 1, ... on this rank's share of its prompts; False, with nothing changed, if interrupted."""
+        config, G, clock = self.config, self.config.sampler.group_size, Clock(self.device)
+        places = prompts_for_step(config.run.seed, step, self.rank, self.world, len(self.problems),
+                                  config.data.prompts_per_step)
+        problems = [self.problems[i] for _, i in places]
+        prompts = [prompt_tokens(self.tokenizer, problem["problem"], config.data) for problem in problems]
+        with self.stop.interruptible(f"step {step + 1}"):
+            groups = self.sampler.generate(prompts, G, (config.run.seed, step), [position for position, _ in places])
+            clock.lap("sample_s")
+            completions = [completion for group in groups for completion in group]
+            tokens = [completion.tokens for completion in completions]
+            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            scores = self.rewarder(texts, problems, [len(ids) for ids in tokens], G, tokens)
+            labels = [self.label(text, problems[i // G]) for i, text in enumerate(texts)] if self.label else []
+            clock.lap("reward_s")
+        if self.stop.any_rank():
+            return False
+        records = gather_over_ranks(sample_records(step + 1, places, problems, completions, texts, scores, labels))
+        records.sort(key=lambda record: record["position"])
+        self.log(self.samples_path, records)            # before the update: should it fail, this is what it was given
+
+        advantages = scores.advantage.flatten().tolist()
+        rows = [Row(prompts[i // G], completions[i], advantages[i])
+                for i in rows_in_loss(completions, scores.raw, config.learner)]
+        figures = self.learner.update(rows, lr_at(step, config.learner, config.run.steps))
+        self.sampler.load_weights(full_weights(self.learner.policy))
+        clock.lap("update_s")
+        record = train_record(step + 1, records, figures, scores, clock)
+        self.log(self.metrics_path, [record])
+        self.say(step_line(record, config.run.steps))
+        return True
+
+    def eval_due(self) -> bool:
+        """Whether an evaluation belongs after the steps that are done."""
+        every = self.config.eval.every
+        return self.done in (0, self.config.run.steps) or bool(every) and self.done % every == 0
+
+    def was_evaluated(self) -> bool:
+        """Whether nothing is missing before the next step: a run that was stopped in an evaluation makes up for it."""
+        made = any((record["kind"], record["step"]) == ("eval", self.done)
+                   for _, record in files.read_jsonl(self.metrics_path)) if self.first else False
+        return not self.eval_due() or max_over_ranks(made) > 0
+
+    def evaluate(self) -> bool:
+        """All benchmarks, each rank its share; False, with nothing logged, if interrupted."""
+        results = []
+        for name, problems in self.benchmarks.items():
+            if self.stop.any_rank():
+                return False
+            start, samples, settings = time.perf_counter(), [], settings_of(self.config.eval, name)
+            with self.stop.interruptible(f"evaluation after step {self.done}", LESS_EVAL_MEMORY):
+                places = range(self.rank, len(problems), self.world)
+                sampler = eval_sampler(self.rollout_model, self.tokenizer, settings)
+                samples = sample_problems(sampler, self.tokenizer, [problems[i] for i in places], self.config.data,
+                                          settings, self.grader, places, progress=self.first, desc=f"eval {name}")
+            if self.stop.any_rank():
+                return False
+            figures = summarize(name, gather_over_ranks(samples))
+            results.append({"kind": "eval", "step": self.done, **figures, "seconds": time.perf_counter() - start})
+            self.say(f"step {self.done} | {format_record(results[-1])}")
+        self.log(self.metrics_path, results)
+        return True
+
+    def claim(self) -> None:
+        """Makes the run folder this run's: its settings, records only of steps in the checkpoint, trackers."""
+        config, steps = self.config, self.config.run.steps
+        if self.first:
+            if self.done:
+                print(f"continuing at step {self.done} from {self.resumed}")
+                if (before := load(Config, self.run_dir / "config.toml").run.steps) != steps:
+                    print(f"run.steps was {before}: the learning rate of the first {self.done} steps followed that, "
+                          f"that of the others follows {steps}")
+            files.write(self.run_dir / "config.toml", dump(config))
+            for path, size in ((self.metrics_path, self.sizes["metrics"]), (self.samples_path, self.sizes["samples"])):
+                with open(path, "ab") as file:
+                    file.truncate(size)                 # the steps after the checkpoint will be done again
+            if (self.run_dir / "final").exists():       # of fewer steps: not the end of this run
+                files.remove(self.run_dir / "final")
+        self.trackers = Trackers(config.run.trackers if self.first else [], self.run_dir, asdict(config), self.done)
+        self.log(self.metrics_path, [run_record(config, self.world, self.device, self.done)])
+        self.stop.raise_at_once = False
+        self.stop.know_processes()
+
+    def say(self, text: str, file: TextIO | None = None) -> None:
+        """A line for people, from the first rank, above the progress bar."""
+        if self.first:
+            tqdm.write(text, file=file)
+
+    def log(self, path: Path, records: list[dict]) -> None:
+        """Appends records to a file, and those of metrics.jsonl to the trackers, from the first rank."""
+        if self.first:
+            files.append_jsonl(path, records)
+            if path == self.metrics_path:
+                self.trackers.log(records)
+
+    def save(self) -> None:
+        """A checkpoint of the steps that are done; collective."""
+        meta = {}
+        if self.first:
+            for path in (self.metrics_path, self.samples_path):
+                files.sync(path)                        # the sizes in meta.json must be those on disk
+            sizes = {"metrics": self.metrics_path.stat().st_size, "samples": self.samples_path.stat().st_size}
+            meta = {"updates": self.learner.updates, "world": self.world, "sizes": sizes}
+        checkpoint.save(self.run_dir, self.done, self.write_policy, self.learner.optimizer_state(), meta,
+                        self.config.run.keep)
+        self.saved = self.done
+
+    def write_policy(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """The policy and its tokenizer as a Hugging Face folder; collective."""
+        self.learner.save_policy(folder, dtype)
+        if self.first:
+            self.tokenizer.save_pretrained(folder)
+
+
+LESS_MEMORY = ("lower learner.micro_batch_tokens, sampler.slots or sampler.max_new_tokens, or set "
+               "model.activation_checkpointing = true or learner.offload = true; --dry-run prints what each part needs")
 
 
 def train(config: Config) -> int:
-    """The whole run; returns 0, or 128 + signal number after an interruption. Raises ValueError for what the user has to mend."""
-    stop = Stop()
+    """The whole run; returns 0, or 128 + signal number after an interruption.
+
+    Raises ValueError for what the user has to fix, and ranks.Interrupted for a signal before the first step.
+    """
+    stop = Stop(f"run.dir = {config.run.dir!r}", LESS_MEMORY)
     try:
-        check(config, int(os.environ.get("WORLD_SIZE", 1)))
-        with files.lock(Path(config.run.dir)) if is_first_rank() else nullcontext():
-            return train_until(config, stop)
-    except Interrupted:                                 # outside the steps: nothing has changed since the last checkpoint
-        print("interrupted", file=sys.stderr)
-        return 128 + stop.signum
-    except Exception as error:
-        again = "run the same command again, it continues from the last checkpoint"
-        if files.disk_is_full(error):
-            raise ValueError(f"{of_rank()}run.dir = {config.run.dir!r}: no room left to write; make room and {again}") from error
-        if isinstance(error, RuntimeError) and (gone := stop.ranks_gone()):     # its connections broke
-            raise ValueError(f"{stop.doing}: rank {', '.join(map(str, gone))} has ended (killed, or out of memory); {again}") from error
-        raise
-
-
-def train_until(config: Config, stop: Stop) -> int:
-    skipped: list[str] = []
-    data = load_problems(config.data.train, config.data, skipped)
-    benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
-    folder = model_folder(config.model)
-    tokenizer = load_tokenizer(folder)
-    kept = short_enough(tokenizer, data, config.data, config.data.max_prompt_tokens)
-    if not kept:
-        raise ValueError(f"data.train: all {len(data)} prompts exceed data.max_prompt_tokens = {config.data.max_prompt_tokens}")
-    rank, world, device = start_ranks(config.model.dtype, config.learner.offload)
-    first = rank == 0
-    run_dir = Path(config.run.dir)
-    if first:
-        print(f"{len(kept)} training problems" + (f" ({len(data) - len(kept)} left out: prompt too long)" if len(kept) < len(data) else ""))
-        if skipped:
-            print(f"rows left out as unusable: {len(skipped)} ({skipped[0]})")
-
-    dra, embedder = config.dra, None
-    if dra.enabled and dra.embedder != "policy":        # before the policy, which may take minutes to load
-        embedder = Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, device, dra.text, config.sampler.max_new_tokens)
-    # policy, reference, optimizer, and the sampler's own copy; from the newest checkpoint if there is one
-    intact = checkpoint.newest_intact(run_dir) if first else None
-    resume_step = int(max_over_ranks(checkpoint.step_of(intact) if intact else -1))     # the first rank looks, so that all agree
-    resume_from = checkpoint.folder_of(run_dir, resume_step) if resume_step >= 0 else None
-    n_tokens = len(tokenizer)
-    learner = Learner(config.model, config.learner, folder, device, n_tokens, config.sampler.temperature, config.sampler.max_new_tokens,
-                      resume_from and resume_from / "policy")
-    dtype = DTYPES[config.model.dtype]
-    actor = Transformer.from_pretrained(folder, dtype, device)
-    actor.n_tokens = learner.policy.n_tokens = min(n_tokens, actor.g.vocab)
-    sampler = Sampler(actor, config.sampler, stop_ids(actor.generation_config, tokenizer.eos_token_id))
-    if dra.enabled and dra.embedder == "policy":
-        embedder = PolicyEmbedder(actor, tokenizer, dra.max_tokens, dra.text)
-    metrics_path, samples_path = run_dir / "metrics.jsonl", run_dir / "samples.jsonl"
-    done, sizes = 0, {"metrics": 0, "samples": 0}
-    if resume_from:
-        meta = checkpoint.load(resume_from, learner.optimizer_state())
-        done, sizes = meta["step"], meta["sizes"]
-        learner.set_updates(meta["updates"])
-    if done > config.run.steps:
-        raise ValueError(f"run.dir = {config.run.dir!r} holds a run of {done} steps, run.steps = {config.run.steps} is less; raise it or name another run.dir")
-    if done == config.run.steps and (run_dir / "final").exists():
-        if first:
-            print(f"the run in {run_dir} is complete ({done} steps); raise run.steps to continue it or name another run.dir")
-        return 0
-    if first:
-        if done:
-            print(f"continuing at step {done} from {resume_from}")
-            if (steps := load(Config, run_dir / "config.toml").run.steps) != config.run.steps:
-                print(f"run.steps was {steps}: the learning rate of the first {done} steps followed that, that of the others follows {config.run.steps}")
-        files.write(run_dir / "config.toml", dump(config))
-    sampler.load_weights(full_weights(learner.policy))
-    label = labeller(config.eval)
-    scale = {"auto": "none" if config.learner.loss == "dr_grpo" else "std"}.get(config.reward.advantage, config.reward.advantage)
-    if first:                                           # records behind the checkpoint belong to steps that will be done again
-        for path, size in ((metrics_path, sizes["metrics"]), (samples_path, sizes["samples"])):
-            with open(path, "ab") as file:
-                file.truncate(size)
-        if (run_dir / "final").exists():                # of fewer steps: it must not pass for the end of this run if that is never reached
-            files.remove(run_dir / "final")
-
-    trackers = Trackers(config.run.trackers if first else [], run_dir, asdict(config), done)
-
-    def log(path: Path, records: list[dict]) -> None:
-        if first:
-            files.append_jsonl(path, records)
-            if path == metrics_path:
-                trackers.log(records)
-
-    def save(step: int) -> None:
-        for path in (metrics_path, samples_path) if first else ():
-            files.sync(path)                       # the sizes in meta.json must be those on disk
-        meta = {"updates": learner.updates, "world": world, "sizes": {"metrics": metrics_path.stat().st_size, "samples": samples_path.stat().st_size}} if first else {}
-
-        def write_policy(path: Path) -> None:
-            learner.save_policy(path)
-            if first:
-                tokenizer.save_pretrained(path)
-
-        checkpoint.save(run_dir, step, write_policy, learner.optimizer_state(), meta, config.run.keep)
-
-    def eval_due(step: int) -> bool:
-        return step in (0, config.run.steps) or bool(config.eval.every) and step % config.eval.every == 0
-
-    def run_eval(step: int, grader: Grader) -> bool:
-        """Evaluates on all benchmarks, each rank its share; False, with nothing logged, if interrupted."""
-        results = []
-        for name, problems in benchmarks.items():
-            if stop.any_rank():
-                return False
-            start, samples, settings = time.perf_counter(), [], settings_of(config.eval, name)
-            with stop.local(f"evaluation after step {step}"):
-                places = range(rank, len(problems), world)
-                samples = sample_problems(eval_sampler(actor, tokenizer, settings), tokenizer, [problems[i] for i in places], config.data, settings,
-                                          grader, places, progress=first, desc=f"eval {name}")
-            if stop.any_rank():
-                return False
-            results.append({"kind": "eval", "step": step, **summarize(name, gather_over_ranks(samples)), "seconds": time.perf_counter() - start})
-            if first:
-                tqdm.write(f"step {step} | {format_record(results[-1])}")
-        log(metrics_path, results)
-        return True
-
-    # a run stopped during the evaluation that was due at its last step makes up for it
-    evaluated = not eval_due(done) or max_over_ranks(first and f'"kind": "eval", "step": {done},' in metrics_path.read_text(encoding="utf-8")) > 0
-    log(metrics_path, [run_record(config, world, device, done)])
-    stop.immediate = False
-    stop.know_processes()
-    saved = done
-    with closing(trackers), Grader(config.reward.workers, config.reward.timeout_s) as grader, \
-            tqdm(total=config.run.steps, initial=done, desc="train", unit="step", disable=not first) as bar:
-        hook = import_function("dra.weights", dra.weights) if dra.weights else None
-        rewarder = Rewarder(reward_functions(config.reward), dra, scale, config.sampler.max_new_tokens, grader, embedder,
-                            opening(tokenizer), hook)
-        running = evaluated or run_eval(done, grader)
-        for step in range(done, config.run.steps):
-            if not running or stop.any_rank():
-                break
-            clock = Clock(device)
-            pairs = prompts_for_step(config.run.seed, step, rank, world, len(kept), config.data.prompts_per_step)
-            rows = [data[kept[i]] for _, i in pairs]
-            step_prompts = [prompt_tokens(tokenizer, row["problem"], config.data) for row in rows]
-            with stop.local(f"step {step + 1}"):
-                groups = sampler.generate(step_prompts, config.sampler.group_size, (config.run.seed, step), [position for position, _ in pairs])
-                clock.lap("sample_s")
-                completions = [completion for group in groups for completion in group]
-                texts = tokenizer.batch_decode([completion.tokens for completion in completions], skip_special_tokens=True)
-                scores = rewarder(texts, rows, [len(completion.tokens) for completion in completions], config.sampler.group_size,
-                                  [completion.tokens for completion in completions])
-                labels = [label(text, rows[i // config.sampler.group_size]) for i, text in enumerate(texts)] if label else []
-                clock.lap("reward_s")
-            if stop.any_rank():
-                break                                   # the unfinished step is dropped: nothing has changed yet
-            advantages = scores.advantage.flatten().tolist()
-            learnt = [Row(step_prompts[i // config.sampler.group_size], completions[i], advantages[i])
-                      for i in rows_in_loss(completions, scores.raw, config.learner)]
-            try:
-                figures = learner.update(learnt, lr_at(step, config.learner, config.run.steps))
-            except FloatingPointError as error:
-                raise ValueError(f"{stop.doing}: {error}; lower learner.lr or look at samples.jsonl") from None
-            sampler.load_weights(full_weights(learner.policy))
-            clock.lap("update_s")
-            records = sorted(gather_over_ranks(sample_records(step + 1, pairs, rows, groups, texts, scores, labels)), key=lambda record: record["position"])
-            record = {"kind": "train", "step": step + 1, **group_figures(records), **figures, **scores.seconds, **clock.seconds}
-            record |= {"tokens_per_s": record["tokens"] / (clock.last - clock.start), "peak_gb": max_over_ranks(memory.peak_gb(device))}
-            log(samples_path, records)
-            log(metrics_path, [record])
-            if first:
-                tqdm.write(step_line(record, config.run.steps))
-                bar.update()
-            done = step + 1
-            running = not eval_due(done) or run_eval(done, grader)
-            if running and (done == config.run.steps or done % config.run.save_every == 0):
-                save(done)
-                saved = done
-    if stop.any_rank():
-        if saved < done:
-            save(done)
-        if first:
-            print(f"interrupted after step {done} of {config.run.steps}, saved in {run_dir}; the same command continues", file=sys.stderr)
-        return 128 + int(max_over_ranks(stop.signum))
-    part = files.begin(run_dir / "final") if first else files.part_of(run_dir / "final")
-    learner.save_policy(part, dtype)
-    if first:
-        tokenizer.save_pretrained(part)
-        files.publish(run_dir / "final")
-        print(before_and_after(run_dir))
-    return 0
+        with stop.users_errors():
+            check(config, int(os.environ.get("WORLD_SIZE", 1)))
+            with files.lock(Path(config.run.dir)) if is_first_rank() else nullcontext():
+                return Trainer(config, stop).run()
+    except FloatingPointError as error:
+        raise ValueError(f"{stop.doing}: {error}; lower learner.lr or look at the last groups in "
+                         f"{Path(config.run.dir) / 'samples.jsonl'}") from None
 
 
 def dry_run(config: Config) -> str:
-    """The table of memory.py for one rank of this run, and its last line for more ranks; of the policy, only config.json is read."""
+    """The table of memory.py for one rank of this run, and its last line for more; reads the policy's config.json only."""
     path = Path(model_folder(config.model, ["config.json"])) / "config.json"
     with torch.device("meta"):
         model = Transformer(read_json(path), where=str(path))
 
     def parts(world: int) -> list[memory.Part]:
         rows = -(-config.data.prompts_per_step // world) * config.sampler.group_size
-        return memory.parts(model, dtype=DTYPES[config.model.dtype], card=True, world=world, rows=rows, slots=min(config.sampler.slots or rows, rows),
+        return memory.parts(model, dtype=DTYPES[config.model.dtype], card=True, world=world, rows=rows,
+                            slots=min(config.sampler.slots or rows, rows),
                             prompt_tokens=config.data.max_prompt_tokens, max_new_tokens=config.sampler.max_new_tokens,
                             micro_batch_tokens=config.learner.micro_batch_tokens, reference=config.learner.kl_beta > 0,
                             offload=config.learner.offload, checkpointing=config.model.activation_checkpointing)
 
-    return "\n".join([memory.table(parts(1)), *(f"{world} ranks: {memory.summary(parts(world))}" for world in (2, 4, 8))])
+    more = (f"{world} ranks: {memory.summary(parts(world))}" for world in (2, 4, 8))
+    return "\n".join([memory.table(parts(1)), *more])
 
 
 def main(argv: list[str]) -> int:
     args = parse_args(Config, argv, __doc__, lambda parser: parser.add_argument(
-        "--dry-run", action="store_true", help="print what the run needs of a card's and the host's memory, and end"))
+        "--dry-run", action="store_true", help="print what the run needs of a GPU's and the host's memory, and end"))
     config = load(Config, args.config, args.overrides)
     if args.dry_run:
         print(dry_run(config))

@@ -13,7 +13,7 @@ import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from os.path import normpath
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from torch import Tensor
 
 import checkpoint
 import files
@@ -30,11 +29,12 @@ from data import DataConfig, benchmark_name, load_benchmarks, load_problems, loa
 from embedder import Embedder
 from files import json_lines, read_jsonl, require
 from grader import Grader
+from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
-from ranks import Interrupted, Stop, gather_over_ranks, is_first_rank, max_over_ranks, of_rank, run_main, start_ranks
+from ranks import Stop, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
 from records import RESULT
 from reward import cosine_similarity
-from samples import (EvalConfig, by_problem, check_eval, check_room, collect, eval_sampler, sample_groups, sample_problems, settings_of,
+from samples import (LESS_MEMORY, EvalConfig, by_problem, check_eval, check_room, collect, eval_sampler, sample_groups, sample_problems, settings_of,
                      whole_problems)
 
 # N completions
@@ -85,79 +85,6 @@ PROTOCOLS = {"paper": [
 
 
 # ------------------------------------------------------------------------------------------------ statistics
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Probability that k of n samples, c of them right, drawn without replacement, contain a right one: 1 - C(n-c, k) / C(n, k).
-
-    The unbiased estimator of arXiv:2107.03374, exact in integers before the division. Copy-pasteable: needs only math.
-    """
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n; got n={n}, c={c}, k={k}")
-    total = math.comb(n, k)
-    return (total - math.comb(n - c, k)) / total
-
-
-def maj_at_k(votes: Sequence[Hashable], right: Hashable, k: int) -> float:
-    """Probability that the most frequent answer among k of the n votes, drawn without replacement, is `right`; t answers that tie share it, 1/t each.
-
-    `votes` names the answer of each sample, None for no answer, which nobody votes for. The expected value over all k-subsets, counted in integers:
-    for x right votes, the subsets in which no rival has more, by how many have as many. Copy-pasteable: needs only math, Counter, Hashable and Sequence.
-    """
-    n = len(votes)
-    if not 1 <= k <= n:
-        raise ValueError(f"maj@k needs 1 <= k <= n; got n={n}, k={k}")
-    rivals = Counter(vote for vote in votes if vote is not None)
-    c, total, value = rivals.pop(right, 0), math.comb(n, k), 0.0
-    for x in range(1, min(c, k) + 1):
-        reach = [size for size in rivals.values() if x <= size] if 2 * x <= k else []       # rivals that can have x votes; the other votes decide nothing
-        rest = n - c - sum(reach)
-        ways = {(0, 0): 1}                              # (rivals with x votes, votes drawn from rivals): number of subsets
-        for size in reach:
-            wider: Counter = Counter()
-            for (tied, drawn), count in ways.items():
-                for y in range(min(x, k - x - drawn) + 1):
-                    wider[tied + (y == x), drawn + y] += count * math.comb(size, y)
-            ways = wider
-        value += sum(math.comb(c, x) * count * math.comb(rest, k - x - drawn) / (total * (tied + 1)) for (tied, drawn), count in ways.items())
-    return value
-
-
-def effective_labels(labels: Sequence[str]) -> float:
-    """exp of the entropy of the labels' frequencies: k equally frequent labels give k. In [1, number of distinct labels].
-
-    Copy-pasteable: needs only math, Counter and Sequence.
-    """
-    if not labels:
-        raise ValueError("effective_labels needs at least one label")
-    shares = [count / len(labels) for count in Counter(labels).values()]
-    return math.exp(-sum(share * math.log(share) for share in shares))
-
-
-def vendi_score(similarity_NN: Tensor) -> float:
-    """exp of the entropy of the eigenvalues of S / N: N for N unlike texts, 1 for clones (arXiv:2210.02410); `similarity_NN` are cosines.
-
-    Copy-pasteable: needs only torch.
-    """
-    eigenvalues_N = torch.linalg.eigvalsh(similarity_NN.double() / len(similarity_NN)).clamp(min=0)
-    return torch.special.entr(eigenvalues_N).sum().exp().item()
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Of the values that there are; None if there are none."""
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if there else None
-
-
-def deviation(values: Sequence[float]) -> float | None:
-    """Standard deviation with ddof 1; None for a single value."""
-    centre = mean(values)
-    return math.sqrt(sum((value - centre) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean, over problems, with ddof 1; 0 for a single value."""
-    return (deviation(values) or 0.0) / math.sqrt(len(values))
 
 
 def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
@@ -298,7 +225,7 @@ class Evaluator:
     def __init__(self, config: Config, benchmarks: dict[str, list[dict]], stop: Stop, rank: int, world: int, device: torch.device):
         self.config, self.benchmarks, self.stop, self.rank, self.world = config, benchmarks, stop, rank, world
         self.out, folder = out_folder(config), model_folder(config.model)
-        with stop.local(f"start of {config.model.path}"):
+        with stop.interruptible(f"start of {config.model.path}"):
             self.tokenizer = load_tokenizer(folder)
             self.model = Transformer.from_pretrained(folder, DTYPES[config.model.dtype], device)
             self.model.n_tokens = min(self.model.g.vocab, len(self.tokenizer))
@@ -345,7 +272,7 @@ class Evaluator:
         mine = [] if complete else [i for i in range(len(rows)) if i not in done][self.rank :: self.world]
         if first and done:
             print(f"{self.config.model.path} | {name}: continuing with {len(rows) - len(done)} of {len(rows)} problems", flush=True)
-        with self.stop.local(f"{self.config.model.path}, {name}"):
+        with self.stop.interruptible(f"{self.config.model.path}, {name}"):
             if mine:
                 with open(parts / f"rank{self.rank}.jsonl", "ab") as file:
                     for groups in sample_groups(eval_sampler(self.model, self.tokenizer, config), self.tokenizer, [rows[i] for i in mine], self.config.data, config,
@@ -355,7 +282,7 @@ class Evaluator:
         if self.stop.any_rank():
             return None
         record, similar = {}, []
-        with self.stop.local(f"{self.config.model.path}, figures of {name}"):
+        with self.stop.interruptible(f"{self.config.model.path}, figures of {name}"):
             if first:
                 if not complete:
                     if len(there := collect(parts, kept, config.samples)) < len(rows):
@@ -369,7 +296,7 @@ class Evaluator:
         if self.stop.any_rank():
             return None
         if self.embedder:
-            with self.stop.local(f"{self.config.model.path}, similarity of {name}"):
+            with self.stop.interruptible(f"{self.config.model.path}, similarity of {name}"):
                 similar = [right_similarity(group, self.embedder) for group, _ in whole_problems(final, config.samples)
                            if group[0]["problem"] % self.world == self.rank]
             if self.stop.any_rank():
@@ -397,8 +324,8 @@ def main(argv: list[str]) -> int:
         model_folder(each.model)
         if (other := folders.setdefault(out_folder(each), each)) is not each:
             raise ValueError(f"{other.model.path} and {each.model.path} would both be evaluated in {out_folder(each)}; evaluate them with an output.dir each")
-    stop, skipped = Stop(), []
-    try:
+    stop, skipped = Stop(f"output.dir = {config.output.dir!r}", LESS_MEMORY), []
+    with stop.users_errors():
         benchmarks = load_benchmarks(config.eval.benchmarks, config.data, skipped)
         with ExitStack() as locks:
             for each in configs if is_first_rank() else ():
@@ -414,14 +341,6 @@ def main(argv: list[str]) -> int:
                     if rank == 0:
                         print("interrupted; the same command continues", file=sys.stderr)
                     return 128 + int(max_over_ranks(stop.signum))
-    except Interrupted:                                 # before the first sample
-        return 128 + stop.signum
-    except Exception as error:
-        if files.disk_is_full(error):
-            raise ValueError(f"{of_rank()}output.dir = {config.output.dir!r}: no room left to write; make room and run the same command again") from error
-        if isinstance(error, RuntimeError) and (gone := stop.ranks_gone()):
-            raise ValueError(f"{stop.doing}: rank {', '.join(map(str, gone))} has ended (killed, or out of memory); the same command continues") from error
-        raise
     return 0
 
 

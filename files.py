@@ -1,8 +1,8 @@
 """Files that are whole or not there: a lock on a folder, atomic writes, JSON Lines. Standard library only.
 
-A process can be killed between any two of its system calls, so nothing is ever half written under its own name: it is made
-under another, on disk, before one rename gives it its name, and one rename takes the name away before anything of it is
-removed. Imports nothing of ours.
+A process can be killed between any two of its system calls, so nothing is ever half written under its own name: it is
+made under another, on disk, before one rename gives it its name, and one rename takes the name away before anything of
+it is removed. Imports nothing of ours.
 """
 import errno
 import fcntl
@@ -17,7 +17,7 @@ from pathlib import Path
 
 @contextmanager
 def lock(folder: Path, key: str = "run.dir") -> Iterator[None]:
-    """Makes this process the only writer of the folder that config key `key` names, until the process ends, however it ends.
+    """Makes this process the only writer of the folder that config key `key` names; the lock ends with the process.
 
     Raises ValueError naming the process that holds the lock, or what keeps the folder from being written.
     """
@@ -54,7 +54,7 @@ def begin(folder: Path) -> Path:
 
 
 def publish(path: Path) -> None:
-    """Gives a finished file or folder its name, once everything in it is on disk; there must be no folder of that name."""
+    """Gives a finished file or folder its name, once all of it is on disk; there must be no folder of that name."""
     part = part_of(path)
     for written in (part, *part.rglob("*")):
         sync(written)
@@ -133,7 +133,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def require(record: object, schema: dict, where: str, what: str) -> None:
-    """ValueError unless `record`, read from `where`, has the keys of `schema` with values of their types, as `what` has."""
+    """ValueError, saying that `where` there is no `what`, unless `record` has the keys and types of `schema`."""
     if not isinstance(record, dict):
         raise ValueError(f"{where}: {json.dumps(record)[:60]} is not {what}")
     for key, kind in schema.items():

@@ -1,11 +1,94 @@
-"""The figures of a training step, what is printed of them, and the trackers they go to besides metrics.jsonl."""
+"""Statistics of samples, the figures of a training step and what is printed of them, and trackers besides metrics.jsonl."""
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from eval import effective_labels
-from records import read_run
+import torch
+from torch import Tensor
+
+from files import read_jsonl
+
+# N completions
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Probability that k of n samples, c of them right, drawn without replacement, contain a right one: 1 - C(n-c, k) / C(n, k).
+
+    The unbiased estimator of arXiv:2107.03374, exact in integers before the division. Copy-pasteable: needs only math.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n; got n={n}, c={c}, k={k}")
+    total = math.comb(n, k)
+    return (total - math.comb(n - c, k)) / total
+
+
+def maj_at_k(votes: Sequence[Hashable], right: Hashable, k: int) -> float:
+    """Probability that the most frequent answer among k of the n votes, drawn without replacement, is `right`; t answers that tie share it, 1/t each.
+
+    `votes` names the answer of each sample, None for no answer, which nobody votes for. The expected value over all k-subsets, counted in integers:
+    for x right votes, the subsets in which no rival has more, by how many have as many. Copy-pasteable: needs only math, Counter, Hashable and Sequence.
+    """
+    n = len(votes)
+    if not 1 <= k <= n:
+        raise ValueError(f"maj@k needs 1 <= k <= n; got n={n}, k={k}")
+    rivals = Counter(vote for vote in votes if vote is not None)
+    c, total, value = rivals.pop(right, 0), math.comb(n, k), 0.0
+    for x in range(1, min(c, k) + 1):
+        reach = [size for size in rivals.values() if x <= size] if 2 * x <= k else []       # rivals that can have x votes; the other votes decide nothing
+        rest = n - c - sum(reach)
+        ways = {(0, 0): 1}                              # (rivals with x votes, votes drawn from rivals): number of subsets
+        for size in reach:
+            wider: Counter = Counter()
+            for (tied, drawn), count in ways.items():
+                for y in range(min(x, k - x - drawn) + 1):
+                    wider[tied + (y == x), drawn + y] += count * math.comb(size, y)
+            ways = wider
+        value += sum(math.comb(c, x) * count * math.comb(rest, k - x - drawn) / (total * (tied + 1)) for (tied, drawn), count in ways.items())
+    return value
+
+
+def effective_labels(labels: Sequence[str]) -> float:
+    """exp of the entropy of the labels' frequencies: k equally frequent labels give k. In [1, number of distinct labels].
+
+    Copy-pasteable: needs only math, Counter and Sequence.
+    """
+    if not labels:
+        raise ValueError("effective_labels needs at least one label")
+    shares = [count / len(labels) for count in Counter(labels).values()]
+    return math.exp(-sum(share * math.log(share) for share in shares))
+
+
+def vendi_score(similarity_NN: Tensor) -> float:
+    """exp of the entropy of the eigenvalues of S / N: N for N unlike texts, 1 for clones (arXiv:2210.02410); `similarity_NN` are cosines.
+
+    Copy-pasteable: needs only torch.
+    """
+    eigenvalues_N = torch.linalg.eigvalsh(similarity_NN.double() / len(similarity_NN)).clamp(min=0)
+    return torch.special.entr(eigenvalues_N).sum().exp().item()
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of the values that there are; None if there are none."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation with ddof 1; None for a single value."""
+    centre = mean(values)
+    return math.sqrt(sum((value - centre) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean, over problems, with ddof 1; 0 for a single value."""
+    return (deviation(values) or 0.0) / math.sqrt(len(values))
+
+
+# ------------------------------------------------------------------------------------------------ figures of a run
 
 
 def group_figures(records: list[dict]) -> dict:
@@ -52,8 +135,8 @@ def strategies_of(record: dict) -> str:
 
 
 def before_and_after(run_dir: Path) -> str:
-    """First and last evaluation of every benchmark, and where things are."""
-    records = read_run(run_dir).evals
+    """First and last evaluation of every benchmark in a run's metrics.jsonl, and where its files are."""
+    records = [record for _, record in read_jsonl(run_dir / "metrics.jsonl") if record["kind"] == "eval"]
     lines = [f"\n{'benchmark':<20}{'step':>6}{'accuracy':>20}{'effective strategies':>28}"] if records else []
     for name in dict.fromkeys(record["benchmark"] for record in records):
         mine = [record for record in records if record["benchmark"] == name]

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+import files
 from model import Transformer
 
 LAUNCHER_ANSWERS = timedelta(seconds=30)
@@ -78,6 +79,10 @@ def run_main(main: Callable[[list[str]], int]) -> NoReturn:
     """Runs a script's main; what a user got wrong becomes one line on stderr, from one rank, and exit code 2."""
     try:
         code = main(sys.argv[1:])
+    except Interrupted as signal_:                      # before the first step or sample: nothing has changed
+        if first_to_report():
+            print("interrupted", file=sys.stderr)
+        code = 128 + signal_.signum
     except ValueError as error:
         if first_to_report():
             print(f"error: {error}", file=sys.stderr)
@@ -153,17 +158,23 @@ def shard(model: Transformer, dtype: torch.dtype, offload: bool = False) -> Tran
 class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived."""
 
+    def __init__(self, signum: int):
+        self.signum = signum
+
 
 class Stop:
-    """What ends a run before its last step: SIGINT or SIGTERM, or an error, on any rank; and what the run was doing then.
+    """What ends a run before its last step: SIGINT, SIGTERM or an error, on any rank; and what the run was doing then.
 
-    A signal raises `Interrupted` where stopping is harmless: before the first step, and inside `with stop.local(...)`, which holds only work
-    without collectives. Elsewhere it is remembered, and `any_rank` has to be asked before such work begins: a `with` cannot leave out what is in it.
-    An error inside is kept too: a rank that left alone would leave the others waiting for it.
+    A signal raises `Interrupted` where stopping is harmless: before the first step, and inside
+    `with stop.interruptible(...)`, which holds only work without collectives. Elsewhere it is remembered, and `any_rank`
+    has to be asked before such work begins: a `with` cannot leave out what is in it. An error inside is remembered too: a
+    rank that left alone would leave the others waiting for it.
     """
 
-    def __init__(self):
-        self.signum, self.immediate, self.doing = 0, True, "start"
+    def __init__(self, where: str, less_memory: str):
+        """For messages: `where` files are written, such as "run.dir = 'runs/a'"; `less_memory`: how to need less."""
+        self.where, self.less_memory = where, less_memory
+        self.signum, self.raise_at_once, self.doing = 0, True, "start"
         self.error: Exception | None = None
         self.processes: list[tuple[str, int]] = []      # of each rank: machine and process id
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -171,21 +182,22 @@ class Stop:
 
     def handle(self, signum: int, frame) -> None:
         self.signum = signum
-        if self.immediate:
-            raise Interrupted
+        if self.raise_at_once:
+            raise Interrupted(signum)
 
     @contextmanager
-    def local(self, doing: str) -> Iterator[None]:
+    def interruptible(self, doing: str, less_memory: str = "") -> Iterator[None]:
+        """Work of this rank alone, named `doing`, which a signal or an error ends; `any_rank` tells of it."""
         self.doing = doing
         try:
-            self.immediate = True
+            self.raise_at_once = True
             yield
         except Interrupted:
             pass
         except Exception as error:
-            self.error = error
+            self.error = self.in_words(error, less_memory or self.less_memory)
         finally:
-            self.immediate = False
+            self.raise_at_once = False
 
     def any_rank(self) -> bool:
         """Whether any rank was interrupted; if one had an error instead, all raise the first of them with its rank. Collective."""
@@ -199,6 +211,29 @@ class Stop:
                 traceback.print_exception(self.error)
         raise ValueError(gather_over_ranks(messages)[0]) from self.error
 
+    def in_words(self, error: Exception, less_memory: str) -> Exception:
+        """A ValueError that says what to do where memory or disk is full; else the error itself."""
+        if isinstance(error, ValueError):
+            return error
+        if files.disk_is_full(error):
+            return ValueError(f"{self.where}: no room left to write; make room, and the same command continues")
+        if memory := full_memory(error):
+            return ValueError(f"out of {memory}; {less_memory}")
+        return error
+
+    @contextmanager
+    def users_errors(self) -> Iterator[None]:
+        """Around all of a command's work: full memory, a full disk and a rank that is gone become ValueErrors."""
+        try:
+            yield
+        except Exception as error:
+            if (told := self.in_words(error, self.less_memory)) is not error:
+                raise ValueError(f"{of_rank()}{self.doing}: {told}") from error
+            if isinstance(error, RuntimeError) and (gone := self.ranks_gone()):     # its connections broke
+                raise ValueError(f"{self.doing}: rank {', '.join(map(str, gone))} has ended (killed, or out of "
+                                 "memory); the same command continues") from error
+            raise
+
     def know_processes(self) -> None:
         """Notes which process is which rank, for `ranks_gone`; collective."""
         self.processes = gather_over_ranks([(os.uname().nodename, os.getpid())])
@@ -207,6 +242,15 @@ class Stop:
         """The ranks on this machine whose process has ended."""
         time.sleep(0.5)                                 # its connections are closed a moment before it is gone
         return [rank for rank, (node, pid) in enumerate(self.processes) if node == os.uname().nodename and not is_running(pid)]
+
+
+def full_memory(error: Exception) -> str | None:
+    """Which memory an allocation found full: "GPU memory", "memory", or None for any other error."""
+    if isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in ("out of memory", "ALLOC_FAILED")):
+        return "GPU memory"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):     # the second is torch's, on a CPU
+        return "memory"
+    return None
 
 
 def is_running(pid: int) -> bool:

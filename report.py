@@ -23,10 +23,10 @@ from scipy.stats import bootstrap, norm, permutation_test, t
 import files
 from answers import Grade
 from data import load_tokenizer, opening
-from eval import OF_RIGHT_TEXTS, STRATEGY_SAMPLES, effective_labels, maj_at_k, pass_at_k, standard_error, summarize, with_average
+from eval import OF_RIGHT_TEXTS, STRATEGY_SAMPLES, summarize, with_average
 from files import read_jsonl, require
 from grader import Grader
-from metrics import strategies_of
+from metrics import effective_labels, maj_at_k, pass_at_k, standard_error, strategies_of
 from ranks import run_main
 from records import Evaluation, Run, beside, read_any, read_groups
 from samples import by_problem, name_votes

@@ -336,6 +336,14 @@ class Scores:
     advantage: Tensor
     seconds: dict[str, float]                           # of grading and the reward functions, of embedding, of DRA's arithmetic
 
+    def of(self, p: int, g: int) -> dict:
+        """What samples.jsonl says of completion `g` of prompt `p`."""
+        i = p * self.raw.shape[1] + g
+        return {"correct": self.grades[i].correct, "reason": self.grades[i].reason, "answer": self.grades[i].answer,
+                "rewards": {name: part[p, g].item() for name, part in self.parts.items()}, "reward": self.raw[p, g].item(),
+                "cut": self.cut[i], "smi": self.smi[p, g].item(), "weight": self.weight[p, g].item(),
+                "adjusted": self.adjusted[p, g].item(), "advantage": self.advantage[p, g].item()}
+
 
 class GraderLike(Protocol):
     """What `Rewarder` needs of grader.Grader."""

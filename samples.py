@@ -23,6 +23,7 @@ from model import Transformer
 from sampler import Sampler, SamplerConfig, stop_ids
 
 ROWS_PER_CALL = 2048                                    # completions sampled, at most, before they are graded and kept
+LESS_MEMORY = "lower eval.slots (0 is all rows) or eval.max_new_tokens"       # what to do when it runs out
 SLOTS_PER_CALL = 4                                      # the same in units of eval.slots: with fewer, slots stand empty at the end of each call
 
 

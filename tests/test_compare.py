@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import maj_at_k, pass_at_k, summarize, with_average
+from eval import summarize, with_average
 from files import write_jsonl
+from metrics import maj_at_k, pass_at_k
 from ranks import run_main
 from records import read_any, read_evaluation, read_groups, read_run
 from report import compare, conclusion, expanded_tail, expected_maximum, gain_of_choosing, main, measures, paired_bootstrap, regrade, sign_flip_p

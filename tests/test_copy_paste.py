@@ -73,11 +73,11 @@ CALLS = {                                               # every path through eac
     "learner.kl_k3": [lambda f: f(LOGP, torch.zeros(2, 6))],
     "sampler.sample_tokens": [lambda f, options=options: torch.stack([x.double() for x in f(LOGITS, UNIFORM, *options)])
                               for options in ((0.7,), (0.0,), (1.0, 0.5))],
-    "eval.pass_at_k": [lambda f: f(8, 3, 2)],
-    "eval.maj_at_k": [lambda f, k=k: f(["a", "b", None, "a", "b", "c", "c"], "a", k) for k in (1, 3, 4, 7)],
-    "eval.vendi_score": [lambda f: f(SIMILARITY)],
+    "metrics.pass_at_k": [lambda f: f(8, 3, 2)],
+    "metrics.maj_at_k": [lambda f, k=k: f(["a", "b", None, "a", "b", "c", "c"], "a", k) for k in (1, 3, 4, 7)],
+    "metrics.vendi_score": [lambda f: f(SIMILARITY)],
     "embedder.reasoning_span": [lambda f, text=text: torch.tensor(f(text)) for text in ("<think>a</think>b", "a \\boxed{1}", "a", "</think>")],
-    "eval.effective_labels": [lambda f: f(["a", "b", "b"])],
+    "metrics.effective_labels": [lambda f: f(["a", "b", "b"])],
 }
 
 

@@ -1,4 +1,4 @@
-"""eval.py: estimators against counting, and the command on the tiny policy."""
+"""eval.py: figures by hand, and the command on the tiny policy."""
 import hashlib
 import itertools
 import json
@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -19,63 +18,13 @@ from test_learner import torchrun
 import eval as eval_module
 from config import load
 from data import DataConfig, load_tokenizer, prompt_tokens
-from eval import PROTOCOLS, Config, average, effective_labels, evaluate, main, maj_at_k, pass_at_k, right_similarity, standard_error, summarize, vendi_score
+from eval import PROTOCOLS, Config, average, evaluate, main, right_similarity, summarize
 from files import json_lines
 from grader import Grader
+from metrics import standard_error
 from model import Transformer
 from ranks import run_main
 from samples import EvalConfig, collect, eval_sampler, labeller, name_votes, whole_problems
-
-
-def test_pass_at_k_equals_counting_subsets():
-    """Brute force over all k-subsets of n samples."""
-    for n in range(1, 8):
-        for c in range(n + 1):
-            for k in range(1, n + 1):
-                subsets = list(itertools.combinations(range(n), k))
-                assert pass_at_k(n, c, k) == pytest.approx(sum(min(s) < c for s in subsets) / len(subsets), abs=1e-12)
-    assert pass_at_k(1000, 1, 1000) == 1.0 and pass_at_k(1000, 0, 5) == 0.0
-    for n, c, k in ((4, 5, 1), (4, 2, 0), (4, 2, 5)):
-        with pytest.raises(ValueError, match="pass@k"):
-            pass_at_k(n, c, k)
-
-
-def test_maj_at_k_equals_counting_subsets():
-    """Brute force over all k-subsets in rationals: a tie of t answers is worth 1/t, who gave no answer has no vote, and k = 1 is accuracy."""
-    for votes in ("aabbc", "aaabbb", "abcd---", "aaaaaab", "a-bb-cc", "bbcc", "---", "aabbcc-"):
-        names = [None if vote == "-" else vote for vote in votes]
-        for k in range(1, len(votes) + 1):
-            total, subsets = Fraction(0), list(itertools.combinations(names, k))
-            for subset in subsets:
-                most = max(map(subset.count, set(subset) - {None}), default=0)
-                winners = [vote for vote in set(subset) - {None} if subset.count(vote) == most]
-                total += Fraction("a" in winners, len(winners) or 1)
-            assert maj_at_k(names, "a", k) == pytest.approx(float(total / len(subsets)), abs=1e-12), (votes, k)
-        assert maj_at_k(names, "a", 1) == pytest.approx(names.count("a") / len(names), abs=1e-12)
-    assert maj_at_k(["a"] * 70 + ["b"] * 50, "a", 120) == 1.0
-    for k in (0, 5):
-        with pytest.raises(ValueError, match="maj@k"):
-            maj_at_k(["a"] * 4, "a", k)
-
-
-def test_vendi_score_by_hand():
-    """Clones count once, unlike texts each; two pairs of clones are two, and cosine 1/2 has the eigenvalues 3/4 and 1/4."""
-    pairs = torch.eye(2).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    for similarity, expected in ((torch.ones(5, 5), 1), (torch.eye(5), 5), (pairs, 2), (torch.tensor([[1, 0.5], [0.5, 1]]), math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))):
-        assert vendi_score(similarity) == pytest.approx(expected, abs=1e-9)
-
-
-def test_effective_labels_by_hand():
-    assert effective_labels(["a"] * 5) == 1.0
-    assert effective_labels(["a", "b", "c", "d"]) == pytest.approx(4)
-    assert effective_labels(["a", "a", "b"]) == pytest.approx(math.exp(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))))
-    with pytest.raises(ValueError):
-        effective_labels([])
-
-
-def test_standard_error_by_hand():
-    assert standard_error([0.0, 1.0]) == pytest.approx(0.5)
-    assert standard_error([0.3]) == 0.0
 
 
 def make_samples(correct, labels):
@@ -294,6 +243,16 @@ def test_an_evaluation_continues_where_it_was_interrupted(finished, tmp_path, mo
     before = len(sampled)
     assert in_process(overrides, tmp_path) == 0 and len(sampled) == before, "a finished evaluation is read, not made again"
     assert contents(continued) == contents(whole) and "average: accuracy" in capsys.readouterr().out
+
+
+def test_out_of_memory_names_the_settings_that_help(finished, tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(eval_sampler.__globals__["Sampler"], "generate", fail)
+    with pytest.raises(ValueError, match=r"tiny/policy, a: out of GPU memory; lower eval.slots \(0 is all rows\) or eval.max_new_tokens"):
+        in_process(finished[0], tmp_path)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_two_ranks_evaluate_alike(finished, tmp_path):

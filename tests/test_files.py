@@ -1,4 +1,4 @@
-"""files.py: one writer at a time, and JSON Lines that come back as they went in; test_kill.py has what a kill leaves."""
+"""files.py: one writer at a time, and JSON Lines that come back as they went in. Kills are in test_kill.py."""
 import os
 
 import pytest
@@ -16,7 +16,7 @@ def test_a_lock_is_held_by_one_and_ends_with_it(tmp_path):
 
 
 def test_lines_come_back_as_they_went_in(tmp_path):
-    """Also with newlines and other scripts inside; what is appended comes after what is there, and writing replaces it."""
+    """Also with newlines and other scripts inside; what is appended comes last, and writing replaces what is there."""
     records = [{"text": "one\ntwo", "n": 1.5}, {"text": "\u2713 \u2028 \U0001d54f", "n": None}]
     path = tmp_path / "x.jsonl"
     for written in (records, records[:1]):

@@ -9,8 +9,9 @@ import torch
 from test_run import comparable, records
 
 from config import load
-from dra_grpo import Config, Learner, lr_at, train
 from data import DataConfig, load_tokenizer, prompt_tokens
+from dra_grpo import Config, train
+from learner import Learner, lr_at
 from model import Transformer
 from sampler import Sampler
 
@@ -30,9 +31,11 @@ def run(folder: Path, problems: list[str], *overrides: str) -> Config:
     data.write_text("".join(json.dumps({"problem": text, "answer": str(sum(map(int, text.split("+"))))}) + "\n" for text in problems))
     config = load(Config, "configs/tiny.toml", [*SETTINGS, f"data.train={data}", f"run.dir={folder}", *overrides])
     handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
-    assert train(config) == 0
-    for s, handler in handlers:
-        signal.signal(s, handler)
+    try:
+        assert train(config) == 0
+    finally:
+        for s, handler in handlers:
+            signal.signal(s, handler)
     return config
 
 
@@ -124,3 +127,34 @@ def test_evaluation_does_not_disturb_training(finished, tmp_path):
     assert comparable(tmp_path / "r" / "samples.jsonl") == comparable(finished[0] / "samples.jsonl")
     ours, theirs = (Transformer.from_pretrained(path / "final").state_dict() for path in (tmp_path / "r", finished[0]))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize(("owner", "name", "error", "words"), [
+    (Learner, "update", FloatingPointError("loss nan"), "step 1: loss nan; lower learner.lr or look at the last groups in .*r/samples.jsonl"),
+    (Learner, "update", OUT_OF_MEMORY, "step 1: out of GPU memory; lower learner.micro_batch_tokens, sampler.slots or sampler.max_new_tokens, .*"
+                                       "activation_checkpointing = true or learner.offload = true; --dry-run prints"),
+    (Sampler, "generate", OUT_OF_MEMORY, "step 1: out of GPU memory; lower learner.micro_batch_tokens"),
+    (Learner, "update", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "step 1: out of memory; lower")])
+def test_a_step_that_fails_says_what_helps_and_leaves_its_samples(tmp_path, monkeypatch, capsys, owner, name, error, words):
+    """What an update was given is in the file before it; what could not be sampled is not."""
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path / "r", PROBLEMS)
+    assert [group["step"] for group in records(tmp_path / "r" / "samples.jsonl")] == [1, 1, 1] * (owner is Learner)
+    assert [record["kind"] for record in records(tmp_path / "r" / "metrics.jsonl")] == ["run"]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_out_of_memory_in_an_evaluation_names_its_own_settings(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(Sampler, "generate", fail)
+    with pytest.raises(ValueError, match=r"evaluation after step 0: out of GPU memory; lower eval.slots \(0 is all rows\) or eval.max_new_tokens"):
+        run(tmp_path / "r", PROBLEMS, 'eval.benchmarks=["tiny/test.jsonl"]')

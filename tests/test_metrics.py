@@ -1,16 +1,71 @@
-"""metrics.py: figures by hand from records as the trainer writes them."""
+"""metrics.py: estimators against counting, and figures by hand from records as the trainer writes them."""
 import importlib.machinery
+import itertools
 import json
 import math
 import subprocess
 import sys
 import types
+from fractions import Fraction
 
 import pytest
+import torch
 from test_loop import run as train_here
 
 import metrics
-from metrics import Trackers, before_and_after, check_trackers, group_figures, scalars
+from metrics import (Trackers, before_and_after, check_trackers, effective_labels, group_figures, maj_at_k, pass_at_k, scalars,
+                     standard_error, vendi_score)
+
+
+def test_pass_at_k_equals_counting_subsets():
+    """Brute force over all k-subsets of n samples."""
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                subsets = list(itertools.combinations(range(n), k))
+                assert pass_at_k(n, c, k) == pytest.approx(sum(min(s) < c for s in subsets) / len(subsets), abs=1e-12)
+    assert pass_at_k(1000, 1, 1000) == 1.0 and pass_at_k(1000, 0, 5) == 0.0
+    for n, c, k in ((4, 5, 1), (4, 2, 0), (4, 2, 5)):
+        with pytest.raises(ValueError, match="pass@k"):
+            pass_at_k(n, c, k)
+
+
+def test_maj_at_k_equals_counting_subsets():
+    """Brute force over all k-subsets in rationals: a tie of t answers is worth 1/t, who gave no answer has no vote, and k = 1 is accuracy."""
+    for votes in ("aabbc", "aaabbb", "abcd---", "aaaaaab", "a-bb-cc", "bbcc", "---", "aabbcc-"):
+        names = [None if vote == "-" else vote for vote in votes]
+        for k in range(1, len(votes) + 1):
+            total, subsets = Fraction(0), list(itertools.combinations(names, k))
+            for subset in subsets:
+                most = max(map(subset.count, set(subset) - {None}), default=0)
+                winners = [vote for vote in set(subset) - {None} if subset.count(vote) == most]
+                total += Fraction("a" in winners, len(winners) or 1)
+            assert maj_at_k(names, "a", k) == pytest.approx(float(total / len(subsets)), abs=1e-12), (votes, k)
+        assert maj_at_k(names, "a", 1) == pytest.approx(names.count("a") / len(names), abs=1e-12)
+    assert maj_at_k(["a"] * 70 + ["b"] * 50, "a", 120) == 1.0
+    for k in (0, 5):
+        with pytest.raises(ValueError, match="maj@k"):
+            maj_at_k(["a"] * 4, "a", k)
+
+
+def test_vendi_score_by_hand():
+    """Clones count once, unlike texts each; two pairs of clones are two, and cosine 1/2 has the eigenvalues 3/4 and 1/4."""
+    pairs = torch.eye(2).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    for similarity, expected in ((torch.ones(5, 5), 1), (torch.eye(5), 5), (pairs, 2), (torch.tensor([[1, 0.5], [0.5, 1]]), math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))):
+        assert vendi_score(similarity) == pytest.approx(expected, abs=1e-9)
+
+
+def test_effective_labels_by_hand():
+    assert effective_labels(["a"] * 5) == 1.0
+    assert effective_labels(["a", "b", "c", "d"]) == pytest.approx(4)
+    assert effective_labels(["a", "a", "b"]) == pytest.approx(math.exp(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))))
+    with pytest.raises(ValueError):
+        effective_labels([])
+
+
+def test_standard_error_by_hand():
+    assert standard_error([0.0, 1.0]) == pytest.approx(0.5)
+    assert standard_error([0.3]) == 0.0
 
 
 def completion(correct, advantage, label, finish="stop", length=4, weight=0.5, cut=False):

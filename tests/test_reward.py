@@ -9,11 +9,11 @@ import torch
 
 from answers import Grade
 from config import import_function
+from dra_grpo import reward_functions
 from embedder import Embedder
 from grader import Grader
 from reward import (DraConfig, RewardConfig, Rewarder, adjust_rewards, apply_weights, cosine_similarity, diversity_weights,
                     graph_cut_smi, group_advantages, log_det_smi, reward_function, smi_values)
-from settings import reward_functions
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "dra_golden.json").read_text())
 

@@ -1,8 +1,8 @@
-"""settings.py: what may change when a run continues, and limits to the number."""
+"""The settings of a run: what may change when a run continues, and limits to the number."""
 import pytest
 
 from config import dump, load
-from settings import Config, check, check_unchanged
+from dra_grpo import Config, check, check_unchanged
 
 TINY = "configs/tiny.toml"
 

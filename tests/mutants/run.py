@@ -31,7 +31,7 @@ AREAS = {                                               # of mutants.toml: the f
     "learner": ("learner.py", ["tests/test_learner.py"]),
     "ranks": ("ranks.py", ["tests/test_ranks.py", "tests/test_learner.py"]),
     "loop": ("dra_grpo.py", ["tests/test_loop.py", "tests/test_run.py"]),
-    "settings": ("settings.py", ["tests/test_settings.py"]),
+    "settings": ("dra_grpo.py", ["tests/test_settings.py"]),
     "checkpoint": ("checkpoint.py", ["tests/test_checkpoint.py"]),
     "files": ("files.py", ["tests/test_files.py", "tests/test_checkpoint.py", "tests/test_compare.py"]),
     "memory": ("memory.py", ["tests/test_memory.py"]),
