@@ -17,8 +17,8 @@ class GroupRewards:
     """Texts and total rewards of N completions in, adjusted rewards out."""
 
     def __init__(self, dra: DraConfig, device: str | torch.device = "cpu", group_size: int | None = None):
-        """Loads the embedder onto `device`. Raises ValueError for options that exclude each other or are unavailable here,
-        and for a `group_size`, where the trainer knows it, that leaves nothing to compare.
+        """Loads the embedder onto `device`. Raises ValueError for options that exclude each other or are unavailable,
+        and for a `group_size`, given where the trainer knows it, that leaves nothing to compare.
         """
         if dra.weights:
             raise ValueError(f"dra.weights = {dra.weights!r} works in dra_grpo.py only; leave it empty")
@@ -29,16 +29,17 @@ class GroupRewards:
         self.embedder = Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, device) if dra.enabled else None
 
     def __call__(self, texts: Sequence[str], rewards_N: Tensor, groups: Sequence[Hashable]) -> Tensor:
-        """(N,) in the order given, at least float32; rows with equal `groups` are completions of one prompt, wherever they stand.
+        """(N,) in the order given, at least float32; rows with equal `groups`, wherever they stand, are of one prompt.
 
-        A group of one has no diversity and is left alone. Under `scope = correct` right means reward > 0. Raises ValueError
-        for a reward that is not finite, which would silently make its whole group's advantages so.
+        A group of one has no diversity and is left alone. Under `scope = correct` right means reward > 0. Raises
+        ValueError for a reward that is not finite, which would silently make its whole group's advantages so.
         """
         adjusted_N = at_least_float32(rewards_N).clone()
         if not adjusted_N.isfinite().all():
             row = int(adjusted_N.isfinite().logical_not().nonzero()[0])
-            raise ValueError(f"the reward of completion {row} of {len(adjusted_N)}, group {groups[row]!r}, is {adjusted_N[row].item()}; "
-                             f"a reward function must return a finite number. The completion: {texts[row][:200]!r}")
+            raise ValueError(f"the reward of completion {row} of {len(adjusted_N)}, group {groups[row]!r}, is "
+                             f"{adjusted_N[row].item()}; a reward function must return a finite number. "
+                             f"The completion: {texts[row][:200]!r}")
         if self.embedder is None:
             return adjusted_N
         embeddings_ND = self.embedder.encode(list(texts)).to(adjusted_N.device)
@@ -47,17 +48,19 @@ class GroupRewards:
             rows_of[group].append(row)
         for rows in rows_of.values():
             if len(rows) > 1:
-                adjusted_N[rows] = adjust_rewards(adjusted_N[rows], cosine_similarity(embeddings_ND[rows]), **self.options)
+                similarity_GG = cosine_similarity(embeddings_ND[rows])
+                adjusted_N[rows] = adjust_rewards(adjusted_N[rows], similarity_GG, **self.options)
         return adjusted_N
 
 
 def texts_of(tokenizer, tokens: Iterable[Tensor], masks: Iterable[Tensor]) -> list[str]:
-    """What the policy wrote: of each row's tokens, (L,), those where its mask, (L,), is 1. So neither padding nor what tools answered."""
-    return [tokenizer.decode(row[mask.bool()], skip_special_tokens=True) for row, mask in zip(tokens, masks, strict=True)]
+    """What the policy wrote: of each row's tokens, (L,), those where its mask, (L,), is 1, so no tool output."""
+    return [tokenizer.decode(row[mask.bool()], skip_special_tokens=True)
+            for row, mask in zip(tokens, masks, strict=True)]
 
 
 def at_last_token(values_N: Tensor, masks: Iterable[Tensor]) -> list[Tensor]:
-    """A reward per token, as trainers read it: zeros, (L,) for each row, but the row's value where its mask is 1 for the last time."""
+    """Each row's value as rewards per token, (L,): at the last token where its mask, (L,), is 1, and 0 elsewhere."""
     rows = []
     for value, mask in zip(values_N, masks, strict=True):
         rows.append(values_N.new_zeros(len(mask)))

@@ -1,14 +1,14 @@
 """DRA in OpenRLHF: its experience maker, with the rewards adjusted before they become advantages.
 
-Its reward functions are called for one completion at a time, so DRA enters where groups come together. That class is built
-inside a Ray actor; three lines below the imports of openrlhf/trainer/ppo_trainer.py put ours in its place:
+Its reward functions are called for one completion at a time, so DRA enters where groups come together. That class is
+built inside a Ray actor; three lines below the imports of openrlhf/trainer/ppo_trainer.py put ours in its place:
 
     from integrations.openrlhf_reward import with_dra
     from reward import DraConfig
     RemoteExperienceMaker = with_dra(RemoteExperienceMaker, DraConfig())
 
-Read from openrlhf 0.11.2, trainer/ppo_utils/{experience_maker,experience,samples_generator}.py: `compute_advantages_and_returns`
-gets all micro-batches of a rollout; dynamic batching puts rows in any order, and `index`, a row's place in the rollout, restores
+Read from openrlhf 0.11.2, trainer/ppo_utils/{experience_maker,experience}.py: `compute_advantages_and_returns` gets all
+micro-batches of a rollout; dynamic batching puts rows in any order, and `index`, a row's place in the rollout, restores
 it: the group of a row is index // n_samples_per_prompt, as there. OpenRLHF's length penalties are added after DRA;
 what it logs as reward is after both, reward_before_dra before.
 """

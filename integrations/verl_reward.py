@@ -1,7 +1,7 @@
-"""DRA in verl 0.7.1 and 0.8 (and 0.9 with `trainer.use_v1=False`): its `extract_reward`, with the scores adjusted.
+"""DRA in verl 0.7.1 and 0.8, and 0.9 with `trainer.use_v1=False`: its `extract_reward`, with the scores adjusted.
 
-In a module on PYTHONPATH that the environment variable VERL_USE_EXTERNAL_MODULES names, which verl imports in every process
-before a trainer takes the function's name:
+In a module on PYTHONPATH that the environment variable VERL_USE_EXTERNAL_MODULES names; verl imports it in every
+process, before a trainer takes the function's name:
 
     from verl.trainer.ppo import reward as verl_reward
     from integrations.verl_reward import with_dra
@@ -9,8 +9,7 @@ before a trainer takes the function's name:
     verl_reward.extract_reward = with_dra(verl_reward.extract_reward, DraConfig(), tokenizer="Qwen/Qwen3-0.6B")
 
 Read from verl 0.7.1 and 0.8.0, trainer/ppo/{reward,ray_trainer}.py: `fit` calls it with the whole batch, whose rows
-`balance_batch` has put in any order; the G completions of a prompt share their "uid". What verl logs as score is the reward
-after DRA; rm_scores stay.
+`balance_batch` has put in any order; the completions of a prompt share their "uid". verl logs the score after DRA.
 """
 import functools
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from reward import DraConfig
 
 
 def adjusted_scores(adjust: GroupRewards, tokenizer, data, scores_BL: Tensor) -> Tensor:
-    """(B, L), a new tensor: the adjusted total of each row at its last token; `data` is the DataProto of whole groups."""
+    """(B, L), a new tensor: each row's adjusted total at its last token; `data` is the DataProto of whole groups."""
     masks_BL = data.batch["response_mask"]
     texts = texts_of(tokenizer, data.batch["responses"], masks_BL)
     adjusted_B = adjust(texts, scores_BL.sum(-1), data.non_tensor_batch["uid"].tolist())
@@ -44,8 +43,8 @@ def with_dra(extract_reward: Callable, dra: DraConfig, tokenizer: str, device: s
     def extract_adjusted_reward(batch) -> tuple[Tensor, dict]:
         scores_BL, extra = extract_reward(batch)
         adjust_and_tokenizer = loaded()                 # in validation too: it comes first, and what fails fails there
-        if not batch.meta_info.get("validate", False):
-            scores_BL = adjusted_scores(*adjust_and_tokenizer, batch, scores_BL)
-        return scores_BL, extra
+        if batch.meta_info.get("validate", False):
+            return scores_BL, extra
+        return adjusted_scores(*adjust_and_tokenizer, batch, scores_BL), extra
 
     return extract_adjusted_reward

@@ -216,6 +216,10 @@ def test_verl_refuses_a_score_that_is_not_finite(value):
 
 def test_verl_v1_adjusts_the_last_output_of_each_session(monkeypatch):
     """Keys in any order, a session of two outputs, a row of padding; the store holds the rewards before DRA again afterwards."""
+    class Fields(dict):
+        def select(self, *names):
+            return {name: self[name] for name in names}
+
     def nested(rows):
         return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
@@ -227,7 +231,7 @@ def test_verl_v1_adjusts_the_last_output_of_each_session(monkeypatch):
     scores = [torch.tensor([0.0] * (len(ids) - 1) + [score[key[:-2]]]) for (key, _), ids in zip(rows, tokens)]
     store = {"uid": [key.split("_")[0] for key, _ in rows], "responses": nested(tokens), "response_mask": nested(masks), "rm_scores": nested(scores)}
     queue, tensordict, seen = ModuleType("transfer_queue"), ModuleType("tensordict"), []
-    queue.kv_batch_get = lambda keys, partition_id, select_fields: {name: store[name] for name in select_fields}
+    queue.kv_batch_get = lambda keys, partition_id, select_fields: Fields({name: store[name] for name in select_fields})
     queue.kv_batch_put = lambda keys, partition_id, fields: store.update(fields)
     tensordict.TensorDict = lambda fields, batch_size: fields
     monkeypatch.setitem(sys.modules, "transfer_queue", queue)

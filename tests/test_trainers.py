@@ -1,4 +1,7 @@
-"""The adapters of integrations/ run by the trainers they are for: the real packages, installed for the test (slow; TRL: test_integrations)."""
+"""The adapters of integrations/ run by the trainers they are for: the real packages, installed for the test (slow).
+
+TRL is in test_integrations.py.
+"""
 import ast
 import json
 import os
@@ -16,17 +19,17 @@ from test_integrations import REWARDS, TEXTS, adjusted
 from reward import group_advantages
 
 # what the trainers import, but for what needs a GPU; torch and transformers are this environment's
-PACKAGES = ["ray[default]", "tensordict<=0.10.0", "TransferQueue", "hydra-core", "torchdata", "codetiming", "peft", "cachetools", "uvicorn",
-            "fastapi", "pylatexenc", "dill", "optree", "einops"]
-# rows by turns of three prompts, the last group one short; row 4 is the last of two outputs, row 7 follows what a tool said
-ROWS = [{"uid": "abc"[i % 3], "session": i // 3, "texts": [text], "tool": "tool says 5" if i == 7 else "", "score": reward}
-        for i, (text, reward) in enumerate(zip(TEXTS, REWARDS))]
+PACKAGES = ["ray[default]", "tensordict<=0.10.0", "TransferQueue", "hydra-core", "torchdata", "codetiming", "peft",
+            "cachetools", "uvicorn", "fastapi", "pylatexenc", "dill", "optree", "einops"]
+# three prompts by turns; row 7 begins with what a tool said
+ROWS = [{"uid": "abc"[i % 3], "session": i // 3, "texts": [text], "tool": "tool says 5" if i == 7 else "",
+         "score": reward} for i, (text, reward) in enumerate(zip(TEXTS, REWARDS))]
 pytestmark = pytest.mark.slow
 
 
-def pip(*arguments: str) -> None:
+def pip_install(python: str, *arguments: str) -> None:
     """Skips the test, with the reason, where pip cannot install."""
-    result = subprocess.run([*arguments], capture_output=True, text=True)
+    result = subprocess.run([python, "-m", "pip", "install", "-q", *arguments], capture_output=True, text=True)
     if result.returncode:
         pytest.skip(f"pip could not install: {(result.stderr.strip() or result.stdout).splitlines()[-1]}")
 
@@ -38,7 +41,7 @@ def python(tmp_path_factory) -> str:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     site = next(folder.glob("lib/python*/site-packages"))
     (site / "this_environment.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
-    pip(str(folder / "bin/python"), "-m", "pip", "install", "-q", *PACKAGES)
+    pip_install(str(folder / "bin/python"), *PACKAGES)
     return str(folder / "bin/python")
 
 
@@ -46,20 +49,24 @@ def example(module: str) -> str:
     """The lines that the docstring of an adapter tells people to write, with the tiny embedder and policy."""
     docstring = ast.get_docstring(ast.parse((ROOT / f"integrations/{module}.py").read_text(encoding="utf-8")))
     lines = textwrap.dedent("\n".join(line for line in docstring.splitlines() if line.startswith("    ")))
-    return lines.replace("DraConfig()", 'DraConfig(embedder="tiny/embedder", sharpen=2.0)').replace("Qwen/Qwen3-0.6B", "tiny/policy")
+    lines = lines.replace("DraConfig()", 'DraConfig(embedder="tiny/embedder", sharpen=2.0)')
+    return lines.replace("Qwen/Qwen3-0.6B", "tiny/policy")
 
 
 def run(python: str, package: str, driver: str, rows: list[dict], folder: Path, **environment: str) -> dict:
     """The result of a driver beside this file with `package` installed; folder/my_dra.py can be imported."""
     site = folder / "package"
-    pip(python, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), package)
+    pip_install(python, "--no-deps", "--target", str(site), package)
     if package.startswith("openrlhf"):
         trainer = site / "openrlhf/trainer/ppo_trainer.py"
         imports, rest = trainer.read_text(encoding="utf-8").split("\nlogger = ", 1)
-        trainer.write_text(f"{imports}\n{(folder / 'my_dra.py').read_text(encoding='utf-8')}\nlogger = {rest}", encoding="utf-8")
+        lines = (folder / "my_dra.py").read_text(encoding="utf-8")
+        trainer.write_text(f"{imports}\n{lines}\nlogger = {rest}", encoding="utf-8")
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    result = subprocess.run([python, f"tests/{driver}.py", str(folder)], capture_output=True, text=True, cwd=ROOT, timeout=600, env={
-        **os.environ, "PYTHONPATH": os.pathsep.join(map(str, (site, folder, ROOT))), "HOME": str(folder), "OMP_NUM_THREADS": "1", **environment})
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (site, folder, ROOT))), "HOME": str(folder),
+                   "OMP_NUM_THREADS": "1", **environment}
+    result = subprocess.run([python, f"tests/{driver}.py", str(folder)], capture_output=True, text=True, cwd=ROOT,
+                            timeout=600, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
@@ -78,11 +85,12 @@ def expected(rows: list[dict], eps: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 def assert_spread(tokens: list[float], mask: list[int], value: torch.Tensor) -> None:
     """`value` on every token of the policy and 0 elsewhere, to 1e-5."""
-    torch.testing.assert_close(torch.tensor(tokens), value * torch.tensor(mask, dtype=torch.float32), rtol=1e-5, atol=1e-5)
+    spread = value * torch.tensor(mask, dtype=torch.float32)
+    torch.testing.assert_close(torch.tensor(tokens), spread, rtol=1e-5, atol=1e-5)
 
 
 def test_verl_v1_ends_up_with_our_advantages(python, tmp_path):
-    """verl 0.9.1 with its own TransferQueue on Ray: rows balanced into any order, padded, one session of two outputs, a tool's tokens."""
+    """verl 0.9.1 with its TransferQueue on Ray: rows in any order, padding, a session of two outputs, tool tokens."""
     rows = [{**row, "texts": ["a first try", *row["texts"]]} if i == 4 else row for i, row in enumerate(ROWS[:11])]
     (tmp_path / "my_dra.py").write_text(example("verl_v1"), encoding="utf-8")
     result = run(python, "verl==0.9.1", "trainers_verl_v1", rows, tmp_path, VERL_USE_EXTERNAL_MODULES="my_dra")
@@ -95,18 +103,19 @@ def test_verl_v1_ends_up_with_our_advantages(python, tmp_path):
         for output in range(len(row["texts"])):
             item = found.pop(f"{row['uid']}_{row['session']}_{output}")
             assert_spread(item["advantages"], item["response_mask"], advantage)
-            assert sum(item["rm_scores"]) == item["rm_scores"][-1] == row["score"], "what is logged is the reward before DRA"
+            assert sum(item["rm_scores"]) == item["rm_scores"][-1] == row["score"], "logged is the reward before DRA"
     assert all(item["padding"] and not any(item["advantages"]) for item in found.values())
     assert "group 'a', is nan" in result["refusal"]
 
 
 @pytest.mark.parametrize("version", ["0.7.0", "0.7.1", "0.8.0", "0.9.1"])
 def test_verl_ends_up_with_our_advantages(version, python, tmp_path):
-    """RayPPOTrainer: up to 0.7.0 through a reward manager, then through extract_reward; 0.9.1 with trainer.use_v1=False."""
+    """RayPPOTrainer (in 0.9.1: trainer.use_v1=False): up to 0.7.0 a reward manager, from then on extract_reward."""
     manager = version == "0.7.0"
     (tmp_path / "my_dra.py").write_text(example("verl_manager" if manager else "verl_reward"), encoding="utf-8")
     rows = [*ROWS, {**ROWS[0], "uid": "alone"}]
-    result = run(python, f"verl=={version}", "trainers_verl", rows, tmp_path, VERL_USE_EXTERNAL_MODULES="" if manager else "my_dra")
+    result = run(python, f"verl=={version}", "trainers_verl", rows, tmp_path,
+                 VERL_USE_EXTERNAL_MODULES="" if manager else "my_dra")
     assert result["version"] == version
     rewards, advantages = expected(rows, eps=1e-6)
     for i, (reward, advantage) in enumerate(zip(rewards, advantages)):

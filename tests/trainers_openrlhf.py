@@ -1,8 +1,8 @@
 """OpenRLHF's experience maker from samples to advantages, with DRA: python trainers_openrlhf.py OUT
 
-Real are its trainer module (with the lines of the adapter below its imports), experience maker, experiences and batching. Stand-ins, as
-they need a GPU: the modules deepspeed, flash_attn and vllm, and the policy's process group. Tokens and scores come from
-OUT/rows.json; OUT/result.json then holds what each row ended up with.
+Real are its trainer module (with the adapter's lines below its imports), experience maker, experiences and batching.
+Stand-ins, as they need a GPU: the modules deepspeed, flash_attn and vllm, and the policy's process group. Tokens and
+scores come from OUT/rows.json; OUT/result.json then holds what each row ended up with.
 """
 import argparse
 import json
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-import transformers.integrations.deepspeed  # noqa: E402, F401    before the stand-in, which it would take for the package
+import transformers.integrations.deepspeed  # noqa: E402, F401      before the stand-in, which it would take as real
 
 
 class StandIn(ModuleType):
@@ -34,7 +34,8 @@ class Finder:
     """Any module of the packages that need a GPU."""
 
     def find_spec(self, name, path=None, target=None):
-        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in ("deepspeed", "flash_attn", "vllm") else None
+        if name.split(".")[0] in ("deepspeed", "flash_attn", "vllm"):
+            return ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec):
         return StandIn(spec.name)
@@ -60,7 +61,7 @@ class Policy:
 
 
 def samples(rows: list[dict], tokenizer) -> list[Experience]:
-    """As the samples generator hands them over: one row each, whole groups in order. A row is {uid, texts, tool, score}."""
+    """As the samples generator returns them: one each, whole groups in order. A row is {uid, texts, tool, score}."""
     experiences = []
     for row in rows:
         prompt, tool = tokenizer.encode(row["uid"]), tokenizer.encode(row["tool"])
@@ -68,25 +69,24 @@ def samples(rows: list[dict], tokenizer) -> list[Experience]:
         sequence = torch.tensor([prompt + tool + answer])
         mask = torch.tensor([[0] * len(prompt + tool) + [1] * len(answer)])
         rewards = torch.tensor([row["score"]])
-        experiences.append(Experience(sequences=sequence, attention_mask=torch.ones_like(sequence), action_mask=mask[:, 1:].bool(),
-                                      rewards=rewards, scores=rewards, total_length=torch.tensor([sequence.shape[1]]),
-                                      response_length=mask.sum(-1), truncated=torch.tensor([False]), prompts=[row["uid"]], labels=[""],
-                                      info={"reward": rewards}))
+        experiences.append(Experience(
+            sequences=sequence, attention_mask=torch.ones_like(sequence), action_mask=mask[:, 1:].bool(),
+            rewards=rewards, scores=rewards, total_length=torch.tensor([sequence.shape[1]]),
+            response_length=mask.sum(-1), truncated=torch.tensor([False]), prompts=[row["uid"]], labels=[""],
+            info={"reward": rewards}))
     return experiences
 
 
 def arguments(group_size: int, dynamic: bool) -> SimpleNamespace:
     """The options that the experience maker reads, nested as OpenRLHF's own."""
-    def nested(values):
-        return SimpleNamespace(**{key: nested(value) if isinstance(value, dict) else value for key, value in values.items()})
-
-    return nested({
-        "rollout": {"n_samples_per_prompt": group_size, "micro_batch_size": 5, "max_tokens_per_gpu": 64},
-        "train": {"dynamic_batch_enable": dynamic, "colocate_all": False, "colocate_actor_ref": False, "colocate_critic_reward": False},
-        "actor": {"num_nodes": 1, "num_gpus_per_node": 1}, "ds": {"ring_attn_size": 1, "tensor_parallel_size": 1},
-        "algo": {"kl": {"use_loss": False, "estimator": "k1"},
-                 "advantage": {"estimator": "group_norm", "gamma": 1.0, "lambd": 1.0, "no_std_norm": False}},
-        "reward": {"clip_range": None, "overlong_buffer_len": None, "overlong_penalty_factor": 1.0, "stop_properly_penalty_coef": None}})
+    of = SimpleNamespace
+    return of(
+        rollout=of(n_samples_per_prompt=group_size, micro_batch_size=5, max_tokens_per_gpu=64),
+        train=of(dynamic_batch_enable=dynamic, colocate_all=False, colocate_actor_ref=False,
+                 colocate_critic_reward=False), reward=of(clip_range=None),
+        actor=of(num_nodes=1, num_gpus_per_node=1), ds=of(ring_attn_size=1, tensor_parallel_size=1),
+        algo=of(kl=of(use_loss=False, estimator="k1"),
+                advantage=of(estimator="group_norm", gamma=1.0, lambd=1.0, no_std_norm=False)))
 
 
 def make(rows: list[dict], group_size: int, dynamic: bool) -> list[Experience]:
@@ -102,10 +102,10 @@ if __name__ == "__main__":
     for dynamic in (False, True):
         experiences = make(rows, 4, dynamic)
         result["batches"][str(dynamic)] = [
-            {"row": row, "reward": e.rewards[i].item(), "logged": [e.info[name][i].item() for name in ("reward", "reward_before_dra")],
-             "advantages": e.advantages[i].tolist(),
+            {"row": row, "reward": e.rewards[i].item(), "advantages": e.advantages[i].tolist(),
+             "logged": [e.info[name][i].item() for name in ("reward", "reward_before_dra")],
              "action_mask": e.action_mask[i].int().tolist()} for e in experiences for i, row in enumerate(e.index)]
-    for changed, group_size in (([{**rows[0], "score": float("nan")}, *rows[1:]], 4), ([rows[1], *rows[:1], *rows[2:]], 3), (rows, 1)):
+    for changed, group_size in (([{**rows[0], "score": float("nan")}, *rows[1:]], 4), (rows, 3), (rows, 1)):
         try:
             make(changed, group_size, False)
         except ValueError as error:

@@ -1,7 +1,8 @@
 """verl's V1 trainer from rollout to advantages, with DRA, as far as no GPU is needed: python trainers_verl_v1.py OUT
 
-Real are its configuration, registry, agent-loop outputs, TransferQueue on Ray, replay buffer, padding and balancing; stand-ins are the
-engines: tokens and scores come from OUT/rows.json. OUT/result.json then holds what the trainer ended up with, key by key.
+Real are its configuration, registry, agent-loop outputs, TransferQueue on Ray, replay buffer, padding and balancing;
+stand-ins are the engines: tokens and scores come from OUT/rows.json. OUT/result.json then holds what the trainer ended
+up with, key by key.
 """
 import asyncio
 import json
@@ -19,8 +20,9 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopO
 from verl.trainer.ppo.v1 import get_trainer_cls  # noqa: E402
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ  # noqa: E402
 
-SETTINGS = ["actor_rollout_ref.model.path=tiny/policy", "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-            "algorithm.adv_estimator=grpo", "transfer_queue.backend.SimpleStorage.num_data_storage_units=1"]
+SETTINGS = ["actor_rollout_ref.model.path=tiny/policy", "actor_rollout_ref.rollout.n=4",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=2", "algorithm.adv_estimator=grpo",
+            "transfer_queue.backend.SimpleStorage.num_data_storage_units=1"]
 
 
 class Worker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
@@ -38,16 +40,17 @@ class Worker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
 
 
 def put(rows: list[dict], tokenizer) -> None:
-    """A row is {uid, session, texts (one for each output of the session), tool, score}; tokens of `tool` are not the policy's."""
+    """A row is {uid, session, texts (one for each output), tool, score}; tokens of `tool` are not the policy's."""
     for row in rows:
         outputs = []
         for text in row["texts"]:
             ids, tool = tokenizer.encode(text) + [tokenizer.eos_token_id], tokenizer.encode(row["tool"])
-            outputs.append(AgentLoopOutput(prompt_ids=tokenizer.encode(row["uid"]), response_ids=tool + ids, num_turns=2,
-                                           response_mask=[0] * len(tool) + [1] * len(ids), metrics=AgentLoopMetrics(),
-                                           extra_fields={"min_global_steps": 1, "max_global_steps": 1}))
-        asyncio.run(Worker()._agent_loop_postprocess(outputs, False, uid=row["uid"], session_id=row["session"], global_steps=1,
-                                                     score=row["score"]))
+            outputs.append(AgentLoopOutput(
+                prompt_ids=tokenizer.encode(row["uid"]), response_ids=tool + ids, num_turns=2,
+                response_mask=[0] * len(tool) + [1] * len(ids), metrics=AgentLoopMetrics(),
+                extra_fields={"min_global_steps": 1, "max_global_steps": 1}))
+        columns = {"uid": row["uid"], "session_id": row["session"], "global_steps": 1, "score": row["score"]}
+        asyncio.run(Worker()._agent_loop_postprocess(outputs, False, **columns))
     tags = {uid: {"is_prompt": True, "status": "finished", "global_steps": 1} for uid in {row["uid"] for row in rows}}
     tq.kv_batch_put(keys=list(tags), partition_id="train", tags=list(tags.values()))
 
@@ -59,16 +62,17 @@ def advantages(trainer, prompts: int) -> dict[str, dict]:
     batch = trainer._balance_batch(batch, metrics)
     tags = batch.tags
     trainer._compute_advantage(batch, metrics)
-    data = tq.kv_batch_get(keys=batch.keys, partition_id="train", select_fields=["advantages", "rm_scores", "response_mask"])
-    fields = {name: [row.tolist() for row in data[name].unbind()] for name in ("advantages", "rm_scores", "response_mask")}
-    return {key: {"padding": tags[i].get("is_padding", False), **{name: rows[i] for name, rows in fields.items()}}
+    fields = ["advantages", "rm_scores", "response_mask"]
+    data = tq.kv_batch_get(keys=batch.keys, partition_id="train", select_fields=fields)
+    columns = {name: [row.tolist() for row in data[name].unbind()] for name in fields}
+    return {key: {"padding": tags[i].get("is_padding", False), **{name: rows[i] for name, rows in columns.items()}}
             for i, key in enumerate(batch.keys)}
 
 
 if __name__ == "__main__":
     with hydra.initialize_config_module("verl.trainer.config", version_base=None):
         config = hydra.compose("ppo_trainer", SETTINGS)
-    ray.init(num_cpus=16, include_dashboard=False)          # TransferQueue's actors claim some; the number is only counted
+    ray.init(num_cpus=16, include_dashboard=False)      # TransferQueue's actors claim some; the number is only counted
     tq.init(config.transfer_queue)
     trainer = get_trainer_cls("sync")(config=config)
     trainer._init_tokenizer()
