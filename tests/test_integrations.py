@@ -1,4 +1,4 @@
-"""integrations/: TRL for real, on one rank and on two; verl and OpenRLHF through the shapes that test_trainers.py (slow) has seen in them."""
+"""integrations/: TRL for real, on one rank and on two; verl and OpenRLHF in the shapes that test_trainers.py, slow, runs."""
 import functools
 import json
 import math
@@ -163,7 +163,8 @@ def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, L) ids and mask; padding has id 0, with which completions end too."""
     longest = max(map(len, rows)) + 2
     fill = [[0] * (longest - len(row)) for row in rows]
-    return torch.tensor([row + pad for row, pad in zip(rows, fill)]), torch.tensor([[1] * len(row) + [0] * len(pad) for row, pad in zip(rows, fill)])
+    mask = [[1] * len(row) + [0] * len(pad) for row, pad in zip(rows, fill)]
+    return torch.tensor([row + pad for row, pad in zip(rows, fill)]), torch.tensor(mask)
 
 
 def verl_batch(tokenizer, order: list[int], uids: list[str]) -> SimpleNamespace:
@@ -192,7 +193,7 @@ def by_manager(data: SimpleNamespace) -> torch.Tensor:
 
 @pytest.mark.parametrize("scores_of", [by_function, by_manager])
 def test_verl_groups_by_uid_wherever_rows_stand(scores_of):
-    """Groups of four, five, two and one, in any order of rows; the score stands at the end-of-sequence token and nowhere else."""
+    """Groups of four, five, two and one, rows in any order; the score stands at the end-of-sequence token only."""
     tokenizer, uids = AutoTokenizer.from_pretrained("tiny/policy"), [*"aaaabbbbbccd"]
     expected = adjusted(TEXTS, REWARDS, uids, sharpen=2.0)
     order = [5, 0, 11, 9, 3, 7, 1, 10, 2, 6, 4, 8]
@@ -215,7 +216,7 @@ def test_verl_refuses_a_score_that_is_not_finite(value):
 
 
 def test_verl_v1_adjusts_the_last_output_of_each_session(monkeypatch):
-    """Keys in any order, a session of two outputs, a row of padding; the store holds the rewards before DRA again afterwards."""
+    """Keys in any order, a session of two outputs, a row only tagged as padding; the store gets its old rewards back."""
     class Fields(dict):
         def select(self, *names):
             return {name: self[name] for name in names}
@@ -224,12 +225,13 @@ def test_verl_v1_adjusts_the_last_output_of_each_session(monkeypatch):
         return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
     tokenizer = AutoTokenizer.from_pretrained("tiny/policy")
-    rows = [("b_0_0", 1), ("a_1_0", 2), ("a_0_1", 0), ("pad_0_0", 3), ("b_1_0", 4), ("a_0_0", 5), ("a_2_0", 3)]
+    rows = [("b_0_0", 1), ("a_1_0", 2), ("a_0_1", 0), ("a_9_0", 3), ("b_1_0", 4), ("a_0_0", 5), ("a_2_0", 3)]
     tokens = [torch.tensor([*tokenizer.encode(TEXTS[i]), 0]) for _, i in rows]
-    score = {"a_0": REWARDS[0], "a_1": REWARDS[2], "a_2": REWARDS[3], "b_0": REWARDS[1], "b_1": REWARDS[4], "pad_0": 0.0}
-    masks = [torch.full_like(ids, key != "pad_0_0") for (key, _), ids in zip(rows, tokens)]
+    score = {"a_0": REWARDS[0], "a_1": REWARDS[2], "a_2": REWARDS[3], "b_0": REWARDS[1], "b_1": REWARDS[4], "a_9": 0.0}
+    masks = [torch.ones_like(ids) for ids in tokens]
     scores = [torch.tensor([0.0] * (len(ids) - 1) + [score[key[:-2]]]) for (key, _), ids in zip(rows, tokens)]
-    store = {"uid": [key.split("_")[0] for key, _ in rows], "responses": nested(tokens), "response_mask": nested(masks), "rm_scores": nested(scores)}
+    store = {"uid": [key.split("_")[0] for key, _ in rows], "responses": nested(tokens), "response_mask": nested(masks),
+             "rm_scores": nested(scores)}
     queue, tensordict, seen = ModuleType("transfer_queue"), ModuleType("tensordict"), []
     queue.kv_batch_get = lambda keys, partition_id, select_fields: Fields({name: store[name] for name in select_fields})
     queue.kv_batch_put = lambda keys, partition_id, fields: store.update(fields)
@@ -250,11 +252,13 @@ def test_verl_v1_adjusts_the_last_output_of_each_session(monkeypatch):
     def config(n):
         return SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=SimpleNamespace(n=n)))
 
-    batch = SimpleNamespace(keys=[key for key, _ in rows], partition_id="train", tags=[{"is_padding": key == "pad_0_0"} for key, _ in rows])
+    batch = SimpleNamespace(keys=[key for key, _ in rows], partition_id="train",
+                            tags=[{"is_padding": key == "a_9_0"} for key, _ in rows])
     assert with_dra(Trainer, DRA)(config(3))._compute_advantage(batch, {}) is batch
     sessions = ["a_0", "a_1", "a_2", "b_0", "b_1"]
-    new = adjusted([TEXTS[i] for i in (0, 2, 3, 1, 4)], [score[session] for session in sessions], [*"aaabb"], sharpen=2.0)
-    value = {**dict(zip(sessions, new.tolist())), "pad_0": 0.0}
+    raw = [score[session] for session in sessions]
+    new = adjusted([TEXTS[i] for i in (0, 2, 3, 1, 4)], raw, [*"aaabb"], sharpen=2.0)
+    value = {**dict(zip(sessions, new.tolist())), "a_9": 0.0}
     assert seen == pytest.approx([value[key[:-2]] for key, _ in rows])
     assert all(torch.equal(row, old) for row, old in zip(store["rm_scores"].unbind(), scores))
     with pytest.raises(ValueError, match="at least 2 of each, not 1"):
@@ -281,16 +285,19 @@ def openrlhf_experience(tokenizer, rows: list[int]) -> SimpleNamespace:
         start = len(tokenizer.encode(prompt))
         action_mask[i, start : start + len(answer)] = 1
     rewards = torch.tensor([REWARDS[row] for row in rows], dtype=torch.bfloat16)
-    return SimpleNamespace(sequences=sequences, action_mask=action_mask[:, 1:], index=rows, prompts=prompts, rewards=rewards, info={"reward": rewards})
+    return SimpleNamespace(sequences=sequences, action_mask=action_mask[:, 1:], index=rows, prompts=prompts,
+                           rewards=rewards, info={"reward": rewards})
 
 
 def test_openrlhf_groups_by_index_wherever_rows_stand():
     """Dynamic batches hold parts of groups in any order; rows of one group that answer two prompts are refused."""
-    tokenizer, strategy = AutoTokenizer.from_pretrained("tiny/policy"), SimpleNamespace(args=SimpleNamespace(rollout=SimpleNamespace(n_samples_per_prompt=4)))
+    tokenizer, rollout = AutoTokenizer.from_pretrained("tiny/policy"), SimpleNamespace(n_samples_per_prompt=4)
+    strategy = SimpleNamespace(args=SimpleNamespace(rollout=rollout))
     maker = openrlhf_reward.with_dra(RemoteExperienceMaker, DRA)(strategy, tokenizer)
     expected = adjusted(TEXTS, REWARDS, [i // 4 for i in range(12)], sharpen=2.0)
     batches = [[5, 0, 11], [9], [3, 7, 1, 10, 2, 6], [4, 8]]
-    for rows, experience in zip(batches, maker.compute_advantages_and_returns([openrlhf_experience(tokenizer, rows) for rows in batches])):
+    experiences = [openrlhf_experience(tokenizer, rows) for rows in batches]
+    for rows, experience in zip(batches, maker.compute_advantages_and_returns(experiences), strict=True):
         torch.testing.assert_close(experience.rewards, expected[rows])
         assert experience.info["reward_before_dra"].tolist() == [REWARDS[row] for row in rows]
     wrong = openrlhf_experience(tokenizer, list(range(12)))

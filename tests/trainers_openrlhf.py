@@ -102,7 +102,7 @@ if __name__ == "__main__":
     for dynamic in (False, True):
         experiences = make(rows, 4, dynamic)
         result["batches"][str(dynamic)] = [
-            {"row": row, "reward": e.rewards[i].item(), "advantages": e.advantages[i].tolist(),
+            {"row": row, "reward": e.rewards[i].item(), "advantages": (e.advantages * e.action_mask)[i].tolist(),
              "logged": [e.info[name][i].item() for name in ("reward", "reward_before_dra")],
              "action_mask": e.action_mask[i].int().tolist()} for e in experiences for i, row in enumerate(e.index)]
     for changed, group_size in (([{**rows[0], "score": float("nan")}, *rows[1:]], 4), (rows, 3), (rows, 1)):
