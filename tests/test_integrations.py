@@ -10,7 +10,6 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from test_learner import torchrun
 from transformers import AutoTokenizer
 

@@ -4,7 +4,6 @@ Real are its trainer module (with the adapter's lines below its imports), experi
 Stand-ins, as they need a GPU: the modules deepspeed, flash_attn and vllm, and the policy's process group. Tokens and
 scores come from OUT/rows.json; OUT/result.json then holds what each row ended up with.
 """
-import argparse
 import json
 import sys
 from importlib.machinery import ModuleSpec
