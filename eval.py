@@ -57,9 +57,9 @@ class DiversityConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    dir: str = "runs/eval"
+    dir: Annotated[str, "free"] = "runs/eval"
     """folder for a folder per model, with results.jsonl, config.toml and the samples"""
-    workers: Annotated[int, ">= 1"] = 2
+    workers: Annotated[int, ">= 1", "free"] = 2
     """grader processes per rank"""
     timeout_s: Annotated[float, "> 0"] = 5.0
     """an answer that takes longer to verify is wrong"""
@@ -208,9 +208,6 @@ def out_folder(config: Config) -> Path:
     return Path(config.output.dir) / config.model.path.strip("/.").replace("/", "-")
 
 
-MAY_CHANGE = ("model.path", "eval.slots", "output.dir", "output.workers")     # model.path: the folder is the same one's, and identity.json knows its files
-
-
 def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     """Writes config.toml and identity.json into the policy's folder; ValueError if it has samples made with others, or the policy cannot be used."""
     out, folder = out_folder(config), model_folder(config.model)
@@ -219,7 +216,7 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     load_tokenizer(folder)
     contents = identity(folder, benchmarks)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
-        if changed := changes(load(Config, out / "config.toml"), config, MAY_CHANGE):
+        if changed := changes(load(Config, out / "config.toml"), config, ["model.path"]):   # identity.json knows its files
             raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
         if (out / "identity.json").read_text(encoding="utf-8") != contents:
             raise ValueError(f"{out} holds an evaluation with other weights or problems (see its identity.json); name another output.dir")
