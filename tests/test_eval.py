@@ -267,6 +267,7 @@ def test_out_of_memory_names_the_settings_that_help(finished, tmp_path, monkeypa
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_alike(finished, tmp_path):
     """Each samples its share and embeds its share: the same bytes as one rank."""
     result = torchrun(2, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}")
@@ -275,6 +276,7 @@ def test_two_ranks_evaluate_alike(finished, tmp_path):
     assert result.stdout.count("average: accuracy") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_continues(finished, tmp_path):
     """kill -9 as soon as the first samples are on disk."""
     command = [sys.executable, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}"]

@@ -48,7 +48,7 @@ def adjusted(texts: list[str], rewards: list[float], groups: list, **options) ->
 # ------------------------------------------------------------------------------------------------ TRL
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_trl_ends_up_with_our_advantages(ranks, tmp_path):
     """The example of docs/rewards.md, two steps and an evaluation with another group size: DRA of the recorded texts, group by group, to 1e-5."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
