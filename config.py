@@ -11,7 +11,8 @@ are in the types:
         decode: Literal["fast", "slow"] = "fast"
 
 Value types: bool, int, float, str, Literal[...], list[str], dict[str, float], unions such as str | list[str]; bounds by
-`Annotated[type, ">= 0", "< 1"]`.
+`Annotated[type, ">= 0", "< 1"]`. `Annotated[type, "free"]`, of a value or a section, says that results do not depend on
+it: `changes` leaves it out.
 Imports nothing of ours.
 """
 import argparse
@@ -27,7 +28,7 @@ import operator
 import textwrap
 import tomllib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -82,8 +83,8 @@ def build(cls: type, tree: dict, prefix: str = "") -> Any:
         values[name] = check(key, value, hints[name])
     for field in dataclasses.fields(cls):
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if field.name not in values and dataclasses.is_dataclass(hints[field.name]):
-            values[field.name] = build(hints[field.name], {}, f"{prefix}{field.name}.")
+        if field.name not in values and dataclasses.is_dataclass(section := annotated(hints[field.name])[0]):
+            values[field.name] = build(section, {}, f"{prefix}{field.name}.")
         elif field.name not in values and not has_default:
             raise ValueError(f"config key {prefix + field.name!r} is required: {doc(cls)[field.name]}")
     return cls(**values)
@@ -103,7 +104,7 @@ def check(key: str, value: Any, hint: Any) -> Any:
             raise ValueError(f"{key} must be one of {', '.join(map(str, get_args(hint)))}; got {value!r}")
         return value
     if get_origin(hint) is Annotated:
-        base, *bounds = get_args(hint)
+        base, bounds, _ = annotated(hint)
         value = check(key, value, base)
         for bound in bounds:
             sign, limit = bound.split()
@@ -132,10 +133,16 @@ def check(key: str, value: Any, hint: Any) -> Any:
     return value
 
 
+def annotated(hint: Any) -> tuple[Any, list[str], bool]:
+    """(type, bounds, whether it is "free") of a field's type."""
+    base, *words = get_args(hint) if get_origin(hint) is Annotated else [hint]
+    return base, [word for word in words if word != "free"], "free" in words
+
+
 def type_name(hint: Any) -> str:
     if get_origin(hint) is Annotated:
-        base, *bounds = get_args(hint)
-        return f"{type_name(base)} {' and '.join(bounds)}"
+        base, bounds, _ = annotated(hint)
+        return f"{type_name(base)} {' and '.join(bounds)}".rstrip()
     if get_origin(hint) is Literal:
         return " | ".join(map(str, get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
@@ -190,15 +197,19 @@ def dump(config: Any) -> str:
     return "\n".join(lines)
 
 
-def changes(before: Any, now: Any, may_change: tuple[str, ...]) -> str:
-    """"section.key: old -> new" of what differs between two configs of one class; "" for nothing.
+def free_keys(cls: type) -> set[str]:
+    """Every "section.key" of config class `cls` that results do not depend on."""
+    return {f"{section}.{key}" for section, section_hint in get_type_hints(cls, include_extras=True).items()
+            for key, hint in get_type_hints(annotated(section_hint)[0], include_extras=True).items()
+            if annotated(section_hint)[2] or annotated(hint)[2]}
 
-    Keys that begin with one of `may_change` are left out.
-    """
-    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
-    return "; ".join(f"{section}.{key}: {old[section][key]!r} -> {value!r}" for section, values in new.items()
-                     for key, value in values.items()
-                     if old[section][key] != value and not f"{section}.{key}".startswith(may_change))
+
+def changes(before: Any, now: Any, more_free: Iterable[str] = ()) -> str:
+    """"section.key: old -> new" of what differs between two configs of one class, but for free keys; "" for nothing."""
+    old, new, free = dataclasses.asdict(before), dataclasses.asdict(now), free_keys(type(now)) | set(more_free)
+    return "; ".join(f"{section}.{key}: {old[section][key]!r} -> {value!r}"
+                     for section, values in new.items() for key, value in values.items()
+                     if old[section][key] != value and f"{section}.{key}" not in free)
 
 
 def toml_value(value: Any) -> str:

@@ -66,19 +66,19 @@ class TrainEvalConfig(EvalConfig):
 
 @dataclass(frozen=True)
 class RunConfig:
-    dir: str = ""
+    dir: Annotated[str, "free"] = ""
     """folder for all that the run writes, by default runs/NAME for NAME.toml; the same command continues a run in it"""
     seed: int = 0
     """seed of data order and completions"""
-    steps: Annotated[int, ">= 1"] = 500
+    steps: Annotated[int, ">= 1", "free"] = 500
     """training steps"""
-    save_every: Annotated[int, ">= 1"] = 50
+    save_every: Annotated[int, ">= 1", "free"] = 50
     """steps between checkpoints"""
-    keep: Annotated[int, ">= 1"] = 2
+    keep: Annotated[int, ">= 1", "free"] = 2
     """newest checkpoints kept"""
-    resume: bool = True
+    resume: Annotated[bool, "free"] = True
     """continue the run in run.dir; false refuses a folder that already holds one"""
-    trackers: list[str] = field(default_factory=list)
+    trackers: Annotated[list[str], "free"] = field(default_factory=list)
     """where metrics go besides metrics.jsonl: "tensorboard" (files in run.dir), "wandb" """
 
 
@@ -90,7 +90,7 @@ class Config:
     reward: RewardConfig
     dra: DraConfig
     learner: LearnerConfig
-    eval: TrainEvalConfig
+    eval: Annotated[TrainEvalConfig, "free"]            # evaluations do not disturb training
     run: RunConfig
 
 
@@ -133,13 +133,9 @@ def check_dra(dra: DraConfig) -> None:
         import_function("dra.weights", dra.weights)
 
 
-MAY_CHANGE = ("run.dir", "run.steps", "run.save_every", "run.keep", "run.resume", "run.trackers", "eval.",
-              "sampler.slots", "reward.workers", "reward.timeout_s", "learner.offload")
-
-
 def check_unchanged(config: Config, saved: Path) -> None:
     """ValueError listing what differs from a run's saved settings, but for keys that do not change its course."""
-    if changed := changes(load(Config, saved), config, MAY_CHANGE):
+    if changed := changes(load(Config, saved), config, ["sampler.slots"]):
         raise ValueError(f"run.dir = {config.run.dir!r} holds a run with other settings ({changed}); name another "
                          "run.dir or change them back")
 

@@ -5,8 +5,7 @@
 Every problem is sampled n times; all ranks share the problems. Reported per benchmark and on average: avg@n with its standard error over
 problems and its standard deviation over seeds, pass@k by the unbiased estimator (arXiv:2107.03374), maj@k, how answers fail, and the diversity
 of right answers. Every sample is kept as it is made (eval_samples.py), and an evaluation that was interrupted, however, goes on where it stopped. The
-trainer uses the same functions for its own evaluations. Policies are compared by
-`python -m report compare`.
+trainer uses the same functions for its own evaluations. `python -m report compare` compares policies.
 """
 import hashlib
 import json
@@ -30,7 +29,7 @@ from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchm
 from embedder import Embedder
 from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, by_problem, check_eval, check_room, collect, eval_sampler,
                           sample_groups, sample_problems, settings_of, whole_problems)
-from files import json_lines, read_jsonl, require
+from files import append_jsonl, json_lines, read_jsonl, require
 from grader import Grader
 from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
@@ -59,9 +58,9 @@ class DiversityConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    dir: str = "runs/eval"
+    dir: Annotated[str, "free"] = "runs/eval"
     """folder for a folder per model, with results.jsonl, config.toml and the samples"""
-    workers: Annotated[int, ">= 1"] = 2
+    workers: Annotated[int, ">= 1", "free"] = 2
     """grader processes per rank"""
     timeout_s: Annotated[float, "> 0"] = 5.0
     """an answer that takes longer to verify is wrong"""
@@ -109,7 +108,8 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
         "accuracy_se": standard_error([count / n for count in counts]),
         "accuracy_sd": deviation([sum(group[i]["correct"] for group in groups) / len(groups) for i in range(n)]),
         "pass_at_k": {str(k): sum(pass_at_k(n, c, k) for c in counts) / len(counts) for k in ks},
-        "maj_at_k": {str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups)) / len(groups) for k in ks},
+        "maj_at_k": {str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups))
+                     / len(groups) for k in ks},
         "truncated": share("finish", "length"), "no_answer": share("answer", None), "timeouts": share("reason", "timeout"),
         "too_long": share("finish", "prompt"), "reasons": dict(Counter(sample["reason"] for sample in flat)),
         "length": mean(sample["length"] for sample in flat), "length_right": mean(sample["length"] for sample in flat if sample["correct"]),
@@ -175,7 +175,8 @@ def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, co
     """(record, samples) of one benchmark."""
     name, source = benchmark_name(benchmark)
     config = settings_of(config, name)
-    samples = sample_problems(eval_sampler(model, tokenizer, config, data), tokenizer, load_problems(source, asked(config, data)), data, config, grader, desc=name)
+    samples = sample_problems(eval_sampler(model, tokenizer, config, data), tokenizer,
+                              load_problems(source, asked(config, data)), data, config, grader, desc=name)
     return summarize(name, samples), samples
 
 
@@ -190,11 +191,20 @@ def right_similarity(group: Sequence[dict], embedder: Embedder) -> tuple[int, fl
     return group[0]["problem"], cosine, vendi, sum(embedder.cut(texts))
 
 
+def diversity_figures(similar: Sequence[tuple[int, float | None, float | None, int]]) -> dict:
+    """The figures of a benchmark from `right_similarity` of all its problems."""
+    _, cosines, vendi, cut = zip(*sorted(similar))
+    return {"similarity": mean(cosines), "vendi": mean(vendi), "vendi_m": VENDI_SAMPLES,
+            "vendi_problems": sum(score is not None for score in vendi), "embed_cut": sum(cut)}
+
+
 def identity(folder: str, benchmarks: dict[str, list[dict]], data: DataConfig) -> str:
-    """SHA-256 of the policy's files and of each benchmark's problems, as JSON: settings name both by paths, where something else may stand tomorrow."""
+    """SHA-256 of the policy's files and of each benchmark's problems, as JSON: settings name both by paths, which may
+    lead to something else tomorrow."""
     def known(row: dict) -> dict:
         more = len(columns_of(data.template)) > 1 or "prompt_messages" in row       # than the problem is asked
-        return {key: row[key] for key in ("id", "problem", "answer")} | ({"prompt": messages_of(row, data)} if more else {})
+        fields = {key: row[key] for key in ("id", "problem", "answer")}
+        return fields | ({"prompt": messages_of(row, data)} if more else {})
 
     suffixes = (".safetensors", ".json", ".jinja", ".model", ".txt")
     paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix in suffixes and path.is_file()]
@@ -205,9 +215,6 @@ def identity(folder: str, benchmarks: dict[str, list[dict]], data: DataConfig) -
 
 def out_folder(config: Config) -> Path:
     return Path(config.output.dir) / config.model.path.strip("/.").replace("/", "-")
-
-
-MAY_CHANGE = ("model.path", "eval.slots", "output.dir", "output.workers")     # model.path: the folder is the same one's, and identity.json knows its files
 
 
 def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
@@ -223,7 +230,7 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     print(f"{config.model.path} | the first prompt: {json.dumps(first, ensure_ascii=False)}")
     contents = identity(folder, benchmarks, data)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
-        if changed := changes(load(Config, out / "config.toml"), config, MAY_CHANGE):
+        if changed := changes(load(Config, out / "config.toml"), config, ["model.path"]):   # identity.json knows its files
             raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
         if (out / "identity.json").read_text(encoding="utf-8") != contents:
             raise ValueError(f"{out} holds an evaluation with other weights or problems (see its identity.json); name another output.dir")
@@ -234,135 +241,192 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
 class Evaluator:
     """One policy on all benchmarks; every rank makes one and calls its methods together with the others."""
 
-    def __init__(self, config: Config, benchmarks: dict[str, list[dict]], stop: Stop, rank: int, world: int, device: torch.device):
-        self.config, self.benchmarks, self.stop, self.rank, self.world = config, benchmarks, stop, rank, world
-        self.out, folder = out_folder(config), model_folder(config.model)
-        with stop.interruptible(f"start of {config.model.path}"):
-            self.tokenizer = load_tokenizer(folder, config.data)
-            self.model = Transformer.from_pretrained(folder, DTYPES[config.model.dtype], device)
-            self.model.n_tokens = min(self.model.g.vocab, len(self.tokenizer))
-            diversity = config.diversity
-            self.embedder = diversity.embedder and Embedder(diversity.embedder, diversity.max_tokens, diversity.trust_remote_code, device, section="diversity")
-        self.interrupted = stop.any_rank()
+    def __init__(self, config: Config, benchmarks: dict[str, list[dict]], stop: Stop, rank: int, world: int,
+                 device: torch.device):
+        self.config, self.benchmarks, self.stop = config, benchmarks, stop
+        self.rank, self.world, self.device = rank, world, device
+        self.first, self.out, self.policy = rank == 0, out_folder(config), config.model.path
 
     def run(self) -> bool:
         """Evaluates what has not been yet and prints all; False if interrupted."""
-        results, last, records = self.out / "results.jsonl", list(self.benchmarks)[-1], {}
-        for where, record in read_jsonl(results) if results.exists() else ():
-            if not (isinstance(record, dict) and "benchmarks" in record):           # the average
-                require(record, RESULT, where, "a record of an evaluation; remove the file, and the same command makes it again from the samples")
-                records[record["benchmark"]] = record
+        config, records = self.config, self.finished()
         checkpoint.barrier()                            # all have read them before the first rank writes more
-        with Grader(self.config.output.workers, self.config.output.timeout_s, self.config.output.require_box) as grader:
+        with self.stop.interruptible(f"start of {self.policy}"):
+            self.load()
+        if self.stop.any_rank():
+            return False
+        with Grader(config.output.workers, config.output.timeout_s, config.output.require_box) as grader:
             for name in self.benchmarks:
                 if name not in records:
                     if (record := self.benchmark(name, grader)) is None:
                         return False
-                    records[name] = {"model": self.config.model.path, **record, "settings": asdict(settings_of(self.config.eval, name))}
-                if self.rank == 0:                      # the others have no figures
-                    written = list(records.values()) if name != last else with_average(list(records.values()))
-                    files.write_jsonl(results, written)
-                    for record in (records[name], *written[len(records):]):
-                        print(f"{self.config.model.path} | {format_record(record)}", flush=True)
-        if self.rank == 0:
-            print(f"written to {self.out}/")
+                    settings = asdict(settings_of(config.eval, name))
+                    records[name] = {"model": self.policy, **record, "settings": settings}
+                if self.first:                          # the others have no figures
+                    self.show(records, name)
+        self.say(f"written to {self.out}/")
         return True
+
+    def load(self) -> None:
+        """Policy, tokenizer and, if there is to be a similarity, the embedder."""
+        folder, diversity = model_folder(self.config.model), self.config.diversity
+        self.tokenizer = load_tokenizer(folder, self.config.data)
+        self.model = Transformer.from_pretrained(folder, DTYPES[self.config.model.dtype], self.device)
+        self.model.n_tokens = min(self.model.g.vocab, len(self.tokenizer))
+        self.embedder = None
+        if diversity.embedder:
+            self.embedder = Embedder(diversity.embedder, diversity.max_tokens, diversity.trust_remote_code, self.device,
+                                     section="diversity")
+
+    def finished(self) -> dict[str, dict]:
+        """The records in results.jsonl, by benchmark."""
+        path, records = self.out / "results.jsonl", {}
+        for where, record in read_jsonl(path) if path.exists() else ():
+            if not (isinstance(record, dict) and "benchmarks" in record):           # the average
+                require(record, RESULT, where, "a record of an evaluation; remove the file, and the same command makes "
+                                               "it again from the samples")
+                records[record["benchmark"]] = record
+        return records
+
+    def show(self, records: dict[str, dict], name: str) -> None:
+        """Writes results.jsonl with all records so far, and their average after the last; prints the one of `name`."""
+        written = list(records.values())
+        if name == list(self.benchmarks)[-1]:
+            written = with_average(written)
+        files.write_jsonl(self.out / "results.jsonl", written)
+        for record in (records[name], *written[len(records):]):
+            self.say(f"{self.policy} | {format_record(record)}")
+
+    def say(self, text: str) -> None:
+        if self.first:
+            print(text, flush=True)
 
     def benchmark(self, name: str, grader: Grader) -> dict | None:
         """The record of one benchmark, with its samples in a file; None if interrupted."""
-        if self.stop.any_rank():
+        stop, record, similar = self.stop, {}, []
+        if stop.any_rank():
             return None
-        config, rows, first = settings_of(self.config.eval, name), self.benchmarks[name], self.rank == 0
-        parts, final = self.out / f"{name}.parts", self.out / f"{name}.samples.jsonl"
-        done = []
-        kept = parts / "kept.jsonl"
-        if first and not final.exists():
-            parts.mkdir(exist_ok=True)
-            done = collect(parts, kept, config.samples)
-        complete = max_over_ranks(first and final.exists())
-        done = set(gather_over_ranks(done))
-        mine = [] if complete else [i for i in range(len(rows)) if i not in done][self.rank :: self.world]
-        if first and done:
-            print(f"{self.config.model.path} | {name}: continuing with {len(rows) - len(done)} of {len(rows)} problems", flush=True)
-        with self.stop.interruptible(f"{self.config.model.path}, {name}"):
-            if mine:
-                with open(parts / f"rank{self.rank}.jsonl", "ab") as file:
-                    for groups in sample_groups(eval_sampler(self.model, self.tokenizer, config, self.config.data), self.tokenizer, [rows[i] for i in mine], self.config.data, config,
-                                                grader, mine, first, name):
-                        file.write(json_lines(sample for group in groups for sample in group))
-                        file.flush()
-        if self.stop.any_rank():
+        places = self.places(name)
+        with stop.interruptible(f"{self.policy}, {name}"):
+            if places:
+                self.sample(name, places, grader)
+        if stop.any_rank():
             return None
-        record, similar = {}, []
-        with self.stop.interruptible(f"{self.config.model.path}, figures of {name}"):
-            if first:
-                if not complete:
-                    if len(there := collect(parts, kept, config.samples)) < len(rows):
-                        raise ValueError(f"{kept} has {len(there)} of {len(rows)} problems, the others were not written; the same command continues")
-                    kept.rename(final)
-                shutil.rmtree(parts, ignore_errors=True)        # a kill may have left it empty
-                samples = [sample | {"text": None} for group, _ in whole_problems(final, config.samples) for sample in group]
-                if len(samples) != len(rows) * config.samples:
-                    raise ValueError(f"{final} has whole samples of {len(samples) // config.samples} of {len(rows)} problems; remove it, and the same command makes it again")
-                record = summarize(name, samples)
-        if self.stop.any_rank():
+        with stop.interruptible(f"{self.policy}, figures of {name}"):
+            if self.first:
+                record = self.summarize(name)
+        if stop.any_rank():
             return None
         if self.embedder:
-            with self.stop.interruptible(f"{self.config.model.path}, similarity of {name}"):
-                similar = [right_similarity(group, self.embedder) for group, _ in whole_problems(final, config.samples)
-                           if group[0]["problem"] % self.world == self.rank]
-            if self.stop.any_rank():
+            with stop.interruptible(f"{self.policy}, similarity of {name}"):
+                similar = self.similarities(name)
+            if stop.any_rank():
                 return None
-            _, cosines, vendi, cut = zip(*sorted(gather_over_ranks(similar)))
-            record |= {"similarity": mean(cosines), "vendi": mean(vendi), "vendi_m": VENDI_SAMPLES, "vendi_problems": sum(x is not None for x in vendi), "embed_cut": sum(cut)}
+            record |= diversity_figures(gather_over_ranks(similar))
         return record
 
+    def paths(self, name: str) -> tuple[Path, Path, Path]:
+        """Of a benchmark: folder of the parts, file of the problems collected from them, file of all samples."""
+        parts = self.out / f"{name}.parts"
+        return parts, parts / "kept.jsonl", self.out / f"{name}.samples.jsonl"
 
-def main(argv: list[str]) -> int:
+    def places(self, name: str) -> list[int]:
+        """Places in a benchmark of the problems that this rank has to sample; collective."""
+        rows, (parts, collected, final), done = self.benchmarks[name], self.paths(name), []
+        if self.first and not final.exists():
+            parts.mkdir(exist_ok=True)
+            done = collect(parts, collected, settings_of(self.config.eval, name).samples)
+        if max_over_ranks(self.first and final.exists()):
+            return []
+        done = set(gather_over_ranks(done))
+        if done:
+            self.say(f"{self.policy} | {name}: continuing with {len(rows) - len(done)} of {len(rows)} problems")
+        return [i for i in range(len(rows)) if i not in done][self.rank :: self.world]
+
+    def sample(self, name: str, places: list[int], grader: Grader) -> None:
+        """Samples and grades problems, some at a time, into this rank's part file."""
+        config, rows = settings_of(self.config.eval, name), [self.benchmarks[name][i] for i in places]
+        file = self.paths(name)[0] / f"rank{self.rank}.jsonl"
+        sampler = eval_sampler(self.model, self.tokenizer, config, self.config.data)
+        for groups in sample_groups(sampler, self.tokenizer, rows, self.config.data, config, grader, places, self.first,
+                                    name):
+            append_jsonl(file, (sample for group in groups for sample in group))
+
+    def summarize(self, name: str) -> dict:
+        """The figures of a benchmark, from its samples, once they are in one file; ValueError if some are missing."""
+        (parts, collected, final), total = self.paths(name), len(self.benchmarks[name])
+        n = settings_of(self.config.eval, name).samples
+        if not final.exists():
+            if (whole := len(collect(parts, collected, n))) < total:
+                raise ValueError(f"{collected} has {whole} of {total} problems, the others were not written; the same "
+                                 "command continues")
+            collected.rename(final)
+        shutil.rmtree(parts, ignore_errors=True)        # a kill may have left it empty
+        samples = [sample | {"text": None} for group, _ in whole_problems(final, n) for sample in group]
+        if len(samples) != total * n:
+            raise ValueError(f"{final} has whole samples of {len(samples) // n} of {total} problems; remove it, and the "
+                             "same command makes it again")
+        return summarize(name, samples)
+
+    def similarities(self, name: str) -> list[tuple]:
+        """`right_similarity` of this rank's share of a benchmark's problems."""
+        groups = whole_problems(self.paths(name)[2], settings_of(self.config.eval, name).samples)
+        return [right_similarity(group, self.embedder) for group, _ in groups
+                if group[0]["problem"] % self.world == self.rank]
+
+
+def configs_of(argv: list[str]) -> list[Config]:
+    """The settings of each policy of the command line; ValueError for what can be known to be wrong by now."""
     def more(parser) -> None:
-        parser.add_argument("--model", action="append", metavar="PATH", help="policy to evaluate instead of model.path; may be repeated")
-        parser.add_argument("--protocol", choices=list(PROTOCOLS), help="settings of a published evaluation, over the file's and under those given here")
+        parser.add_argument("--model", action="append", metavar="PATH",
+                            help="policy to evaluate instead of model.path; may be repeated")
+        parser.add_argument("--protocol", choices=list(PROTOCOLS),
+                            help="settings of a published evaluation, over the file's and under those given here")
 
     args = parse_args(Config, argv, __doc__, more)
     overrides = [*PROTOCOLS.get(args.protocol, []), *args.overrides]
     paths = dict.fromkeys(normpath(path) if path and Path(path).is_dir() else path for path in args.model or [])
-    configs = [load(Config, args.config, [*overrides, f"model.path={json.dumps(path)}"]) for path in paths] or [load(Config, args.config, overrides)]
-    config = configs[0]
-    if not config.eval.benchmarks:
+    configs = [load(Config, args.config, [*overrides, f"model.path={json.dumps(path)}"]) for path in paths]
+    configs = configs or [load(Config, args.config, overrides)]
+    if not configs[0].eval.benchmarks:
         raise ValueError("eval.benchmarks is empty: name at least one file or hub data set")
-    check_eval(config.eval, config.data)
+    check_eval(configs[0].eval, configs[0].data)
     folders: dict[Path, Config] = {}
-    for each in configs:
-        model_folder(each.model)
-        if (other := folders.setdefault(out_folder(each), each)) is not each:
-            raise ValueError(f"{other.model.path} and {each.model.path} would both be evaluated in {out_folder(each)}; evaluate them with an output.dir each")
-    stop, skipped = Stop(f"output.dir = {config.output.dir!r}", LESS_EVAL_MEMORY), []
-    with stop.users_errors():
-        benchmarks = load_benchmarks(config.eval.benchmarks, asked(config.eval, config.data), skipped)
-        with ExitStack() as locks:
-            for each in configs if is_first_rank() else ():
-                locks.enter_context(files.lock(out_folder(each), "output.dir"))
-                claim(each, benchmarks)
-            rank, world, device = start_ranks("float32")
-            if rank == 0:
-                print(", ".join(f"{name}: {len(rows)} problems" for name, rows in benchmarks.items())
-                      + (f"; rows left out as unusable: {len(skipped)} ({skipped[0]})" if skipped else ""), flush=True)
-                for name, rows in benchmarks.items():
-                    for remark in remarks(rows):
-                        print(f"{name}: {remark}", flush=True)
-            stop.know_processes()
-            for each in configs:
-                if not run(each, benchmarks, stop, rank, world, device):
-                    if rank == 0:
-                        print("interrupted; the same command continues", file=sys.stderr)
-                    return 128 + int(max_over_ranks(stop.signum))
+    for config in configs:
+        model_folder(config.model)
+        if (other := folders.setdefault(out_folder(config), config)) is not config:
+            raise ValueError(f"{other.model.path} and {config.model.path} would both be evaluated in "
+                             f"{out_folder(config)}; evaluate them with an output.dir each")
+    return configs
+
+
+def evaluate_all(configs: list[Config]) -> int:
+    """Evaluates policies that differ in model.path; returns 0, or 128 + signal number after an interruption."""
+    data, benchmarks, output = asked(configs[0].eval, configs[0].data), configs[0].eval.benchmarks, configs[0].output
+    stop, skipped = Stop(f"output.dir = {output.dir!r}", LESS_EVAL_MEMORY), []
+    with stop.users_errors(), ExitStack() as locks:
+        problems = load_benchmarks(benchmarks, data, skipped)
+        for config in configs if is_first_rank() else ():
+            locks.enter_context(files.lock(out_folder(config), "output.dir"))
+            claim(config, problems)
+        rank, world, device = start_ranks("float32")
+        if rank == 0:
+            print(", ".join(f"{name}: {len(rows)} problems" for name, rows in problems.items())
+                  + (f"; rows left out as unusable: {len(skipped)} ({skipped[0]})" if skipped else ""), flush=True)
+            for name, rows in problems.items():
+                for remark in remarks(rows):
+                    print(f"{name}: {remark}", flush=True)
+        stop.know_processes()
+        for config in configs:
+            if not Evaluator(config, problems, stop, rank, world, device).run():
+                if rank == 0:
+                    print("interrupted; the same command continues", file=sys.stderr)
+                return 128 + int(max_over_ranks(stop.signum))
     return 0
 
 
-def run(config: Config, benchmarks: dict[str, list[dict]], stop: Stop, rank: int, world: int, device: torch.device) -> bool:
-    """Evaluates one policy; False if interrupted."""
-    evaluator = Evaluator(config, benchmarks, stop, rank, world, device)
-    return not evaluator.interrupted and evaluator.run()
+def main(argv: list[str]) -> int:
+    return evaluate_all(configs_of(argv))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class EvalConfig:
     """sampling temperature; 0 is greedy"""
     top_p: Annotated[float, "> 0", "<= 1"] = 0.95
     """mass of the nucleus that is sampled from"""
-    slots: Annotated[int, ">= 0"] = 0
+    slots: Annotated[int, ">= 0", "free"] = 0
     """rows decoded at a time, 0 for all"""
     label: str = ""
     """"path.py:function" called with (text, problem row); returns the name of the strategy of a completion, or None"""

@@ -52,7 +52,7 @@ class LearnerConfig:
     """optimizer steps on each step's completions"""
     micro_batch_tokens: Annotated[int, ">= 1"] = 16384
     """rows x longest row of a micro-batch on one rank"""
-    offload: bool = False
+    offload: Annotated[bool, "free"] = False
     """master weights, gradients and moments in host memory; the GPU holds one block at a time (slow, for small GPUs)"""
     lr: Annotated[float, ">= 0"] = 1e-6
     """peak learning rate of AdamW"""

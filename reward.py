@@ -44,9 +44,9 @@ class RewardConfig:
     """length behind the cosine reward: tokens / max_new_tokens, at most 1; or the published characters / 1000, which oscillates in long answers"""
     advantage: Literal["auto", "std", "none"] = "auto"
     """divide advantages by the group's standard deviation (std) or not (none); auto: none for the dr_grpo loss, else std"""
-    workers: Annotated[int, ">= 1"] = 2
+    workers: Annotated[int, ">= 1", "free"] = 2
     """grader processes per rank; they start when the first answer needs algebra"""
-    timeout_s: Annotated[float, "> 0"] = 5.0
+    timeout_s: Annotated[float, "> 0", "free"] = 5.0
     """an answer that takes longer to verify is wrong (reason "timeout")"""
 
 

@@ -21,12 +21,10 @@ TRL generates with transformers (dynamic cache) and trains, by its own options,
     "TRL, accumulating"     one group at a time with gradient accumulation: its way to save memory
     "TRL, checkpointing"    all rows in one batch, activations recomputed: its default
 """
-import argparse
 import json
 import random
 import statistics
 import string
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,6 +37,7 @@ import transformers
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))                           # before this folder, whose sampler.py is another one
 
+from benchmarks.rounds import Child, Round, arguments, peak_mib, play, ratio  # noqa: E402
 from benchmarks.sampler import SMALL as SMALL_GEOMETRY  # noqa: E402
 
 TINY = dict(policy=str(ROOT / "tiny/policy"), prompts=16, group=8, cap=64, rewards={"accuracy": 1.0})
@@ -98,11 +97,8 @@ class Turns:
 
     def step(self, prompt_tokens: int, tokens: int, parts: dict[str, float]) -> None:
         seconds, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
-        peak = next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines()
-                    if line.startswith("VmHWM"))
-        print(json.dumps({"seconds": seconds, "cpu": cpu, "prompt_tokens": prompt_tokens, "tokens": tokens,
-                          "parts": parts, "peak": peak}),
-              file=sys.__stdout__, flush=True)
+        print(json.dumps({"seconds": seconds, "cpu": cpu, "prompt_tokens": prompt_tokens, "tokens": tokens, "parts": parts,
+                          "peak": peak_mib()}), file=sys.__stdout__, flush=True)
         self.wait()
 
 
@@ -189,32 +185,15 @@ CONTESTANTS = {
 }
 
 
-class Contestant:
-    """A child process that runs one contestant's training loop, one step each time it is asked; else it sleeps."""
-
-    def __init__(self, contestant: str, name: str, folder: Path, threads: int):
-        (folder / contestant).mkdir()
-        for shared in ("policy", "embedder", "problems.jsonl"):
-            if (folder / shared).exists():
-                (folder / contestant / shared).symlink_to(folder / shared)
-        self.contestant, self.log = contestant, folder / contestant / "log"
-        command = [sys.executable, __file__, "--serve", contestant, "--workloads", name, "--folder",
-                   str(folder / contestant), "--threads", str(threads)]
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                                            text=True, cwd=ROOT)
-
-    def run(self) -> dict:
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        reply = self.process.stdout.readline()
-        if not reply:
-            raise RuntimeError(f"{self.contestant} ended:\n{self.log.read_text()[-3000:]}")
-        return json.loads(reply)
-
-    def stop(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+def child(contestant: str, name: str, folder: Path, threads: int) -> Child:
+    """One contestant's process, with a folder of its own that shares policy, embedder and problems."""
+    own = folder / contestant
+    own.mkdir()
+    for shared in ("policy", "embedder", "problems.jsonl"):
+        if (folder / shared).exists():
+            (own / shared).symlink_to(folder / shared)
+    return Child([sys.executable, __file__, "--serve", contestant, "--workloads", name, "--folder", str(own), "--threads",
+                  str(threads)], own / "log", cwd=ROOT)
 
 
 def serve(contestant: str, name: str, folder: Path) -> None:
@@ -227,16 +206,13 @@ def serve(contestant: str, name: str, folder: Path) -> None:
         leave(0)
 
 
-def show(contestant: str, rounds: list[dict[str, dict]], first: str) -> None:
+def show(contestant: str, rounds: list[Round], first: str) -> None:
     """One contestant's medians, and below them where its step's time went, as its own metrics say."""
     runs = [round_[contestant] for round_ in rounds]
     times = [run["seconds"] for run in runs]
-    ratio, cpu_ratio = (statistics.median(round_[contestant][key] / round_[first][key] for round_ in rounds)
-                        for key in ("seconds", "cpu"))
-    print(f"   {contestant:<20}{statistics.median(times):>8.2f} s a step ({min(times):.2f}..{max(times):.2f}), "
-          f"{statistics.median(run['cpu'] for run in runs):.2f} of CPU"
-          f"  time / {first}: {ratio:.2f}, CPU {cpu_ratio:.2f}  {runs[0]['prompt_tokens']} + "
-          f"{statistics.mean(run['tokens'] for run in runs):.0f} tokens  peak {runs[-1]['peak']:.0f} MiB", flush=True)
+    print(f"   {contestant:<20}{statistics.median(times):>8.2f} s a step ({min(times):.2f}..{max(times):.2f}), {statistics.median(run['cpu'] for run in runs):.2f} of CPU"
+          f"  time / {first}: {ratio(rounds, contestant, first):.2f}, CPU {ratio(rounds, contestant, first, 'cpu'):.2f}  {runs[0]['prompt_tokens']} + {statistics.mean(run['tokens'] for run in runs):.0f} tokens"
+          f"  peak {runs[-1]['peak']:.0f} MiB", flush=True)
     parts = {key: statistics.median(run["parts"][key] for run in runs) for key in runs[0]["parts"]}
     if parts:
         print("      " + "  ".join(f"{key.removesuffix('_s')} {value:.3f}" for key, value in parts.items()))
@@ -245,14 +221,7 @@ def show(contestant: str, rounds: list[dict[str, dict]], first: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--serve", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(__doc__, WORKLOADS, CONTESTANTS)
     torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()
     if args.serve:
@@ -263,14 +232,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             build(name, Path(folder))
             work, _ = WORKLOADS[name]
-            print(f"\n{name}: {work['prompts']} prompts x {work['group']} completions of at most {work['cap']} tokens",
-                  flush=True)
-            children = {contestant: Contestant(contestant, name, Path(folder), args.threads)
-                        for contestant in args.contestants}
-            rounds = [{contestant: child.run() for contestant, child in children.items()}
-                      for _ in range(args.rounds + 1)][1:]      # the first warms up
-            for child in children.values():
-                child.stop()
+            print(f"\n{name}: {work['prompts']} prompts x {work['group']} completions of at most {work['cap']} tokens", flush=True)
+            children = {contestant: child(contestant, name, Path(folder), args.threads) for contestant in args.contestants}
+            rounds = play(children, args.rounds)
             for contestant in children:
                 show(contestant, rounds, args.contestants[0])
 

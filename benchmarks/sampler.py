@@ -9,10 +9,8 @@ it did nothing but the products (at the GEMM rate measured here for as many rows
 and values (at the measured bandwidth), the larger of the two per step. Peak memory is each process's largest resident
 set, model and libraries included (Linux).
 """
-import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +22,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.rounds import Child, arguments, peak_mib, play, ratio  # noqa: E402
 from model import Transformer, product_dtype  # noqa: E402
 from sampler import Rollout, Sampler, SamplerConfig  # noqa: E402
 
@@ -162,72 +161,38 @@ def bound(name: str) -> float:
     return total
 
 
-class Contestant:
-    """A child process that loads one contestant, warms it up, and then runs when asked; idle children sleep."""
-
-    def __init__(self, contestant: str, name: str, folder: str, threads: int):
-        command = [sys.executable, __file__, "--serve", contestant, "--workloads", name, "--folder", folder,
-                   "--threads", str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True)
-
-    def run(self) -> dict:
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def stop(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def serve(contestant: str, name: str, folder: str) -> None:
     run = CONTESTANTS[contestant](folder, name, prompts_for(name))
     for _ in sys.stdin:
         start = time.perf_counter()
         tokens = run()
         elapsed = time.perf_counter() - start
-        peak = next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines()
-                    if line.startswith("VmHWM"))
-        print(json.dumps({"tokens": tokens, "seconds": elapsed, "peak": peak}), flush=True)
+        print(json.dumps({"tokens": tokens, "seconds": elapsed, "peak": peak_mib()}), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--serve", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(__doc__, WORKLOADS, CONTESTANTS)
     torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()
     if args.serve:
-        serve(args.serve, args.workloads[0], args.folder)
+        serve(args.serve, args.workloads[0], str(args.folder))
         return
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {args.threads} threads; lengths mean "
-          f"{np.mean(LENGTHS):.0f}, max {max(LENGTHS)}")
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {args.threads} threads; "
+          f"lengths mean {np.mean(LENGTHS):.0f}, max {max(LENGTHS)}")
     for name in args.workloads:
         with tempfile.TemporaryDirectory() as folder:
             build(name, folder)
             print(f"\n{name}", flush=True)
-            limit = bound(name)
-            children = {contestant: Contestant(contestant, name, folder, args.threads)
-                        for contestant in args.contestants}
-            rounds = [{contestant: child.run() for contestant, child in children.items()}
-                      for _ in range(args.rounds + 1)][1:]      # the first warms up
-            for child in children.values():
-                child.stop()
-            for contestant in children:
+            limit, first = bound(name), args.contestants[0]
+            rounds = play({contestant: Child([sys.executable, __file__, "--serve", contestant, "--workloads", name, "--folder",
+                                              folder, "--threads", str(args.threads)], Path(folder) / f"{contestant}.log")
+                           for contestant in args.contestants}, args.rounds)
+            for contestant in args.contestants:
                 runs = [round_[contestant] for round_ in rounds]
                 times = [run["seconds"] for run in runs]
-                ratio = statistics.median(round_[contestant]["seconds"] / round_[args.contestants[0]]["seconds"]
-                                          for round_ in rounds)
                 print(f"   {contestant:<26}{runs[0]['tokens'] / statistics.median(times):>8.0f} tok/s "
-                      f"({min(times):.2f}..{max(times):.2f} s)  "
-                      f"time / {args.contestants[0]}: {ratio:.2f}  {limit / statistics.median(times):>4.0%} of the "
-                      f"bound  peak {runs[-1]['peak']:.0f} MiB", flush=True)
+                      f"({min(times):.2f}..{max(times):.2f} s)  time / {first}: {ratio(rounds, contestant, first):.2f}  "
+                      f"{limit / statistics.median(times):>4.0%} of the bound  peak {runs[-1]['peak']:.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""DRA on the rewards of a batch, group by group: what the three adapters in this folder share.
+"""DRA on the rewards of a batch, group by group: what the adapters beside this file have in common.
 
 All of DRA comes from reward.py, with the options of its `DraConfig`; here rows only find their group. Not supported is
 `dra.weights`, which needs our trainer's rows.
 """
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,33 +16,53 @@ from reward import DraConfig, adjust_rewards, at_least_float32, cosine_similarit
 class GroupRewards:
     """Texts and total rewards of N completions in, adjusted rewards out."""
 
-    def __init__(self, dra: DraConfig, device: str | torch.device = "cpu"):
-        """Loads the embedder onto `device`.
-
-        Raises ValueError for options that exclude each other or do not work here.
+    def __init__(self, dra: DraConfig, device: str | torch.device = "cpu", group_size: int | None = None):
+        """Loads the embedder onto `device`. Raises ValueError for options that exclude each other or are unavailable,
+        and for a `group_size`, given where the trainer knows it, that leaves nothing to compare.
         """
         if dra.weights:
             raise ValueError(f"dra.weights = {dra.weights!r} works in dra_grpo.py only; leave it empty")
+        if group_size is not None and group_size < 2:
+            raise ValueError(f"DRA compares the completions of a prompt; sample at least 2 of each, not {group_size}")
         self.options = {key: getattr(dra, key) for key in ("smi", "sharpen", "clamp", "scope", "normalize", "negative")}
         adjust_rewards(torch.ones(2), torch.eye(2), **self.options)     # refuses them now, not after the first rollout
         self.embedder = Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, device) if dra.enabled else None
 
     def __call__(self, texts: Sequence[str], rewards_N: Tensor, groups: Sequence[Hashable]) -> Tensor:
-        """(N,) in the order given, at least float32; rows with equal `groups`, wherever they are, share a prompt.
+        """(N,) in the order given, at least float32; rows with equal `groups`, wherever they stand, are of one prompt.
 
-        A NaN reward means that nothing could score the completion: it stays NaN and is nobody's neighbour. A group of
-        one has no diversity and is left alone. Under `scope = correct` right means reward > 0.
+        A group of one has no diversity and is left alone. Under `scope = correct` right means reward > 0. Raises
+        ValueError for a reward that is not finite, which would silently make its whole group's advantages so.
         """
         adjusted_N = at_least_float32(rewards_N).clone()
+        if not adjusted_N.isfinite().all():
+            row = int(adjusted_N.isfinite().logical_not().nonzero()[0])
+            raise ValueError(f"the reward of completion {row} of {len(adjusted_N)}, group {groups[row]!r}, is "
+                             f"{adjusted_N[row].item()}; a reward function must return a finite number. "
+                             f"The completion: {texts[row][:200]!r}")
         if self.embedder is None:
             return adjusted_N
         embeddings_ND = self.embedder.encode(list(texts)).to(adjusted_N.device)
         rows_of = defaultdict(list)
-        for row, (group, unscored) in enumerate(zip(groups, adjusted_N.isnan().tolist(), strict=True)):
-            if not unscored:
-                rows_of[group].append(row)
+        for row, group in zip(range(len(adjusted_N)), groups, strict=True):
+            rows_of[group].append(row)
         for rows in rows_of.values():
             if len(rows) > 1:
-                adjusted_N[rows] = adjust_rewards(adjusted_N[rows], cosine_similarity(embeddings_ND[rows]),
-                                                  **self.options)
+                similarity_GG = cosine_similarity(embeddings_ND[rows])
+                adjusted_N[rows] = adjust_rewards(adjusted_N[rows], similarity_GG, **self.options)
         return adjusted_N
+
+
+def texts_of(tokenizer, tokens: Iterable[Tensor], masks: Iterable[Tensor]) -> list[str]:
+    """What the policy wrote: of each row's tokens, (L,), those where its mask, (L,), is 1, so no tool output."""
+    return [tokenizer.decode(row[mask.bool()], skip_special_tokens=True)
+            for row, mask in zip(tokens, masks, strict=True)]
+
+
+def at_last_token(values_N: Tensor, masks: Iterable[Tensor]) -> list[Tensor]:
+    """Each row's value as rewards per token, (L,): at the last token where its mask, (L,), is 1, and 0 elsewhere."""
+    rows = []
+    for value, mask in zip(values_N, masks, strict=True):
+        rows.append(values_N.new_zeros(len(mask)))
+        rows[-1][(mask * torch.arange(1, len(mask) + 1, device=mask.device)).argmax()] = value
+    return rows

@@ -1,18 +1,20 @@
 """DRA in OpenRLHF: its experience maker, with the rewards adjusted before they become advantages.
 
 Its reward functions are called for one completion at a time, so DRA enters where groups come together. That class is
-built inside a Ray actor; one line below the imports of openrlhf/trainer/ppo_trainer.py puts ours in its place:
+built inside a Ray actor; three lines below the imports of openrlhf/trainer/ppo_trainer.py put ours in its place:
 
-    RemoteExperienceMaker = with_dra(RemoteExperienceMaker, DraConfig(embedder=...))
+    from integrations.openrlhf_reward import with_dra
+    from reward import DraConfig
+    RemoteExperienceMaker = with_dra(RemoteExperienceMaker, DraConfig())
 
-Read from openrlhf 0.11.2, trainer/ppo_utils/{experience_maker,experience,samples_generator}.py:
-`compute_advantages_and_returns` gets all micro-batches of a rollout; dynamic batching puts rows in any order, and
-`index`, a row's place in the rollout, restores it: the group of a row is index // n_samples_per_prompt, as there.
-OpenRLHF's length penalties are added after DRA, and `info["reward"]`, what it logs, stays the reward before DRA.
+Read from openrlhf 0.11.2, trainer/ppo_utils/{experience_maker,experience}.py: `compute_advantages_and_returns` gets all
+micro-batches of a rollout; dynamic batching puts rows in any order, and `index`, a row's place in the rollout, restores
+it: the group of a row is index // n_samples_per_prompt, as there. OpenRLHF's length penalties are added after DRA;
+what it logs as reward is after both, reward_before_dra before.
 """
 import torch
 
-from integrations.groups import GroupRewards
+from integrations.groups import GroupRewards, texts_of
 from reward import DraConfig
 
 
@@ -22,7 +24,7 @@ def with_dra(maker: type, dra: DraConfig, device: str | torch.device = "cpu") ->
     class DraExperienceMaker(maker):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
-            self.adjust = GroupRewards(dra, device)
+            self.adjust = GroupRewards(dra, device, self.args.rollout.n_samples_per_prompt)
 
         @torch.no_grad()
         def compute_advantages_and_returns(self, experiences: list) -> list:
@@ -34,13 +36,12 @@ def with_dra(maker: type, dra: DraConfig, device: str | torch.device = "cpu") ->
                 raise ValueError(f"rows of one group of rollout.n_samples_per_prompt = {G} answer different prompts; "
                                  "DRA needs whole groups in a rollout")
             # action_mask leaves out the first token, which nothing predicts
-            texts = [self.tokenizer.decode(tokens[1:][mask.bool()], skip_special_tokens=True)
-                     for experience in experiences
-                     for tokens, mask in zip(experience.sequences, experience.action_mask)]
+            texts = [text for experience in experiences
+                     for text in texts_of(self.tokenizer, experience.sequences[:, 1:], experience.action_mask)]
             adjusted = self.adjust(texts, torch.cat([experience.rewards for experience in experiences]), groups)
-            for experience, rewards in zip(experiences,
-                                           adjusted.split([len(experience.rewards) for experience in experiences])):
-                experience.rewards = rewards            # a new tensor: info["reward"] may be the old one
+            sizes = [len(experience.rewards) for experience in experiences]
+            for experience, rewards in zip(experiences, adjusted.split(sizes), strict=True):
+                experience.info["reward_before_dra"], experience.rewards = experience.rewards, rewards
             return super().compute_advantages_and_returns(experiences)
 
     return DraExperienceMaker

@@ -1,53 +1,50 @@
-"""DRA in verl: any of its reward managers, with the scores adjusted.
+"""DRA in verl 0.7.1 and 0.8, and 0.9 with `trainer.use_v1=False`: its `extract_reward`, with the scores adjusted.
 
-In the file that `custom_reward_function.path` names, next to your `compute_score`:
+In a module on PYTHONPATH that the environment variable VERL_USE_EXTERNAL_MODULES names; verl imports it in every
+process, before a trainer takes the function's name:
 
-    from verl.workers.reward_manager import get_reward_manager_cls, register
-    register("dra")(with_dra(get_reward_manager_cls("naive"), DraConfig(embedder=...)))
+    from verl.trainer.ppo import reward as verl_reward
+    from integrations.verl_reward import with_dra
+    from reward import DraConfig
+    verl_reward.extract_reward = with_dra(verl_reward.extract_reward, DraConfig(), tokenizer="Qwen/Qwen3-0.6B")
 
-and `reward_model.reward_manager=dra` on the command line. Read from verl 0.6.1
-(workers/reward_manager/{abstract,naive,batch}.py, trainer/ppo/{reward,ray_trainer}.py): a manager is built by
-(tokenizer, num_examine, compute_score, reward_fn_key, **reward_kwargs) and called with the whole batch, whose rows
-`balance_batch` has put in any order; the G completions of a prompt share their "uid". The same in verl 0.7.0 with
-`reward_model.use_reward_loop=False` and `reward_manager.name=dra`. From 0.7.1 on verl has only its reward loop, which
-scores one completion at a time and sees no group: there is no place for DRA in it.
+Read from verl 0.7.1 and 0.8.0, trainer/ppo/{reward,ray_trainer}.py: `fit` calls it with the whole batch, whose rows
+`balance_batch` has put in any order; the completions of a prompt share their "uid". verl logs the score after DRA.
 """
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from transformers import AutoTokenizer
 
-from integrations.groups import GroupRewards
+from integrations.groups import GroupRewards, at_last_token, texts_of
 from reward import DraConfig
 
 
-@functools.cache                                        # verl may run a file twice; a name is registered once
-def with_dra(manager: type, dra: DraConfig, device: str | torch.device = "cpu") -> type:
-    """A subclass of reward manager class `manager` that adjusts what it scores, except in validation."""
+def adjusted_scores(adjust: GroupRewards, tokenizer, data, scores_BL: Tensor) -> Tensor:
+    """(B, L), a new tensor: each row's adjusted total at its last token; `data` is the DataProto of whole groups."""
+    masks_BL = data.batch["response_mask"]
+    texts = texts_of(tokenizer, data.batch["responses"], masks_BL)
+    adjusted_B = adjust(texts, scores_BL.sum(-1), data.non_tensor_batch["uid"].tolist())
+    return torch.stack(at_last_token(adjusted_B, masks_BL)).to(scores_BL)
 
-    class DraRewardManager(manager):
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            self.adjust = GroupRewards(dra, device)
 
-        def __call__(self, data, return_dict: bool = False) -> torch.Tensor | dict[str, Any]:
-            """The adjusted total of each row at its last valid token, (B, L).
+def with_dra(extract_reward: Callable, dra: DraConfig, tokenizer: str, device: str | torch.device = "cpu") -> Callable:
+    """`extract_reward` with DRA, but not in validation, whose scores are reported as they are.
 
-            `data` is the DataProto of whole groups.
-            """
-            result = super().__call__(data, return_dict=True)
-            if not data.meta_info.get("validate", False):
-                responses_BL = data.batch["responses"]
-                lengths_B = data.batch["attention_mask"][:, -responses_BL.shape[1] :].sum(-1).tolist()
-                texts = [self.tokenizer.decode(row[:length], skip_special_tokens=True)
-                         for row, length in zip(responses_BL, lengths_B)]
-                total_B = result["reward_tensor"].sum(-1)
-                adjusted_B = self.adjust(texts, total_B, data.non_tensor_batch["uid"].tolist())
-                last_B = torch.tensor([max(length, 1) - 1 for length in lengths_B], device=total_B.device)
-                adjusted_BL = torch.zeros_like(result["reward_tensor"]).scatter_(
-                    1, last_B[:, None], adjusted_B[:, None].to(total_B))
-                # a new dict: with rm_scores given, the manager's own is the batch's tensor
-                result = {**result, "reward_tensor": adjusted_BL}
-            return result if return_dict else result["reward_tensor"]
+    `tokenizer` is the policy's folder or hub name.
+    """
 
-    return DraRewardManager
+    @functools.cache                                    # once, and only in the process that trains
+    def loaded():
+        return GroupRewards(dra, device), AutoTokenizer.from_pretrained(tokenizer)
+
+    def extract_adjusted_reward(batch) -> tuple[Tensor, dict]:
+        scores_BL, extra = extract_reward(batch)
+        adjust_and_tokenizer = loaded()                 # in validation too: it comes first, and what fails fails there
+        if batch.meta_info.get("validate", False):
+            return scores_BL, extra
+        return adjusted_scores(*adjust_and_tokenizer, batch, scores_BL), extra
+
+    return extract_adjusted_reward

@@ -8,8 +8,9 @@ import numpy as np
 from scipy.integrate import quad
 from scipy.stats import bootstrap, norm, permutation_test, t
 
+from config import free_keys
 from data import first_gold
-from eval import STRATEGY_SAMPLES
+from eval import STRATEGY_SAMPLES, Config
 from metrics import effective_labels, maj_at_k, pass_at_k, standard_error, strategies_of
 from report.read import Evaluation, Run, config_of, read_any
 
@@ -87,15 +88,13 @@ def measures(a: dict[int, list[dict]], b: dict[int, list[dict]]) -> dict[str, li
     return found
 
 
-# what does not change the figures of a policy, or is shown beside them
-UNIMPORTANT = ("model.path", "eval.benchmarks", "eval.samples_of", "eval.slots", "eval.seed", "output.dir", "output.workers", "diversity.")
-
-
 def conditions(evaluation: Evaluation, benchmark: str) -> dict[str, object]:
     """The settings under which a benchmark was evaluated, "section.key": value."""
     sections = {**config_of(evaluation.path), "eval": evaluation.results[benchmark].get("settings", {})}
+    shown = {"model.path", "eval.benchmarks", "eval.samples_of", "eval.seed"}       # next to the figures
     flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
-    return {key: value for key, value in flat.items() if not key.startswith(UNIMPORTANT)}
+    return {key: value for key, value in flat.items()
+            if key not in shown | free_keys(Config) and not key.startswith("diversity.")}
 
 
 def require_same_problems(a: Evaluation, b: Evaluation) -> list[str]:

@@ -10,8 +10,8 @@ A `GpuTensor` wraps a CPU tensor and says that it is on "cuda:0". Every operatio
 is full of nan. Ragged attention, which a CPU build lacks, is `flash_attention`, as torch 2.11 has it.
 
 Not imitated: speed, streams (all work is done when a call returns), the rounding of GPU kernels, a graph's pool (its
-memory counts while a tensor of the program holds it), pinned memory, several GPUs, FSDP2 and NCCL. `zeros_like` and its
-kin put nothing on the host for a GPU tensor.
+memory counts while a tensor of the program holds it), pinned memory, several GPUs, FSDP2 and NCCL, tensors that change
+their shape in place. `zeros_like` and its kin put nothing on the host for a GPU tensor.
 """
 import itertools
 import weakref
@@ -66,13 +66,10 @@ class GpuTensor(Tensor):
         return gpu.call(func, args, kwargs or {})
 
     def to(self, *args, **kwargs) -> Tensor:
-        args = [*(kwargs.pop(key) for key in ("device", "other") if key in kwargs), *args]
-        place = next((x for x in args if isinstance(x, (str, torch.device, Tensor))), None)
-        args = [None if x is place else x for x in args]
-        if isinstance(place, Tensor):
-            args, place = [None, place.dtype, *args[1:]], place.device
-        here = place is None or torch.device(place).type == "cuda"
-        return Tensor.to(self if here else self.cpu(kwargs.get("non_blocking", False)), *args, **kwargs)
+        args = [kwargs.pop("device"), *args] if "device" in kwargs else args
+        place = next((x for x in args if isinstance(x, (str, torch.device))), GPU)
+        x = self if torch.device(place).type == "cuda" else self.cpu(kwargs.get("non_blocking", False))
+        return Tensor.to(x, *(None if x is place else x for x in args), **kwargs)
 
     def cpu(self, non_blocking: bool = False) -> Tensor:
         self.memory.gpu.wait("a copy to the host", non_blocking)
@@ -111,9 +108,6 @@ class Tape:
                 for old, new in zip(made, tree_leaves(func(*args, **kwargs))):
                     if old is not None:
                         old.copy_(new)
-
-    def reset(self) -> None:
-        self.__init__(self.gpu)
 
 
 class Gpu(TorchDispatchMode):
@@ -224,8 +218,8 @@ class Gpu(TorchDispatchMode):
 
     def __enter__(self) -> "Gpu":
         stream = SimpleNamespace(cuda_stream=0, wait_stream=lambda _: None, synchronize=lambda: self.wait("a stream"))
-        names = dict(
-            _lazy_init=lambda: None, is_available=lambda: True, device_count=lambda: 1, current_device=lambda: 0,
+        cuda = dict(
+            _lazy_init=lambda: None, is_available=lambda: True, device_count=lambda: 1,
             set_device=lambda _: None, device=lambda _: nullcontext(), empty_cache=lambda: None,
             synchronize=lambda _=None: self.wait("all work"),
             get_device_name=lambda _=None: "stand-in", get_device_capability=lambda _=None: self.capability,
@@ -238,14 +232,11 @@ class Gpu(TorchDispatchMode):
             reset_peak_memory_stats=lambda _=None: setattr(self, "peak", self.allocated),
             get_rng_state=lambda _=None: torch.get_rng_state(),
             set_rng_state=lambda state, _=None: torch.set_rng_state(state))
+        new_parameters = dict(get_overwrite_module_params_on_conversion=lambda: True)   # by module.to(device)
         self.patches = ExitStack()
-        for name, stand_in in names.items():
-            self.patches.enter_context(patch.object(torch.cuda, name, stand_in))
-        self.patches.enter_context(patch.object(torch, "__version__", TorchVersion("2.11.0")))
-        # module.to(device) makes new parameters, since a tensor keeps its class
-        overwrites = patch.object(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
-        self.patches.enter_context(overwrites)
-        self.patches.enter_context(Driver())
+        for context in (patch.multiple(torch.cuda, **cuda), patch.multiple(torch.__future__, **new_parameters),
+                        patch.object(torch, "__version__", TorchVersion("2.11.0")), Driver()):
+            self.patches.enter_context(context)
         return super().__enter__()
 
     def __exit__(self, *error) -> None:
@@ -254,21 +245,17 @@ class Gpu(TorchDispatchMode):
 
 
 class Driver(TorchFunctionMode):
-    """Calls for which torch asks a driver before any operation: which GPU "cuda" is, numbers, pinned memory."""
+    """Calls for which torch asks a driver before any operation: which GPU "cuda" is, a tensor made from numbers."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.device:
             return func(*args, **kwargs)
         args = [GPU if isinstance(x, (str, torch.device)) and str(x) == "cuda" else x for x in args]
-        kwargs = {key: GPU if str(x) == "cuda" else x for key, x in kwargs.items() if key != "pin_memory"}
-        if func is Tensor.pin_memory:
-            return args[0]
-        if func is Tensor.cuda:
-            return args[0].to(GPU)
-        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == GPU:
+        device = GPU if str(kwargs.get("device")) == "cuda" else kwargs.get("device")
+        if func is torch.tensor and device == GPU:
             return func(*args, **{**kwargs, "device": HOST}).to(GPU)
-        return func(*args, **kwargs)
+        return func(*args, **kwargs | ({"device": device} if device is not None else {}))
 
 
 def storage(x: Tensor) -> int:

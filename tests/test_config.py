@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from config import build, changes, describe, dump, import_function, load, parse_args
+from config import build, changes, describe, dump, free_keys, import_function, load, parse_args
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class Section(Base):
     """from where"""
     options: dict[str, bool | int | str] = field(default_factory=dict)
     """with what"""
+    threads: Annotated[int, ">= 1", "free"] = 1
+    """how many at a time"""
 
 
 @dataclass(frozen=True)
 class Whole:
     first: Section
-    second: Section
+    second: Annotated[Section, "free"]
 
 
 @pytest.fixture
@@ -151,10 +153,15 @@ def test_settings_may_stand_on_both_sides_of_an_option():
 
 
 def test_changes_are_those_that_matter(file):
-    """By hand; keys of one section and a single key are excepted."""
-    before, now = load(Whole, file), load(Whole, file, ["first.size=4", "first.on=false", "second.size=9"])
-    assert changes(before, now, ("second.",)) == "first.size: 3 -> 4; first.on: True -> False"
-    assert changes(before, now, ("first.", "second.size")) == ""
+    """By hand: a free section, a free key and those that the caller names are left out; free keys have their bounds all the same."""
+    before = load(Whole, file)
+    now = load(Whole, file, ["first.size=4", "first.on=false", "first.threads=2", "second.size=9"])
+    assert changes(before, now) == "first.size: 3 -> 4; first.on: True -> False"
+    assert changes(before, now, ["first.size", "first.on"]) == ""
+    assert free_keys(Whole) == {"first.threads"} | {f"second.{name}" for name in Section.__dataclass_fields__}
+    with pytest.raises(ValueError, match="first.threads must be >= 1; got 0"):
+        load(Whole, file, ["first.threads=0"])
+    assert "first.threads  (int >= 1; default 1)" in describe(Whole)
 
 
 def test_import_function_names_the_key(tmp_path):

@@ -68,6 +68,13 @@ def test_wrong_answers_that_are_equal_vote_together():
         ["1/2", "1/2", "1/2", "7", None, "x", "2"], ["x+1", "\\sqrt{8}", "x+1", "\\sqrt{8}", "1/2", "x+1", "x+1+0"], [], [None]]
 
 
+def test_right_answers_vote_together_whichever_gold_they_equal():
+    group = [{**sample, "gold": ["1/2", "0.5"], "correct": i < 2} for i, sample in enumerate(graded("1/2", "0.5", "3"))]
+    with Grader(1) as grader:
+        name_votes([group], grader)
+    assert [sample["vote"] for sample in group] == ["1/2", "1/2", "3"]
+
+
 def test_summarize_by_hand():
     """Two problems, three seeds: 2 + 1 right; one sample cut, one late, one without an answer, one prompt that does not fit."""
     samples = make_samples([[True, True, False], [True, False, False]], [["a", "a", "b"]] * 2)
@@ -145,8 +152,12 @@ def test_evaluation_samples_as_it_is_told():
     """A nucleus of one token is greedy decoding, and both sources of stop ids count."""
     model, tokenizer = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy")
     model.n_tokens, model.generation_config = len(tokenizer), {"eos_token_id": [0, 5]}
-    greedy, narrow, wide = (eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=32, temperature=temperature, top_p=top_p))
-                            for temperature, top_p in ((0.0, 1.0), (1.0, 1e-6), (1.0, 1.0)))
+    greedy, narrow, wide = (
+        eval_sampler(
+            model, tokenizer, EvalConfig(max_new_tokens=32, temperature=temperature, top_p=top_p), DataConfig()
+        )
+        for temperature, top_p in ((0.0, 1.0), (1.0, 1e-6), (1.0, 1.0))
+    )
     assert narrow.is_stop.nonzero().flatten().tolist() == [0, 5]
     prompts = [prompt_tokens(tokenizer, f"{a}+38", DataConfig()) for a in (47, 12, 60)]
     tokens = [[c.tokens for group in sampler.generate(prompts, 2, (0,)) for c in group] for sampler in (greedy, narrow, wide)]
@@ -163,7 +174,7 @@ def test_a_prompt_that_does_not_fit_counts_as_wrong(tmp_path):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
             records[name] = evaluate(model, tokenizer, str(tmp_path / f"{name}.jsonl"), DataConfig(), config, grader)
         with pytest.raises(ValueError, match="eval.max_new_tokens = 256.*context of 256"):
-            eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=256))
+            eval_sampler(model, tokenizer, EvalConfig(max_new_tokens=256), DataConfig())
     record, samples = records["all"]
     assert record["n"] == 3 and record["too_long"] == 1 / 3 and record["reasons"]["prompt too long"] == 2
     assert [s for s in samples if s["problem"] != 1] == [s for s in records["short"][1] if s["problem"] != 1]
@@ -256,6 +267,7 @@ def test_out_of_memory_names_the_settings_that_help(finished, tmp_path, monkeypa
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_alike(finished, tmp_path):
     """Each samples its share and embeds its share: the same bytes as one rank."""
     result = torchrun(2, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}")
@@ -264,6 +276,7 @@ def test_two_ranks_evaluate_alike(finished, tmp_path):
     assert result.stdout.count("average: accuracy") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_continues(finished, tmp_path):
     """kill -9 as soon as the first samples are on disk."""
     command = [sys.executable, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}"]

@@ -1,7 +1,4 @@
-"""integrations/: TRL for real, on one rank and on two; verl and OpenRLHF through what their sources call with.
-
-Those two need GPUs to be installed.
-"""
+"""integrations/: TRL for real, on one rank and on two; verl and OpenRLHF in the shapes that test_trainers.py, slow, runs."""
 import functools
 import json
 import math
@@ -19,7 +16,7 @@ from transformers import AutoTokenizer
 
 from answers import grade
 from embedder import Embedder
-from integrations import openrlhf_reward, verl_reward
+from integrations import openrlhf_reward, verl_manager, verl_reward
 from integrations.trl_reward import DraReward
 from reward import DraConfig, adjust_rewards, cosine_similarity, group_advantages
 
@@ -49,16 +46,10 @@ def adjusted(texts: list[str], rewards: list[float], groups: list, **options) ->
     return result
 
 
-def example(words: str) -> str:
-    """The Python block of docs/rewards.md with `words` in it."""
-    page = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
-    return next(block for block in page.split("```python\n") if words in block).split("```")[0]
-
-
 # ------------------------------------------------------------------------------------------------ TRL
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_trl_ends_up_with_our_advantages(ranks, tmp_path):
     """The example of docs/rewards.md, two steps and an evaluation with another group size.
 
@@ -197,127 +188,122 @@ def test_options_are_refused_before_anything_is_sampled(options, words):
         DraReward(grpo_config(), [len], DraConfig(embedder="tiny/embedder", **options))
 
 
-# ------------------------------------------------------------------------------------------------ verl
+# ------------------------------------------------------------------------------------------------ verl, OpenRLHF
 
 
-class NaiveRewardManager:
-    """As in verl 0.6.1, but for what it prints."""
-
-    def __init__(self, tokenizer, num_examine, compute_score=None, reward_fn_key="data_source"):
-        self.tokenizer, self.compute_score, self.reward_fn_key = tokenizer, compute_score, reward_fn_key
-
-    def __call__(self, data, return_dict=False):
-        if "rm_scores" in data.batch:
-            scores = data.batch["rm_scores"]
-        else:
-            scores = torch.zeros_like(data.batch["responses"], dtype=torch.float32)
-            for i, item in enumerate(data.non_tensor_batch["reward_model"]):
-                length = data.batch["attention_mask"][i, data.batch["prompts"].shape[-1] :].sum()
-                text = self.tokenizer.decode(data.batch["responses"][i, :length], skip_special_tokens=True)
-                scores[i, length - 1] = self.compute_score(data_source=data.non_tensor_batch[self.reward_fn_key][i],
-                                                           solution_str=text,
-                                                           ground_truth=item["ground_truth"], extra_info={})
-        return {"reward_tensor": scores, "reward_extra_info": {"score": [1.0]}} if return_dict else scores
-
-
-def padded(rows: list[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, L) ids and mask; padding has id 0, with which completions end too."""
     longest = max(map(len, rows)) + 2
     fill = [[0] * (longest - len(row)) for row in rows]
-    ids = [pad + row if left else row + pad for row, pad in zip(rows, fill)]
-    mask = [[0] * len(pad) + [1] * len(row) if left else [1] * len(row) + [0] * len(pad)
-            for row, pad in zip(rows, fill)]
-    return torch.tensor(ids), torch.tensor(mask)
+    mask = [[1] * len(row) + [0] * len(pad) for row, pad in zip(rows, fill)]
+    return torch.tensor([row + pad for row, pad in zip(rows, fill)]), torch.tensor(mask)
 
 
 def verl_batch(tokenizer, order: list[int], uids: list[str]) -> SimpleNamespace:
-    """A DataProto's fields after generation and `balance_batch`: rows in `order`."""
-    prompts, prompt_mask = padded([tokenizer.encode(f"{10 + i}+7") for i in order], left=True)
-    responses, response_mask = padded([tokenizer.encode(TEXTS[i]) + [0] for i in order], left=False)
-    return SimpleNamespace(
-        batch={"prompts": prompts, "responses": responses,
-               "attention_mask": torch.cat((prompt_mask, response_mask), -1)}, meta_info={},
-        non_tensor_batch={"uid": np.array([uids[i] for i in order], dtype=object),
-                          "data_source": np.array(["sums"] * len(order), dtype=object),
-                          "reward_model": np.array([{"ground_truth": REWARDS[i]} for i in order], dtype=object)})
+    """A DataProto's fields after generation and `balance_batch`: rows in `order`, scores where they end."""
+    responses, mask = padded([tokenizer.encode(TEXTS[i]) + [0] for i in order])
+    scores = torch.zeros(responses.shape)
+    scores[range(len(order)), mask.sum(-1) - 1] = torch.tensor([REWARDS[i] for i in order])
+    return SimpleNamespace(batch={"responses": responses, "response_mask": mask, "rm_scores": scores}, meta_info={},
+                           non_tensor_batch={"uid": np.array([uids[i] for i in order], dtype=object)})
 
 
-def test_verl_groups_by_uid_wherever_rows_stand():
-    """Groups of four, five, two and one, in any order of rows.
+def by_function(data: SimpleNamespace) -> torch.Tensor:
+    return verl_reward.with_dra(lambda batch: (batch.batch["rm_scores"], {}), DRA, "tiny/policy")(data)[0]
 
-    The score stands at the end-of-sequence token and nowhere else.
-    """
-    tokenizer = AutoTokenizer.from_pretrained("tiny/policy")
-    uids = [*"aaaabbbbbccd"]
-    manager = verl_reward.with_dra(NaiveRewardManager, DRA)(tokenizer=tokenizer, num_examine=0,
-                                                            compute_score=lambda ground_truth, **_: ground_truth,
-                                                            reward_fn_key="data_source")
+
+def by_manager(data: SimpleNamespace) -> torch.Tensor:
+    class Manager:
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+        def __call__(self, data, return_dict=False):
+            return {"reward_tensor": data.batch["rm_scores"]} if return_dict else data.batch["rm_scores"]
+
+    return verl_manager.with_dra(Manager, DRA)(AutoTokenizer.from_pretrained("tiny/policy"))(data)
+
+
+@pytest.mark.parametrize("scores_of", [by_function, by_manager])
+def test_verl_groups_by_uid_wherever_rows_stand(scores_of):
+    """Groups of four, five, two and one, rows in any order; the score stands at the end-of-sequence token only."""
+    tokenizer, uids = AutoTokenizer.from_pretrained("tiny/policy"), [*"aaaabbbbbccd"]
     expected = adjusted(TEXTS, REWARDS, uids, sharpen=2.0)
-    assert expected[11] == REWARDS[11]
-    for order in (list(range(12)), [5, 0, 11, 9, 3, 7, 1, 10, 2, 6, 4, 8]):
-        data = verl_batch(tokenizer, order, uids)
-        scores = manager(data)
-        assert scores.dtype == torch.float32 and scores.shape == data.batch["responses"].shape
-        last = [len(tokenizer.encode(TEXTS[i])) for i in order]
-        torch.testing.assert_close(scores[range(12), last], expected[order])
-        scores[range(12), last] = 0
-        assert not scores.any()
-        assert manager(data, return_dict=True)["reward_extra_info"] == {"score": [1.0]}
-        data.meta_info["validate"] = True
-        assert manager(data).sum(-1).tolist() == [REWARDS[i] for i in order], "a validation reports plain scores"
-
-
-def test_verl_adjusts_scores_that_came_with_the_batch():
-    """rm_scores of a reward model, which stay as they are in the batch."""
-    tokenizer, uids = AutoTokenizer.from_pretrained("tiny/policy"), [*"aaaabbbbcccc"]
-    data = verl_batch(tokenizer, list(range(12)), uids)
-    data.batch["rm_scores"] = torch.zeros_like(data.batch["responses"], dtype=torch.float32)
-    data.batch["rm_scores"][:, 0] = torch.tensor(REWARDS)
+    order = [5, 0, 11, 9, 3, 7, 1, 10, 2, 6, 4, 8]
+    data = verl_batch(tokenizer, order, uids)
     before = data.batch["rm_scores"].clone()
-    scores = verl_reward.with_dra(NaiveRewardManager, DRA)(tokenizer, 0)(data)
-    torch.testing.assert_close(scores.sum(-1), adjusted(TEXTS, REWARDS, uids, sharpen=2.0))
-    assert torch.equal(data.batch["rm_scores"], before)
+    scores, last = scores_of(data), data.batch["response_mask"].sum(-1) - 1
+    torch.testing.assert_close(scores, torch.zeros_like(before).scatter_(1, last[:, None], expected[order][:, None]))
+    assert torch.equal(data.batch["rm_scores"], before), "the batch's own stay"
+    data.meta_info["validate"] = True
+    assert torch.equal(scores_of(data), before), "a validation reports plain scores"
 
 
-def test_readme_registers_with_verl_even_when_run_twice(monkeypatch):
-    """verl's registry refuses another class of the same name."""
-    registry = {"naive": NaiveRewardManager}
-    module = ModuleType("verl.workers.reward_manager")
-    module.get_reward_manager_cls = registry.__getitem__
-
-    def register(name):
-        def decorate(cls):
-            assert registry.setdefault(name, cls) == cls
-            return cls
-        return decorate
-
-    module.register = register
-    for name in ("verl", "verl.workers", "verl.workers.reward_manager"):
-        monkeypatch.setitem(sys.modules, name, module)
-    for _ in range(2):
-        exec(example("verl_reward"), {})
-    assert issubclass(registry["dra"], NaiveRewardManager)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_verl_refuses_a_score_that_is_not_finite(value):
+    """It would make the advantages of its whole group so, silently."""
+    data = verl_batch(AutoTokenizer.from_pretrained("tiny/policy"), list(range(12)), [*"aaaabbbbcccc"])
+    data.batch["rm_scores"][4, 0] = value
+    with pytest.raises(ValueError, match=f"completion 4 of 12, group 'b', is {value}; .*tens 10, 20, 30"):
+        by_function(data)
 
 
-# ------------------------------------------------------------------------------------------------ OpenRLHF
+def test_verl_v1_adjusts_the_last_output_of_each_session(monkeypatch):
+    """Keys in any order, a session of two outputs, a row only tagged as padding; the store gets its old rewards back."""
+    class Fields(dict):
+        def select(self, *names):
+            return {name: self[name] for name in names}
+
+    def nested(rows):
+        return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+    tokenizer = AutoTokenizer.from_pretrained("tiny/policy")
+    rows = [("b_0_0", 1), ("a_1_0", 2), ("a_0_1", 0), ("a_9_0", 3), ("b_1_0", 4), ("a_0_0", 5), ("a_2_0", 3)]
+    tokens = [torch.tensor([*tokenizer.encode(TEXTS[i]), 0]) for _, i in rows]
+    score = {"a_0": REWARDS[0], "a_1": REWARDS[2], "a_2": REWARDS[3], "b_0": REWARDS[1], "b_1": REWARDS[4], "a_9": 0.0}
+    masks = [torch.ones_like(ids) for ids in tokens]
+    scores = [torch.tensor([0.0] * (len(ids) - 1) + [score[key[:-2]]]) for (key, _), ids in zip(rows, tokens)]
+    store = {"uid": [key.split("_")[0] for key, _ in rows], "responses": nested(tokens), "response_mask": nested(masks),
+             "rm_scores": nested(scores)}
+    queue, tensordict, seen = ModuleType("transfer_queue"), ModuleType("tensordict"), []
+    queue.kv_batch_get = lambda keys, partition_id, select_fields: Fields({name: store[name] for name in select_fields})
+    queue.kv_batch_put = lambda keys, partition_id, fields: store.update(fields)
+    tensordict.TensorDict = lambda fields, batch_size: fields
+    monkeypatch.setitem(sys.modules, "transfer_queue", queue)
+    monkeypatch.setitem(sys.modules, "tensordict", tensordict)
+    monkeypatch.delitem(sys.modules, "integrations.verl_v1", raising=False)
+    from integrations.verl_v1 import with_dra
+
+    class Trainer:
+        def __init__(self, config):
+            self.tokenizer = tokenizer
+
+        def _compute_advantage(self, batch, metrics):
+            seen.extend(row.sum().item() for row in store["rm_scores"].unbind())
+            return batch
+
+    def config(n):
+        return SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=SimpleNamespace(n=n)))
+
+    batch = SimpleNamespace(keys=[key for key, _ in rows], partition_id="train",
+                            tags=[{"is_padding": key == "a_9_0"} for key, _ in rows])
+    assert with_dra(Trainer, DRA)(config(3))._compute_advantage(batch, {}) is batch
+    sessions = ["a_0", "a_1", "a_2", "b_0", "b_1"]
+    raw = [score[session] for session in sessions]
+    new = adjusted([TEXTS[i] for i in (0, 2, 3, 1, 4)], raw, [*"aaabb"], sharpen=2.0)
+    value = {**dict(zip(sessions, new.tolist())), "a_9": 0.0}
+    assert seen == pytest.approx([value[key[:-2]] for key, _ in rows])
+    assert all(torch.equal(row, old) for row, old in zip(store["rm_scores"].unbind(), scores))
+    with pytest.raises(ValueError, match="at least 2 of each, not 1"):
+        with_dra(Trainer, DRA)(config(1))
 
 
 class RemoteExperienceMaker:
-    """As in openrlhf 0.11.2, as far as from rewards to advantages under estimator group_norm."""
+    """As much of OpenRLHF's as the adapter calls."""
 
     def __init__(self, strategy, tokenizer):
         self.args, self.tokenizer = strategy.args, tokenizer
 
     def compute_advantages_and_returns(self, experiences):
-        indices = torch.tensor([index for experience in experiences for index in experience.index])
-        raw = torch.cat([experience.rewards for experience in experiences])
-        rewards = torch.empty_like(raw)
-        rewards[indices] = raw
-        rewards = rewards.reshape(-1, self.args.rollout.n_samples_per_prompt)
-        rewards = (rewards - rewards.mean(-1, keepdim=True)) / (rewards.std(-1, keepdim=True) + 1e-9)
-        for experience, advantages in zip(
-                experiences, rewards.reshape(-1)[indices].split([len(experience.index) for experience in experiences])):
-            experience.advantages = advantages
         return experiences
 
 
@@ -325,45 +311,31 @@ def openrlhf_experience(tokenizer, rows: list[int]) -> SimpleNamespace:
     """A micro-batch; action_mask has a column less than the sequences. Rewards come in bf16 from a reward model."""
     prompts = [f"{10 + row // 4}+7" for row in rows]
     answers = [tokenizer.encode(TEXTS[row]) + [0] for row in rows]
-    sequences, mask = padded([tokenizer.encode(prompt) + answer for prompt, answer in zip(prompts, answers)],
-                             left=False)
+    sequences, mask = padded([tokenizer.encode(prompt) + answer for prompt, answer in zip(prompts, answers)])
     action_mask = torch.zeros_like(mask)
     for i, (prompt, answer) in enumerate(zip(prompts, answers)):
         start = len(tokenizer.encode(prompt))
         action_mask[i, start : start + len(answer)] = 1
     rewards = torch.tensor([REWARDS[row] for row in rows], dtype=torch.bfloat16)
-    return SimpleNamespace(sequences=sequences, attention_mask=mask, action_mask=action_mask[:, 1:], index=rows,
-                           prompts=prompts, rewards=rewards, info={"reward": rewards})
+    return SimpleNamespace(sequences=sequences, action_mask=action_mask[:, 1:], index=rows, prompts=prompts,
+                           rewards=rewards, info={"reward": rewards})
 
 
 def test_openrlhf_groups_by_index_wherever_rows_stand():
-    """One micro-batch in order, and dynamic batches that hold parts of groups in any order.
-
-    Advantages of group_norm on adjusted rewards.
-    """
-    tokenizer = AutoTokenizer.from_pretrained("tiny/policy")
-    strategy = SimpleNamespace(args=SimpleNamespace(rollout=SimpleNamespace(n_samples_per_prompt=4)))
+    """Dynamic batches hold parts of groups in any order; rows of one group that answer two prompts are refused."""
+    tokenizer, rollout = AutoTokenizer.from_pretrained("tiny/policy"), SimpleNamespace(n_samples_per_prompt=4)
+    strategy = SimpleNamespace(args=SimpleNamespace(rollout=rollout))
     maker = openrlhf_reward.with_dra(RemoteExperienceMaker, DRA)(strategy, tokenizer)
     expected = adjusted(TEXTS, REWARDS, [i // 4 for i in range(12)], sharpen=2.0)
-    advantages = group_advantages(expected.view(3, 4), eps=1e-9).flatten()
-    for batches in ([list(range(12))], [[5, 0, 11], [9], [3, 7, 1, 10, 2, 6], [4, 8]]):
-        experiences = maker.compute_advantages_and_returns([openrlhf_experience(tokenizer, rows) for rows in batches])
-        for rows, experience in zip(batches, experiences, strict=True):
-            torch.testing.assert_close(experience.rewards, expected[rows])
-            torch.testing.assert_close(experience.advantages, advantages[rows])
-            before = [REWARDS[row] for row in rows]
-            assert experience.info["reward"].tolist() == before, "what is logged is the reward before DRA"
+    batches = [[5, 0, 11], [9], [3, 7, 1, 10, 2, 6], [4, 8]]
+    experiences = [openrlhf_experience(tokenizer, rows) for rows in batches]
+    for rows, experience in zip(batches, maker.compute_advantages_and_returns(experiences), strict=True):
+        torch.testing.assert_close(experience.rewards, expected[rows])
+        assert experience.info["reward_before_dra"].tolist() == [REWARDS[row] for row in rows]
     wrong = openrlhf_experience(tokenizer, list(range(12)))
     wrong.prompts[3] = "another"
     with pytest.raises(ValueError, match="n_samples_per_prompt = 4 answer different prompts"):
         maker.compute_advantages_and_returns([wrong])
-
-
-def test_readme_replaces_openrlhfs_experience_maker():
-    names = {"RemoteExperienceMaker": RemoteExperienceMaker}
-    exec(example("openrlhf_reward"), names)
-    assert names["RemoteExperienceMaker"] is not RemoteExperienceMaker
-    assert issubclass(names["RemoteExperienceMaker"], RemoteExperienceMaker)
 
 
 def test_without_dra_rewards_are_the_plain_total():

@@ -239,6 +239,7 @@ HITS: list[str] = []
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(25), ids=lambda seed: f"seed{seed:02d}")
 def test_killed_at_random(seed, start, run, run_on_two_ranks, tmp_path, capsys):
     """Four kill points each: even seeds on one rank, odd ones on two."""

@@ -32,5 +32,6 @@ def test_stale_mutants_are_refused_by_name():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_every_mutant_is_caught():
     assert main([]) == 0

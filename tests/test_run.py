@@ -202,6 +202,7 @@ def test_a_run_folder_has_one_writer(run, tmp_path, here):
     assert here(*command(folder, run[2])[2:])[0] == 0
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line_and_leaves_the_checkpoints(run, tmp_path):
     """A limit on file size stands for the disk: the checkpoint of step 4 does not fit, those before stay intact."""
     folder = tmp_path / "r"
@@ -295,6 +296,7 @@ def errors(stderr: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_error_in_a_users_function_on_one_rank_ends_all_with_one_message(tmp_path):
     """The second rank's third call raises: both ranks end, one line names rank, step, function and place, and what was saved stays."""
     (tmp_path / "mine.py").write_text("""import os
@@ -316,6 +318,7 @@ def picky(texts, **_):
     assert checkpoint.newest_intact(tmp_path / "r").name == "step-000002"
 
 
+@pytest.mark.slow
 def test_killed_rank_is_named_and_the_others_end(tmp_path):
     """SIGKILL, as from the system when memory is short: the survivor says which rank has ended and in which step."""
     metrics = tmp_path / "r" / "metrics.jsonl"

@@ -24,14 +24,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 AREAS = {                                               # of mutants.toml: the file they change, the tests to run first
     "model": ("model.py", ["tests/test_model.py", "tests/test_sampler.py"]),
-    "sampler": ("sampler.py", ["tests/test_sampler.py"]),
+    "sampler": ("sampler.py", ["tests/test_sampler.py", "tests/test_gpu.py"]),
     "reward": ("reward.py", ["tests/test_reward.py"]),
     "embedder": ("embedder.py", ["tests/test_embedder.py"]),
     "answers": ("answers.py", ["tests/test_answers.py", "tests/test_grader.py"]),
     "grader": ("grader.py", ["tests/test_grader.py"]),
-    "learner": ("learner.py", ["tests/test_learner.py"]),
-    "ranks": ("ranks.py", ["tests/test_ranks.py", "tests/test_learner.py"]),
-    "loop": ("dra_grpo.py", ["tests/test_loop.py", "tests/test_run.py"]),
+    "learner": ("learner.py", ["tests/test_learner.py", "tests/test_gpu.py"]),
+    "ranks": ("ranks.py", ["tests/test_ranks.py", "tests/test_learner.py", "tests/test_gpu.py"]),
+    "loop": ("dra_grpo.py", ["tests/test_loop.py", "tests/test_run.py", "tests/test_gpu.py"]),
     "settings": ("dra_grpo.py", ["tests/test_settings.py"]),
     "checkpoint": ("checkpoint.py", ["tests/test_checkpoint.py"]),
     "files": ("files.py", ["tests/test_files.py", "tests/test_checkpoint.py", "tests/test_compare.py"]),
@@ -95,13 +95,9 @@ def copy_code(folder: Path) -> None:
 
 
 def failures(folder: Path, *arguments: str) -> list[str] | None:
-    """Ids of the tests that fail; None if pytest ran into the time limit.
-
-    ValueError if it could not run the tests at all.
-    """
-    command = [sys.executable, "-m", "pytest", "--tb=no", "-rfE", "-p", "no:cacheprovider", *arguments]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               start_new_session=True)
+    """Ids of the tests that fail; None if pytest ran into the time limit. ValueError if it could not run the tests at all."""
+    command = [sys.executable, "-m", "pytest", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-n", "0", *arguments]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
         out, _ = process.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
