@@ -83,7 +83,8 @@ class DraReward:
         values_FN = torch.tensor([[math.nan if value is None else value for value in values] for values in values_FN],
                                  dtype=torch.float32)
         total_N = (values_FN * self.weights_F[:, None]).nansum(0).masked_fill(values_FN.isnan().all(0), math.nan)
-        texts = [text if isinstance(text, str) else "\n".join(m["content"] or "" for m in text if m["role"] == "assistant") for text in completions]
+        texts = [text if isinstance(text, str)
+                 else "\n".join(m["content"] or "" for m in text if m["role"] == "assistant") for text in completions]
         scored = total_N.isnan().logical_not().nonzero().flatten().tolist()     # the others are nobody's neighbour
         adjusted_N = total_N.clone()
         adjusted_N[scored] = self.adjust([texts[row] for row in scored], total_N[scored], [row // G for row in scored])

@@ -1,4 +1,4 @@
-"""integrations/: TRL for real, on one rank and on two; verl and OpenRLHF in the shapes that test_trainers.py, slow, runs."""
+"""integrations/: TRL for real, on one rank and on two; verl and OpenRLHF in the shapes of test_trainers.py (slow)."""
 import functools
 import json
 import math
@@ -248,7 +248,7 @@ def test_verl_refuses_a_score_that_is_not_finite(value):
 
 
 def test_verl_v1_adjusts_the_last_output_of_each_session(monkeypatch):
-    """Keys in any order, a session of two outputs, a row only tagged as padding; the store gets its old rewards back."""
+    """Keys in any order, a session of two outputs, a row tagged as padding; the store gets its old rewards back."""
     class Fields(dict):
         def select(self, *names):
             return {name: self[name] for name in names}

@@ -95,9 +95,13 @@ def copy_code(folder: Path) -> None:
 
 
 def failures(folder: Path, *arguments: str) -> list[str] | None:
-    """Ids of the tests that fail; None if pytest ran into the time limit. ValueError if it could not run the tests at all."""
+    """Ids of the tests that fail; None if pytest ran into the time limit.
+
+    ValueError if it could not run the tests at all.
+    """
     command = [sys.executable, "-m", "pytest", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-n", "0", *arguments]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               start_new_session=True)
     try:
         out, _ = process.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
