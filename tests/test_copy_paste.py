@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 import pytest
 import torch
 from conftest import ROOT
+from test_layout import LEVELS
 
 NEEDS = {"torch": {"torch": torch, "Tensor": torch.Tensor}, "math": {"math": math}, "Counter": {"Counter": Counter}, "Sequence": {"Sequence": Sequence},
          "Hashable": {"Hashable": Hashable}, "builtins": {}}
@@ -101,7 +102,7 @@ def test_every_call_belongs_to_a_marked_function():
         assert set(helpers) | set(needs) <= used | {"torch", "builtins"}, f"{module}.{name} names what it does not use"
 
 
-@pytest.mark.parametrize("module", ["reward", "config", "answers", "files"])
+@pytest.mark.parametrize("module", LEVELS[0])
 def test_a_module_that_says_so_can_be_copied_alone(module, tmp_path):
     """Into an empty folder, from where nothing else of ours can be imported, and started there; reward.py shows its example."""
     path = shutil.copy(ROOT / f"{module}.py", tmp_path)
