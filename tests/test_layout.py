@@ -1,4 +1,4 @@
-"""Where modules stand: no import runs back up, what can be copied alone imports nothing of ours, functions fit a screen."""
+"""Where modules stand: no import runs back up, copyable ones import nothing of ours, functions fit a screen."""
 import ast
 
 import pytest
