@@ -90,8 +90,8 @@ class Turns:
 
     def step(self, prompt_tokens: int, tokens: int, parts: dict[str, float]) -> None:
         seconds, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu
-        print(json.dumps({"seconds": seconds, "cpu": cpu, "prompt_tokens": prompt_tokens, "tokens": tokens, "parts": parts,
-                          "peak": peak_mib()}), file=sys.__stdout__, flush=True)
+        print(json.dumps({"seconds": seconds, "cpu": cpu, "prompt_tokens": prompt_tokens, "tokens": tokens,
+                          "parts": parts, "peak": peak_mib()}), file=sys.__stdout__, flush=True)
         self.wait()
 
 
@@ -176,8 +176,8 @@ def child(contestant: str, name: str, folder: Path, threads: int) -> Child:
     for shared in ("policy", "embedder", "problems.jsonl"):
         if (folder / shared).exists():
             (own / shared).symlink_to(folder / shared)
-    return Child([sys.executable, __file__, "--serve", contestant, "--workloads", name, "--folder", str(own), "--threads",
-                  str(threads)], own / "log", cwd=ROOT)
+    return Child([sys.executable, __file__, "--serve", contestant, "--workloads", name, "--folder", str(own),
+                  "--threads", str(threads)], own / "log", cwd=ROOT)
 
 
 def serve(contestant: str, name: str, folder: Path) -> None:
@@ -194,9 +194,11 @@ def show(contestant: str, rounds: list[Round], first: str) -> None:
     """One contestant's medians, and below them where its step's time went, as its own metrics say."""
     runs = [round_[contestant] for round_ in rounds]
     times = [run["seconds"] for run in runs]
-    print(f"   {contestant:<20}{statistics.median(times):>8.2f} s a step ({min(times):.2f}..{max(times):.2f}), {statistics.median(run['cpu'] for run in runs):.2f} of CPU"
-          f"  time / {first}: {ratio(rounds, contestant, first):.2f}, CPU {ratio(rounds, contestant, first, 'cpu'):.2f}  {runs[0]['prompt_tokens']} + {statistics.mean(run['tokens'] for run in runs):.0f} tokens"
-          f"  peak {runs[-1]['peak']:.0f} MiB", flush=True)
+    cpu, tokens = statistics.median(run["cpu"] for run in runs), statistics.mean(run["tokens"] for run in runs)
+    ratios = f"{ratio(rounds, contestant, first):.2f}, CPU {ratio(rounds, contestant, first, 'cpu'):.2f}"
+    print(f"   {contestant:<20}{statistics.median(times):>8.2f} s a step ({min(times):.2f}..{max(times):.2f}), "
+          f"{cpu:.2f} of CPU  time / {first}: {ratios}  {runs[0]['prompt_tokens']} + {tokens:.0f} tokens  "
+          f"peak {runs[-1]['peak']:.0f} MiB", flush=True)
     parts = {key: statistics.median(run["parts"][key] for run in runs) for key in runs[0]["parts"]}
     if parts:
         print("      " + "  ".join(f"{key.removesuffix('_s')} {value:.3f}" for key, value in parts.items()))
@@ -216,7 +218,8 @@ def main() -> None:
             build(name, Path(folder))
             work, _ = WORKLOADS[name]
             print(f"\n{name}: {work['prompts']} prompts x {work['group']} completions of at most {work['cap']} tokens", flush=True)
-            children = {contestant: child(contestant, name, Path(folder), args.threads) for contestant in args.contestants}
+            children = {contestant: child(contestant, name, Path(folder), args.threads)
+                        for contestant in args.contestants}
             rounds = play(children, args.rounds)
             for contestant in children:
                 show(contestant, rounds, args.contestants[0])

@@ -12,7 +12,8 @@ import torch
 from updates import rows_for, updated
 
 from dra_grpo import prompts_for_step
-from learner import PASS_TOKENS, Learner, LearnerConfig, Row, kl_k3, lr_at, micro_batches, policy_loss, rows_in_loss, token_weights
+from learner import (PASS_TOKENS, Learner, LearnerConfig, Row, kl_k3, lr_at, micro_batches, policy_loss, rows_in_loss,
+                     token_weights)
 from model import ModelConfig, Transformer
 from sampler import Completion
 
@@ -163,7 +164,8 @@ def test_figures_equal_sums_over_tokens():
         entropies += torch.distributions.Categorical(logits=dense).entropy().tolist()
         ratios += (ref - dense).gather(-1, picked)[:, 0].tolist()
         gaps += off.abs().tolist()
-        given.append(Row(prompt, replace(completion, logprobs=(dense.gather(-1, picked)[:, 0] + off).tolist()), advantage))
+        logprobs = (dense.gather(-1, picked)[:, 0] + off).tolist()
+        given.append(Row(prompt, replace(completion, logprobs=logprobs), advantage))
     figures = learner.update(given, lr=0.0)
     expected = {"entropy": sum(entropies), "gap": sum(gaps), "kl": sum(math.exp(r) - r - 1 for r in ratios), "clipped": 0.0}
     assert figures["rows"] == len(rows) and figures["gap_max"] == pytest.approx(0.2)

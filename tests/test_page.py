@@ -1,4 +1,4 @@
-"""report/page.py: what the curves are made of, which groups are shown, and that nothing a model writes can act in the page."""
+"""report/page.py: what curves are made of, which groups are shown, and that nothing a model writes acts in the page."""
 import base64
 import json
 import math
@@ -10,8 +10,8 @@ import pytest
 
 from report import page
 from report.__main__ import main
-from report.page import (STYLES, by_recipe, grid, group_rows, lines, most_changed_groups, plain_advantages, side_by_side, smooth,
-                         training_figure, values_of, write_page)
+from report.page import (STYLES, by_recipe, grid, group_rows, lines, most_changed_groups, plain_advantages,
+                         side_by_side, smooth, training_figure, values_of, write_page)
 from report.read import Evaluation, read_any, read_run
 
 TRAIN = {"reward": 0.5, "accuracy": 0.5, "modes": 2.0, "entropy": 0.1, "length": 9.0, "truncated": 0.0, "kl": 0.0, "gap": 1e-7, "zero_advantage": 0.1, "similarity": None,
@@ -180,9 +180,11 @@ def test_the_same_prompt_stands_side_by_side(tmp_path):
     b = a_run(tmp_path / "b", name="other", loss="dapo", groups=[a_group(1, 0, [0.0, 1.0], [-0.7, 0.7], "from b")])
     c = a_run(tmp_path / "c", name="third", loss="dr_grpo", groups=[a_group(1, 0, [0.0, 1.0], [-0.7, 0.7], "from c") | {"id": "else"}])
     prompt, = side_by_side(read_any([a, b, c])[0], 3)
-    assert [[row["text"] for row in table["rows"]] for table in prompt["tables"]] == [["from a 0", "from a 1"], ["from b 1", "from b 0"]]
+    texts = [[row["text"] for row in table["rows"]] for table in prompt["tables"]]
+    assert texts == [["from a 0", "from a 1"], ["from b 1", "from b 0"]]
     html = page.template().render(prompts=[prompt])
-    assert html.count("<h3>") == 1 and html.count("<table>") == 3 and "from a 0" in html and "from b 0" in html and "from c" not in html
+    assert html.count("<h3>") == 1 and html.count("<table>") == 3 and "from a 0" in html and "from b 0" in html
+    assert "from c" not in html
     assert side_by_side(read_any([a])[0], 0) == []
     with pytest.raises(ValueError, match="--groups must be >= 0"):
         write_page([], [], tmp_path / "out", -1)
