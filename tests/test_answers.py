@@ -1,4 +1,4 @@
-"""answers.py: what the answer of a text is, and what equals what."""
+"""answers/: what the answer of a text is, and what equals what."""
 import subprocess
 import sys
 from fractions import Fraction
@@ -6,7 +6,9 @@ from fractions import Fraction
 import pytest
 from mpmath import mp
 
-from answers import Grade, Point, compare_read, gold_of, grade, is_too_large, last_box, normalize, read, value_at
+from answers import Grade, compare_read, gold_of, grade, is_too_large, last_box, normalize
+from answers.statements import read
+from answers.values import Point, value_at
 from benchmarks.grader import ANSWERS
 from conftest import ROOT
 from grader import Grader
