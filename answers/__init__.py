@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from .equal import same_statement
 from .statements import read
-from .text import FONT, MACRO, TooLarge, Unread, compare_exact, final_part, last_box, normalize
+from .text import FONT, MACRO, Unread, compare_exact, final_part, last_box, normalize
 from .tokens import FUNCTIONS, canonical, tokenize
+from .values import TooLarge
 
 
 # characters at the end of a text without a box that are searched

@@ -1,4 +1,8 @@
-"""What the answer of a text is, and one form for what prints alike."""
+r"""What the answer of a text is, and one form for what prints alike.
+
+    last_box("\\boxed{3}. No: $\\boxed{1}$, or \\boxed{2}")         # "1, 2"
+    normalize("\\left(\\dfrac12 ,\\; x²\\right).")                  # "(\\frac12,x^2)"
+"""
 import functools
 import re
 import unicodedata
@@ -9,9 +13,7 @@ class Unread(Exception):
     """Something in a text was not understood."""
 
 
-class TooLarge(Exception):
-    """More digits or more steps than an answer deserves."""
-
+# -------------------------------------------------------------------------------- what the answer is
 
 TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?:\{|[^\s{}\\$]+)?|\\.|[{}]", re.DOTALL)
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
@@ -27,11 +29,9 @@ def final_part(text: str) -> str:
 
 
 def boxes(text: str) -> list[tuple[int, int, int, int]]:
-    """Of every balanced \\boxed{...}, \\fbox{...} or \\boxed 42 that is in no other, in one pass: where it starts,
-    its content
-    starts and ends, it ends. Boxes with nothing in them are left out where another has something."""
-    # unclosed braces: None, or (start of the box, start of its content)
-    found, unclosed = [], []
+    r"""(start, start of the content, its end, end) of every balanced \boxed{...}, \fbox{...} or \boxed 42 that is in
+    no other, in one pass. Boxes with nothing in them are left out where another has something."""
+    found, unclosed = [], []                            # unclosed braces: None, or (start of the box, of its content)
     for token in TOKEN.finditer(text):
         word = token.group()
         if opening := BOX.match(word):
@@ -49,14 +49,13 @@ def boxes(text: str) -> list[tuple[int, int, int, int]]:
 
 
 def last_box(text: str) -> str | None:
-    """Content of the last box after the reasoning; None if there is none.
+    r"""Content of the last box after the reasoning; None if there is none.
 
     Boxes of one statement, with nothing but a comma, "and" or "or" between them, are one answer:
-    "\\boxed{1} or \\boxed{2}" is "1, 2".
+    "\boxed{1} or \boxed{2}" is "1, 2".
     """
     text = final_part(text)
-    found = boxes(text)
-    if not found:
+    if not (found := boxes(text)):
         return None
     first = len(found) - 1
     while first and found[first][0] - found[first - 1][3] < 100 \
@@ -65,53 +64,53 @@ def last_box(text: str) -> str | None:
     return ", ".join(dict.fromkeys(BOX.sub("", text[start:end]) for _, start, end, _ in found[first:]))
 
 
-GREEK = {char: f"\\{name} " for char, name in zip(
-    "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩϕϵϑϱ", "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu "
-    "xi pi rho sigma tau "
-    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega phi epsilon theta "
-    "rho".split())}
+# -------------------------------------------------------------------------------- one form for what prints alike
+
+GREEK = dict(zip(
+    "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩϕϵϑϱ",
+    [f"\\{name} " for name in "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
+     "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega phi epsilon theta rho".split()]))
 SYMBOLS = str.maketrans(GREEK | dict(pair.split(" ", 1) for pair in (
-    "− -|– -|⁄ /|∕ /|× \\times |· \\cdot |⋅ \\cdot |∙ \\cdot |÷ / |± \\pm |∓ \\mp |∞ \\infty |≤ \\le |⩽ \\le |≦ \\le "
-    "|≥ \\ge |⩾ \\ge |≧ \\ge |"
-    "≠ \\ne |≈ \\approx |≡ \\equiv |∈ \\in |∉ \\notin |∀ \\forall |∪ \\cup |∩ \\cap |∅ \\emptyset |∖ \\setminus |° "
-    "^\\circ |˚ ^\\circ |º ^\\circ |"
-    "′ '|’ '|″ ''|⌊ \\lfloor |⌋ \\rfloor |⌈ \\lceil |⌉ \\rceil |¢ \\cent |ℝ \\mathbb{R}|ℤ \\mathbb{Z}|ℕ \\mathbb{N}|"
-    "ℚ \\mathbb{Q}|ℂ \\mathbb{C}|"
-    "¬ \\neg |∠ \\angle |△ \\triangle |∨ \\lor |∧ \\land ").split("|")))
+    r"− -|– -|⁄ /|∕ /|÷ / |′ '|’ '|″ ''|× \times |· \cdot |⋅ \cdot |∙ \cdot |± \pm |∓ \mp |∞ \infty |≤ \le |⩽ \le |≦ \le |"
+    r"≥ \ge |⩾ \ge |≧ \ge |≠ \ne |≈ \approx |≡ \equiv |∈ \in |∉ \notin |∀ \forall |∪ \cup |∩ \cap |∅ \emptyset |"
+    r"∖ \setminus |° ^\circ |˚ ^\circ |º ^\circ |⌊ \lfloor |⌋ \rfloor |⌈ \lceil |⌉ \rceil |¢ \cent |ℝ \mathbb{R}|"
+    r"ℤ \mathbb{Z}|ℕ \mathbb{N}|ℚ \mathbb{Q}|ℂ \mathbb{C}|¬ \neg |∠ \angle |△ \triangle |∨ \lor |∧ \land ").split("|")))
 SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b\u207f]+")
 ROOT = re.compile("\u221a(?:\\(([^()]*)\\)|(\\d+|\\w))")
 VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 MACRO = r"\\(?:text\w*|mathrm|mathnormal|mbox|operatorname\*?|rm)"
 FONT = r"\\(?:mathbf|mathit|mathsf|boldsymbol|bm|underline|textbf|textit)"
+END = r"(?![A-Za-z])"                                   # of a command
 CANONICAL = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"^\s*\*\*(.*)\*\*\s*$", r"\1"), (r",\s*\\!\s*|\\text\{,\}|\{\s*,\s*\}", "{,}"), (r"(?<!\\)\\!", ""),
-    (r"\{:\}", ":"),
-    (r"(?<!\\)\\(?:left|right) *\.", " "), (r"(?<!\\)(?:\\[()\[\]]|\$)|\\\$(?=\s*$)", " "),
+    (r"^\s*\*\*(.*)\*\*\s*$", r"\1"),
+    (r",\s*\\!\s*|\\text\{,\}|\{\s*,\s*\}", "{,}"),     # a comma of thousands
+    (r"(?<!\\)\\!", ""), (r"\{:\}", ":"),
+    (r"(?<!\\)\\(?:left|right) *\.", " "),
+    (r"(?<!\\)(?:\\[()\[\]]|\$)|\\\$(?=\s*$)", " "),
     (r"~|(?<!\\)\\[,;: \n]|\\q?quad|"
-     r"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|limits|mathstrut)(?![A-Za-z])", " "),
-    (r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|pi|cdot|times|left|right|begin|end)(?![A-Za-z]))", r"\\"),
+     rf"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text|script)style|limits|mathstrut){END}", " "),
+    (rf"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|pi|cdot|times|left|right|begin|end){END})", r"\\"),
     (r"\\[dtc]frac", r"\\frac"), (r"\\[dt]binom", r"\\binom"), (r"\\varnothing", r"\\emptyset"), (r"(?<!\\)%", r"\\%"),
-    (r"\\(?:not *=|neq?(?![A-Za-z]))", r"\\ne "), (r"\\not *\\in(?![A-Za-z])", r"\\notin "),
-    (r"\\leq(?:slant|q)?(?![A-Za-z])|<=", r"\\le "),
-    (r"\\geq(?:slant|q)?(?![A-Za-z])|>=", r"\\ge "), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"),
-    (r"\*\*", "^"),
-    (r"\^(\{[^{}]*\}|\w)_(\{[^{}]*\}|\w)", r"_\2^\1"), (r"(?<![\w}\]])\{(\w|\\[A-Za-z]+)\}(?=_)", r"\1"),
-    (r"\bnp\.", ""),
+    (rf"\\degree{END}", r"^\\circ "),
+    (rf"\\(?:not *=|neq?{END})", r"\\ne "), (rf"\\not *\\in{END}", r"\\notin "),
+    (rf"\\leq(?:slant|q)?{END}|<=", r"\\le "), (rf"\\geq(?:slant|q)?{END}|>=", r"\\ge "),
+    (rf"\\lt{END}", "<"), (rf"\\gt{END}", ">"), (r"\*\*", "^"),
+    (r"\^(\{[^{}]*\}|\w)_(\{[^{}]*\}|\w)", r"_\2^\1"),  # the index before the power
+    (r"(?<![\w}\]])\{(\w|\\[A-Za-z]+)\}(?=_)", r"\1"), (r"\bnp\.", ""),
     (r"(?:\{\}|(?<![\w}]))_\{?(\w+)\}?C_\{?(\w+)\}?", r"\\binom{\1}{\2}"), (r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}"),
     (rf"({MACRO}|{FONT}) +\{{", r"\1{"), (rf"{FONT}\{{([^{{}}]*)\}}", r"{\1}"), (r"\s+", " "),
-    (r" ?([-+*/=<>;:()\[\]^_|]) ?", r"\1"), (r" ?, (?!\d{3}(?!\d))| ,", ","), (r"([_^])\{(\w)\}(?!\w)", r"\1\2"),
-    (r"(?i)^(?:the )?(?:final )?answer ?(?:is ?:?|[:=]) ?", ""), (r"^\{([^{}\\,]*)\}$", r"\1"))]
-
-
-LABEL = re.compile(rf"(?:{MACRO}|{FONT})\{{"
-                   r"(?![^{}]*\b(?:not|\w+n't|no|none|incorrect|wrong|false|never|except|but|anything)\b)"
-                   r"[^{}]*(?:[:=]|\bis|\bare) *\} *(?=.)")
+    (r" ?([-+*/=<>;:()\[\]^_|]) ?", r"\1"),
+    (r" ?, (?!\d{3}(?!\d))| ,", ","),                   # but 1, 234 is no 1,234
+    (r"([_^])\{(\w)\}(?!\w)", r"\1\2"), (r"(?i)^(?:the )?(?:final )?answer ?(?:is ?:?|[:=]) ?", ""),
+    (r"^\{([^{}\\,]*)\}$", r"\1"))]
+DENIAL = r"\b(?:not|\w+n't|no|none|incorrect|wrong|false|never|except|but|anything)\b"
+LABEL = re.compile(rf"(?:{MACRO}|{FONT})\{{(?![^{{}}]*{DENIAL})[^{{}}]*(?:[:=]|\bis|\bare) *\}} *(?=.)")
 
 
 @functools.lru_cache(4096)
 def normalize(answer: str) -> str:
-    """One form for what prints alike: NFKC, digits of any script, no invisible characters, spacing, delimiters, fonts
-    or punctuation at the end."""
+    """One form for what prints alike: NFKC, digits of any script, no invisible characters, spacing, delimiters, fonts,
+    labels such as "The answer is" (unless they deny) or punctuation at the end."""
     if not answer.isascii():
         compatible = functools.partial(unicodedata.normalize, "NFKC")
         answer = VULGAR.sub(lambda match: "\\frac{%s}{%s}" % tuple(compatible(match.group()).split("\u2044")), answer)
@@ -122,9 +121,8 @@ def normalize(answer: str) -> str:
     for pattern, replacement in CANONICAL:
         answer = pattern.sub(replacement, answer)
     answer = answer.strip()
-    if label := LABEL.match(answer):                    # "The answer is", unless it denies
-        answer = answer[label.end():]
-    return answer.rstrip(".,;: ")
+    label = LABEL.match(answer)
+    return answer[label.end() if label else 0:].rstrip(".,;: ")
 
 
 PLAIN_NUMBER = re.compile(r"([+-]?)(?:(\d{1,300})(?:\.(\d{0,300}))?|\.(\d{1,300})"
@@ -132,14 +130,14 @@ PLAIN_NUMBER = re.compile(r"([+-]?)(?:(\d{1,300})(?:\.(\d{0,300}))?|\.(\d{1,300}
 
 
 def as_fraction(text: str) -> Fraction | None:
-    """A normalised plain decimal or \\frac{1}{2} as an exact number; None for anything else, which `Parser` reads."""
+    r"""A normalised plain decimal or \frac{1}{2} as an exact number; None for anything else, which must be read."""
     match = PLAIN_NUMBER.fullmatch(text)
     if not match:
         return None
     sign, whole, decimals, bare, above, below = match.groups()
-    decimals = decimals or bare or ""
     if below and not int(below):
         return None
+    decimals = decimals or bare or ""
     value = Fraction(int(above), int(below)) if below else Fraction(int((whole or "") + decimals), 10 ** len(decimals))
     return -value if sign == "-" else value
 

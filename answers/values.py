@@ -1,34 +1,42 @@
-"""The value of a formula at a point."""
+r"""The value of a formula at a point, and whether two formulas have the same values.
+
+    value_at(("/", ("n", Fraction(1)), ("v", "x")), Point(0))       # a Fraction that follows from the name x
+    same_formula(a, b)      # True for the trees of \frac{x^2-1}{x-1} and x+1
+
+A tree is a tuple that begins with its kind: ("n", number), ("v", letter), ("+", a, b), *, /, ^, ("neg", a),
+("f", function, arguments...), ("u", a, unit), ("base", value, base, digits), ("sum", name, letter, from, to, body);
+others have no value (parser.py). Work is bounded by size, so that a verdict depends on the trees alone.
+"""
 import functools
 import hashlib
 import math
 import operator
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 
 from mpmath import mp
 
-from .text import TooLarge, Unread
-
+from .text import Unread
 
 BITS = 100_000                                          # of an exact number
 STEPS = 20_000                                          # nodes of one evaluation, the terms of sums included
 SUM_TERMS = 1000
-# of the first evaluation; the second has twice as many and those of the exponents
-DIGITS = 30
+DIGITS = 30                                             # of the first evaluation; the second has more
 CONSTANTS = {"\\pi": lambda: +mp.pi, "e": lambda: +mp.e, "i": lambda: mp.mpc(0, 1), "\\imath": lambda: mp.mpc(0, 1)}
+WHOLE = re.compile(r"[abijklmnpqKMN](?![a-z])")         # letters that stand for integers by custom
+ONE, INFINITY = ("n", Fraction(1)), ("v", "\\infty")
+DEGREE = (("degree", 1),)
 
 
-WHOLE = re.compile(r"[abijklmnpqKMN](?![a-z])")
+class TooLarge(Exception):
+    """More digits or more steps than an answer deserves."""
 
 
 class Point:
     """Numbers for letters and for functions of which nothing is known; they follow from their names and the point's
-    own number alone.
-
-    At point 0 all letters are positive, at point 1 all negative, then they have mixed signs; `whole` makes integers of
-    those that stand for integers by custom.
-    """
+    own number alone. At point 0 all letters are positive, at point 1 all negative, then they have mixed signs; `whole`
+    makes integers of those that stand for integers by custom."""
 
     def __init__(self, number: int, whole: bool = False):
         self.number, self.whole, self.steps, self.letters = number, whole, 0, {}
@@ -41,9 +49,15 @@ class Point:
             self.letters[name] = Fraction(2 + bits % 17) if whole else sign * Fraction(10 + bits % 251, 97)
         return self.letters[name]
 
+    def unknown(self, name: str, *arguments) -> Fraction:
+        """The value of a function of which nothing is known but that equal arguments have equal values."""
+        return self.of(f"{name}({','.join(mp.nstr(inexact(x), 12) for x in arguments)})")
+
+
+# -------------------------------------------------------------------------------- trees
 
 def letters_of(tree: object) -> set[str]:
-    """Names of the letters of a tree, constants left out."""
+    """Names of the letters of a tree, or of several, constants left out."""
     if not isinstance(tree, (tuple, list)):
         return set()
     if len(tree) == 2 and tree[0] == "v":
@@ -69,8 +83,22 @@ def replaced(tree: object, names: dict) -> object:
     return tuple(replaced(part, names) for part in tree)
 
 
+def radians(tree: tuple) -> tuple:
+    """The argument of a sine with its degrees as what they are."""
+    if tree[0] == "u" and tree[2] == DEGREE:
+        return ("*", tree[1], ("/", ("v", "\\pi"), ("n", Fraction(180))))
+    return tuple(radians(part) if isinstance(part, tuple) else part for part in tree)
+
+
+# -------------------------------------------------------------------------------- numbers: fractions, or those of mpmath
+
 def inexact(x):
     return mp.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
+
+
+def alike(a, b) -> tuple:
+    """Two fractions as they are, else both as numbers of mpmath."""
+    return (a, b) if isinstance(a, Fraction) and isinstance(b, Fraction) else (inexact(a), inexact(b))
 
 
 def sized(x):
@@ -161,13 +189,17 @@ def of_mpmath(name: str):
     return lambda x: getattr(mp, name)(inexact(x))
 
 
-KNOWN = {"factorial": factorial, "double factorial": functools.partial(factorial, step=2), "binom": binomial,
-         "floor": rounded(math.floor, mp.floor), "ceil": rounded(math.ceil, mp.ceil), "abs": abs, "max": of_reals(max),
-         "min": of_reals(min), "gcd": of_integers(math.gcd), "lcm": of_integers(math.lcm),
-         "mod": of_integers(operator.mod), "ln": of_mpmath("log"), "arcsin": of_mpmath("asin"),
-         "arccos": of_mpmath("acos"), "arctan": of_mpmath("atan"),
-         **{name: of_mpmath(name) for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}}
+TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
+KNOWN = {
+    "factorial": factorial, "double factorial": functools.partial(factorial, step=2), "binom": binomial, "abs": abs,
+    "floor": rounded(math.floor, mp.floor), "ceil": rounded(math.ceil, mp.ceil), "max": of_reals(max), "min": of_reals(min),
+    "gcd": of_integers(math.gcd), "lcm": of_integers(math.lcm), "mod": of_integers(operator.mod), "ln": of_mpmath("log"),
+    "arcsin": of_mpmath("asin"), "arccos": of_mpmath("acos"), "arctan": of_mpmath("atan"),
+    **{name: of_mpmath(name) for name in (*TRIGONOMETRIC, "sinh", "cosh", "tanh")}}
+ARITHMETIC = {"+": operator.add, "*": operator.mul, "/": operator.truediv}
 
+
+# -------------------------------------------------------------------------------- the value of a tree
 
 def value_at(tree: tuple, point: Point):
     """The value of a formula: a Fraction where it is rational, else a number of mpmath at its working precision.
@@ -181,16 +213,11 @@ def value_at(tree: tuple, point: Point):
     if kind == "n":
         return tree[1]
     if kind == "v":
-        if tree[1] in CONSTANTS:
-            return CONSTANTS[tree[1]]()
-        if tree[1] == "\\infty":
+        if tree == INFINITY:
             raise ZeroDivisionError
-        return point.of(tree[1])
-    if kind in "+*/":
-        a, b = value_at(tree[1], point), value_at(tree[2], point)
-        if not (isinstance(a, Fraction) and isinstance(b, Fraction)):
-            a, b = inexact(a), inexact(b)
-        return sized(a + b if kind == "+" else a * b if kind == "*" else a / b)
+        return CONSTANTS[tree[1]]() if tree[1] in CONSTANTS else point.of(tree[1])
+    if kind in ARITHMETIC:
+        return sized(ARITHMETIC[kind](*alike(value_at(tree[1], point), value_at(tree[2], point))))
     if kind == "neg":
         return -value_at(tree[1], point)
     if kind == "^":
@@ -200,12 +227,11 @@ def value_at(tree: tuple, point: Point):
     if kind == "base":
         return point.of(f"{tree[3]} base {tree[2]}") if tree[1] is None else tree[1]
     if kind in ("eq", "rel"):                           # P(X=1)
-        sides = tree[3] if kind == "eq" else tree[2:]
-        return unknown(point, kind, *(value_at(side, point) for side in sides))
+        return point.unknown(kind, *(value_at(side, point) for side in (tree[3] if kind == "eq" else tree[2:])))
     if kind == "f":
         arguments = [value_at(radians(part) if tree[1] in TRIGONOMETRIC else part, point) for part in tree[2:]]
         if tree[1] not in KNOWN:
-            return unknown(point, tree[1], *arguments)
+            return point.unknown(tree[1], *arguments)
         result = KNOWN[tree[1]](*arguments)
         if not isinstance(result, Fraction) and not mp.isfinite(result):
             raise ZeroDivisionError
@@ -215,45 +241,25 @@ def value_at(tree: tuple, point: Point):
     raise Unread(kind)
 
 
-DEGREE, ONE = (("degree", 1),), ("n", Fraction(1))
-TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
-
-
-def radians(tree: tuple) -> tuple:
-    """The argument of a sine with its degrees as what they are."""
-    if tree[0] == "u" and tree[2] == DEGREE:
-        return ("*", tree[1], ("/", ("v", "\\pi"), ("n", Fraction(180))))
-    return tuple(radians(part) if isinstance(part, tuple) else part for part in tree)
-
-
-def unknown(point: Point, name: str, *arguments) -> Fraction:
-    """The value of a function of which nothing is known but that equal arguments have equal values."""
-    return point.of(f"{name}({','.join(mp.nstr(inexact(x), 12) for x in arguments)})")
-
-
 def summed(tree: tuple, point: Point):
     """A finite sum or product term by term; another, an integral or a limit stands for itself and equals what has an
     equal body."""
     _, name, letter, lower, upper, body = tree
+    ends = [point.of("infinity") if end == INFINITY else value_at(end, point) for end in (lower, upper)]
     indexed = any(other != letter and re.search(rf"[_(].*{re.escape(letter)}", other) for other in letters_of(body))
-    if name in ("sum", "prod") and not indexed:
-        try:
-            first, last = (whole_number(value_at(end, point)) for end in (lower, upper))
-        except ZeroDivisionError:
-            first = last = None
-        if first is not None and last is not None:
-            if last - first >= SUM_TERMS:
-                raise TooLarge
-            total = Fraction(name == "prod")
-            for k in range(first, last + 1):
-                term = value_at(replaced(body, {letter: ("n", Fraction(k))}), point)
-                if not (isinstance(total, Fraction) and isinstance(term, Fraction)):
-                    total, term = inexact(total), inexact(term)
-                total = sized(total + term if name == "sum" else total * term)
-            return total
-    ends = (point.of("infinity") if end == ("v", "\\infty") else value_at(end, point) for end in (lower, upper))
-    return unknown(point, name, *ends, value_at(replaced(body, {letter: "summed"}), point))
+    first, last = map(whole_number, ends)
+    if name not in ("sum", "prod") or indexed or first is None or last is None:
+        return point.unknown(name, *ends, value_at(replaced(body, {letter: "summed"}), point))
+    if last - first >= SUM_TERMS:
+        raise TooLarge
+    total = Fraction(name == "prod")
+    for k in range(first, last + 1):
+        term = value_at(replaced(body, {letter: ("n", Fraction(k))}), point)
+        total = sized(ARITHMETIC["+" if name == "sum" else "*"](*alike(total, term)))
+    return total
 
+
+# -------------------------------------------------------------------------------- whether two formulas are one
 
 def exponents(tree: object, inside: bool = False) -> int:
     """The largest number in an exponent: so many digits an evaluation must have to see 1 + e^{10^{-400}}."""
@@ -271,10 +277,9 @@ def is_zero(trees: tuple, combine) -> bool:
     shrink with the precision."""
     more = exponents(trees)
     with mp.workdps(DIGITS + min(more, 10 * DIGITS)):
-        a, b = combine()
-        if isinstance(a, Fraction) and isinstance(b, Fraction):
+        a, b = alike(*combine())
+        if isinstance(a, Fraction):
             return a == b
-        a, b = inexact(a), inexact(b)
         first = abs(a - b)
         if first > mp.mpf("1e-10") * max(abs(a), abs(b), mp.mpf("1e-10")):
             return False                                # what is smaller may be a zero with the errors of rounding
@@ -283,16 +288,7 @@ def is_zero(trees: tuple, combine) -> bool:
         return abs(a - b) <= max(first * mp.mpf(10) ** -(DIGITS // 2), abs(a) * mp.mpf(10) ** (10 - mp.dps))
 
 
-def points(trees: tuple) -> list[tuple[int, bool]]:
-    """Where formulas are compared: (number, whole numbers only). More points where steps could agree by chance, one
-    if there is no letter."""
-    whole = has(trees, "floor", "ceil", "gcd", "lcm", "mod", "sum")
-    if not letters_of(trees) and not has(trees, "sum", "base"):
-        return [(0, whole)]
-    return [(number, whole) for number in range(8 if whole else 4)]
-
-
-def defined(tree: tuple, number: int, whole: bool):
+def defined(tree: tuple, number: int = 0, whole: bool = False):
     """The value of a tree at a point, None if it has none there."""
     try:
         return value_at(tree, Point(number, whole))
@@ -300,39 +296,39 @@ def defined(tree: tuple, number: int, whole: bool):
         return None
 
 
+def common_points(a: tuple, b: tuple) -> Iterator[tuple[tuple[int, bool], list] | None]:
+    """(point, values there) where both formulas have values, None where only one has. A point is (number, whole numbers
+    only): one if there is no letter, more where steps could agree by chance."""
+    whole = has((a, b), "floor", "ceil", "gcd", "lcm", "mod", "sum")
+    lettered = letters_of((a, b)) or has((a, b), "sum", "base")
+    for number in range(1 if not lettered else 8 if whole else 4):
+        with mp.workdps(DIGITS):
+            values = [defined(tree, number, whole) for tree in (a, b)]
+        missing = sum(value is None for value in values)
+        if missing < 2:
+            yield None if missing else ((number, whole), values)
+
+
 def same_formula(a: tuple, b: tuple) -> bool:
     """Whether two formulas have the same values wherever they have any."""
-    compared = 0
-    for number, whole in points((a, b)):
-        with mp.workdps(DIGITS):
-            found = [defined(tree, number, whole) is not None for tree in (a, b)]
-        if found[0] != found[1]:
+    compared = False
+    for found in common_points(a, b):
+        if found is None or not is_zero((a, b), lambda: [value_at(tree, Point(*found[0])) for tree in (a, b)]):
             return False
-        if found[0]:
-            compared += 1
-            if not is_zero((a, b), lambda: [value_at(tree, Point(number, whole)) for tree in (a, b)]):
-                return False
-    return compared > 0
+        compared = True
+    return compared
 
 
 def proportional(a: tuple, b: tuple, positive: bool = False) -> bool:
-    """Whether the relations a[0] ~ a[1] and b[0] ~ b[1] are one up to a constant factor: their differences have one
-    ratio everywhere."""
+    """Whether the relations a[0] ~ a[1] and b[0] ~ b[1] are one up to a constant factor, which may have to be
+    `positive`: their differences have one ratio everywhere."""
     a, b = (("+", left, ("neg", right)) for left, right in (a, b))
-    found = []
-    for number, whole in points((a, b)):
-        with mp.workdps(DIGITS):
-            values = [defined(tree, number, whole) for tree in (a, b)]
-        if (values[0] is None) != (values[1] is None):
+    ratios = []
+    for found in common_points(a, b):
+        if found is None or len({abs(value) < 1e-20 for value in found[1]}) == 2:
             return False
-        if values[0] is not None:
-            if (abs(values[0]) < 1e-20) != (abs(values[1]) < 1e-20):
+        if abs(found[1][0]) >= 1e-20:
+            if positive and mp.re(operator.truediv(*map(inexact, found[1]))) < 0:
                 return False
-            if abs(values[0]) > 1e-20:
-                found.append((number, whole))
-                if positive and mp.re(inexact(values[0]) / inexact(values[1])) < 0:
-                    return False
-    if len(found) < 2:
-        return False
-    ratio = [lambda at=at: value_at(("/", a, b), Point(*at)) for at in found]
-    return all(is_zero((a, b), lambda other=other: [ratio[0](), other()]) for other in ratio[1:])
+            ratios.append(lambda at=found[0]: value_at(("/", a, b), Point(*at)))
+    return len(ratios) > 1 and all(is_zero((a, b), lambda: [ratios[0](), ratio()]) for ratio in ratios[1:])
