@@ -29,8 +29,8 @@ POWER_OF_TEN = re.compile(r"[eE]([+-]?\d{1,4})(?![\w.])")
 RENAMED = dict(pair.split() for pair in (
     r"\cdot *|\times *|\ast *|\div /|; ,|\colon :|\lbrace \{|\rbrace \}|\lbrack [|\rbrack ]|\lor or|\vee or|\land and|"
     r"\wedge and|\varphi \phi|\varepsilon \epsilon|\vartheta \theta|\varrho \rho|\mod \bmod|\tg \tan|\ctg \cot|"
-    r"\lg \log10|\simeq \approx").split("|")) | {"\\lvert": "|", "\\rvert": "|", "\\vert": "|"}
-FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp gcd lcm max min sqrt".split()
+    r"\simeq \approx").split("|")) | {"\\lvert": "|", "\\rvert": "|", "\\vert": "|"}
+FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp gcd lcm max min sqrt".split()
 WORDS = {name: ("sign", f"\\{name}") for name in FUNCTIONS} | {
     "mod": ("sign", "\\bmod"), "bmod": ("sign", "\\bmod"), "pi": ("letter", "\\pi")}
 LETTERS = set(map(str.strip, GREEK.values())) | {f"\\{name}" for name in (
