@@ -28,8 +28,8 @@ PERIOD = re.compile(r"\\(?:overline|bar|dot)(?:\{(\d{1,50})\}|(\d))|\((\d{1,50})
 POWER_OF_TEN = re.compile(r"[eE]([+-]?\d{1,4})(?![\w.])")
 RENAMED = dict(pair.split() for pair in (
     r"\cdot *|\times *|\ast *|\div /|; ,|\colon :|\lbrace \{|\rbrace \}|\lbrack [|\rbrack ]|\lor or|\vee or|\land and|"
-    r"\wedge and|\varphi \phi|\varepsilon \epsilon|\vartheta \theta|\varrho \rho|\mod \bmod|\tg \tan|\ctg \cot|"
-    r"\simeq \approx").split("|")) | {"\\lvert": "|", "\\rvert": "|", "\\vert": "|"}
+    r"\wedge and|\varphi \phi|\varepsilon \epsilon|\vartheta \theta|\varrho \rho|\mod \bmod|\tg \tan|\ctg \cot|\simeq \approx"
+    ).split("|")) | {"\\lvert": "|", "\\rvert": "|", "\\vert": "|"}
 FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp gcd lcm max min sqrt".split()
 WORDS = {name: ("sign", f"\\{name}") for name in FUNCTIONS} | {
     "mod": ("sign", "\\bmod"), "bmod": ("sign", "\\bmod"), "pi": ("letter", "\\pi")}
