@@ -26,8 +26,8 @@ from .text import END, FONT, MACRO, Unread, compare_exact, final_part, last_box,
 from .tokens import FUNCTIONS, canonical, tokenize
 from .values import TooLarge
 
-FREE_TEXT = 2000                                        # characters at the end of a text without a box that are searched
-LONG, DEEP, MANY_DIGITS = 2000, 24, 1000                # what nobody would write as an answer, but for a gold that is near it
+FREE_TEXT = 2000                                        # characters at the end of a text without a box to search
+LONG, DEEP, MANY_DIGITS = 2000, 24, 1000                # what nobody would write, but for a gold that is near it
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def is_too_large(answer: str, gold: str) -> bool:
 
 
 TEXTUAL = re.compile(r"[A-Za-z][A-Za-z ,.'-]*")
+SURE_WORDS = re.compile(r"^[A-Z]{3,}$|[A-Za-z]{2} [A-Za-z]{2}|^(?=.{4})(?i:[a-z]*[aeiouy][a-z]*)$")
 SHORT_WORDS = set("yes no odd even true false none one two six ten red all both".split())
 
 
@@ -101,9 +102,8 @@ def as_words(text: str) -> tuple[str | None, bool]:
     flat = re.sub(rf"(?:{MACRO}|{FONT}){END}|[{{}}]", "", text).strip(" .")
     if not TEXTUAL.fullmatch(flat):
         return None, False
-    sure = flat.lower() in SHORT_WORDS or re.fullmatch("[A-Z]{3,}", flat) or re.search("[A-Za-z]{2} [A-Za-z]{2}", flat) \
-        or "\\" in text and len(flat) > 1 and flat not in FUNCTIONS \
-        or len(flat) > 3 and re.fullmatch(r"(?i)[a-z]*[aeiouy][a-z]*", flat)
+    sure = flat.lower() in SHORT_WORDS or SURE_WORDS.search(flat) \
+        or "\\" in text and len(flat) > 1 and flat not in FUNCTIONS
     return re.sub(r"^(?:an?|the) (?=\w)", "", " ".join(flat.lower().split())), bool(sure)
 
 

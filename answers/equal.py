@@ -105,7 +105,7 @@ def same_ratio(a: tuple, b: tuple) -> bool:
     """Ratios up to a factor, clock times by their parts; a ratio of two equals its quotient."""
     if not {a[0], b[0]} <= RATIOS:
         ratio, other = (a, b) if a[0] in RATIOS else (b, a)
-        return not ratio[1] and len(ratio) == 4 and other[0] not in NO_FORMULA and same_formula(("/", *ratio[2:]), other)
+        return not ratio[1] and len(ratio) == 4 and are_formulas(other) and same_formula(("/", *ratio[2:]), other)
     if a[1] and b[1] and a[1] != b[1] or len(a) != len(b):
         return False                                    # a.m. and p.m.
     if a[0] == b[0] == "clock" or a[1] or b[1]:
@@ -145,8 +145,8 @@ def same_member(a: tuple, g: tuple) -> bool:
     """Whether a member of the answer equals one of the gold.
 
     Equations and inequalities are compared with their kind. A value answers x = value, and the other way round, but
-    not an equation whose other side is a sum (0 for a+b-c = 0), nor one that leaves letters open. All sides that an answer
-    gives must be right.
+    not an equation whose name is a sum (0 for a+b-c = 0), nor one without a name that has letters. All that an
+    answer says must be right.
     """
     if a == g:
         return True
@@ -245,8 +245,8 @@ def same_members(members: tuple, golds: tuple) -> bool:
         if found is not None:
             return found
     members, golds = spread_names(members), spread_names(golds)
-    units = [tree[2] if tree[0] == "u" else None for tree in golds]
-    if len(golds) > 1 and None not in units and len(set(units)) == len(units) and all(tree[0] == "u" for tree in members):
+    quantities = len(golds) > 1 and all(tree[0] == "u" for tree in members + golds)
+    if quantities and len({tree[2] for tree in golds}) == len(golds):               # 2 hours 30 minutes
         return len(members) == len(golds) and matched(members, golds, lambda x, y: x[2] == y[2] and same(x, y))
     return matched(members, golds, same_member)
 

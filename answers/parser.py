@@ -3,9 +3,9 @@ r"""Tokens to trees, by recursive descent.
     member(tokenize("x^2/2"))           # ("/", ("^", ("v", "x"), ("n", 2)), ("n", 2))
     member(tokenize("(1,2]"))           # ("tuple", "(]", ("n", 1), ("n", 2))
 
-Beside the trees that have a value (values.py) there are "tuple" with its brackets, "set", "such" (a set by a condition),
-"union", "\cap", "\setminus", "matrix" with its rows, "ratio" and "clock" with a.m. or p.m., "quantities" side by side (2 hours
-30 minutes), "eq" and "rel" (relations.py). All tokens are read, or Unread is raised.
+Beside the trees that have a value (values.py) there are "tuple" with its brackets, "set", "such" (a set by a
+condition), "union", "\cap", "\setminus", "matrix" with its rows, "ratio" and "clock" with a.m. or p.m., "quantities"
+side by side (2 hours 30 minutes), "eq" and "rel" (relations.py). All tokens are read, or Unread is raised.
 """
 import re
 from fractions import Fraction
@@ -16,7 +16,7 @@ from .tokens import FUNCTIONS, OPENING, Token, canonical, closing, depths, is_si
 from .units import unit_of_words
 from .values import CONSTANTS, DEGREE, ONE, Point, replaced, value_at
 
-APPLIED = re.compile(r"f(?:_\w+)?|.*'")                 # letters that are functions, whatever is in the brackets that follow
+APPLIED = re.compile(r"f(?:_\w+)?|.*'")                 # letters that are functions of whatever is in brackets
 MIXED = re.compile(r"(\d+) (?:(\d+) / (\d+) |\\frac (?:\{ )?(\d+) (?:\} )?(?:\{ )?(\d+) (?:\} )?(?![\^!]))")
 DERIVATIVE = re.compile(r"\{ d .*\} \{ d \S+( \^.*)? \}")
 SUMS = ("\\sum", "\\prod", "\\int", "\\lim")
@@ -61,7 +61,7 @@ class Parser:
         quantities = [self.union()]
         while (token := self.peek()) is not None:
             if quantities[-1][0] != "u" or token.kind != "number":
-                raise Unread(token.text)
+                raise Unread(f"{token.text} after what was read")
             quantities.append(self.union())
         if len(quantities) > 1 and quantities[-1][0] != "u":
             raise Unread("a quantity without its unit")
@@ -99,7 +99,7 @@ class Parser:
             elif self.take("\\bmod"):
                 tree = last = ("f", "mod", tree, self.factor())
             elif token.kind == "word" or self.at("\\cent") \
-                    or self.at("\\frac") and any(token.kind == "word" for token in self.tokens[self.i + 2 : self.i + 3]):
+                    or self.at("\\frac") and [next.kind for next in self.tokens[self.i + 2 : self.i + 3]] == ["word"]:
                 return ("u", tree, self.unit())
             elif self.starts_factor(token):
                 if token.kind == "number" and last[0] in ("n", "base", "u"):

@@ -64,7 +64,7 @@ def equation(sides: list[list[Token]], trees: list[tuple | None], signs: list[st
     letters = {token.text for side in named for token in outside(side) if token.kind == "letter"}
     if not values and len(trees) == 2 and all(trees) and len(sides[1]) > 1 and trees[0][0] in ("v", "f") \
             and not letters_of(trees[0]) & letters_of(trees[1]):
-        named, values, letters = named[:1], trees[1:], letters_of(trees[0])         # F = ma: the letter names the product
+        named, values, letters = named[:1], trees[1:], letters_of(trees[0])         # F = ma: F names the product
     if named and values and letters & letters_of(values):
         named, values = [], trees                       # x = x^2 names nothing
     back = tuple((new, old) for old, new in bound.items())
@@ -106,4 +106,6 @@ def solved(sides: list[tuple], signs: list[str]) -> tuple[tuple, tuple]:
         return low[2], interval(("neg", high), sign, sign, high)
     if high[:2] == ("f", "abs"):
         return high[2], around(("neg", low), sign, low)
-    return (low, interval(("neg", INFINITY), "<", sign, high)) if is_letter(low) else (high, interval(low, sign, "<", INFINITY))
+    if is_letter(low):
+        return low, interval(("neg", INFINITY), "<", sign, high)
+    return high, interval(low, sign, "<", INFINITY)

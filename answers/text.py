@@ -68,13 +68,15 @@ def last_box(text: str) -> str | None:
 
 GREEK = dict(zip(
     "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩϕϵϑϱ",
-    [f"\\{name} " for name in "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
-     "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega phi epsilon theta rho".split()]))
+    [f"\\{name} " for name in "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma "
+     "tau upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega phi epsilon theta rho"
+     .split()]))
 SYMBOLS = str.maketrans(GREEK | dict(pair.split(" ", 1) for pair in (
-    r"− -|– -|⁄ /|∕ /|÷ / |′ '|’ '|″ ''|× \times |· \cdot |⋅ \cdot |∙ \cdot |± \pm |∓ \mp |∞ \infty |≤ \le |⩽ \le |≦ \le |"
-    r"≥ \ge |⩾ \ge |≧ \ge |≠ \ne |≈ \approx |≡ \equiv |∈ \in |∉ \notin |∀ \forall |∪ \cup |∩ \cap |∅ \emptyset |"
-    r"∖ \setminus |° ^\circ |˚ ^\circ |º ^\circ |⌊ \lfloor |⌋ \rfloor |⌈ \lceil |⌉ \rceil |¢ \cent |ℝ \mathbb{R}|"
-    r"ℤ \mathbb{Z}|ℕ \mathbb{N}|ℚ \mathbb{Q}|ℂ \mathbb{C}|¬ \neg |∠ \angle |△ \triangle |∨ \lor |∧ \land ").split("|")))
+    r"− -|– -|⁄ /|∕ /|÷ / |′ '|’ '|″ ''|× \times |· \cdot |⋅ \cdot |∙ \cdot |± \pm |∓ \mp |∞ \infty |≤ \le |⩽ \le |"
+    r"≦ \le |≥ \ge |⩾ \ge |≧ \ge |≠ \ne |≈ \approx |≡ \equiv |∈ \in |∉ \notin |∀ \forall |∪ \cup |∩ \cap |"
+    r"∅ \emptyset |∖ \setminus |° ^\circ |˚ ^\circ |º ^\circ |⌊ \lfloor |⌋ \rfloor |⌈ \lceil |⌉ \rceil |¢ \cent |"
+    r"ℝ \mathbb{R}|ℤ \mathbb{Z}|ℕ \mathbb{N}|ℚ \mathbb{Q}|ℂ \mathbb{C}|¬ \neg |∠ \angle |△ \triangle |"
+    r"∨ \lor |∧ \land ").split("|")))
 SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b\u207f]+")
 ROOT = re.compile("\u221a(?:\\(([^()]*)\\)|(\\d+|\\w))")
 VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")

@@ -13,7 +13,7 @@ from .units import BARE_WORDS, UNIT_NAMES
 
 class Token(NamedTuple):
     kind: str                                           # "number" | "letter" | "word" | "sign"
-    text: str                                           # as compared: letters with index and primes, words in lower case
+    text: str                                           # as compared: letters with index and primes
     value: object = None                                # of a number: a tree
 
 
@@ -28,8 +28,8 @@ PERIOD = re.compile(r"\\(?:overline|bar|dot)(?:\{(\d{1,50})\}|(\d))|\((\d{1,50})
 POWER_OF_TEN = re.compile(r"[eE]([+-]?\d{1,4})(?![\w.])")
 RENAMED = dict(pair.split() for pair in (
     r"\cdot *|\times *|\ast *|\div /|; ,|\colon :|\lbrace \{|\rbrace \}|\lbrack [|\rbrack ]|\lor or|\vee or|\land and|"
-    r"\wedge and|\varphi \phi|\varepsilon \epsilon|\vartheta \theta|\varrho \rho|\mod \bmod|\tg \tan|\ctg \cot|\simeq \approx"
-    ).split("|")) | {"\\lvert": "|", "\\rvert": "|", "\\vert": "|"}
+    r"\wedge and|\varphi \phi|\varepsilon \epsilon|\vartheta \theta|\varrho \rho|\mod \bmod|\tg \tan|\ctg \cot|"
+    r"\simeq \approx").split("|")) | {"\\lvert": "|", "\\rvert": "|", "\\vert": "|"}
 FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp gcd lcm max min sqrt".split()
 WORDS = {name: ("sign", f"\\{name}") for name in FUNCTIONS} | {
     "mod": ("sign", "\\bmod"), "bmod": ("sign", "\\bmod"), "pi": ("letter", "\\pi")}
@@ -72,8 +72,8 @@ class Tokenizer:
 
     def number(self, _: str, start: int) -> None:
         """A number with a period and a power of ten that follow; arguments such as those of \\frac12 are digits."""
-        last = self.tokens[-2:]
-        if last and is_sign(last[-1], *ARGUMENTS) or last[1:] and last[1].kind != "sign" and is_sign(last[0], *ARGUMENTS[:2]):
+        before, last = [None, None, *self.tokens][-2:]
+        if is_sign(last, *ARGUMENTS) or is_sign(before, *ARGUMENTS[:2]) and last.kind != "sign":
             self.i = start + 1
         end = self.i
         whole, dot, decimals = re.sub(r"[^\d.]", "", self.text[start:end]).partition(".")
@@ -136,8 +136,8 @@ class Tokenizer:
     def sign(self, name: str, _: int) -> None:
         name = RENAMED.get(name, name)
         if name in ACCENTS:
-            start, self.i = self.i, group_end(self.text, self.i) if self.text[self.i : self.i + 1] == "{" else self.i + 1
-            argument = bare(self.text[start : self.i])
+            end = group_end(self.text, self.i) if self.text[self.i : self.i + 1] == "{" else self.i + 1
+            argument, self.i = bare(self.text[self.i : end]), end
             self.letter(f"{name}({argument})")
         elif name in LETTERS:
             self.letter(name)
@@ -150,8 +150,8 @@ class Tokenizer:
         while match := INDEX.match(self.text, self.i):
             mark, self.i = match.group(), match.end()
             if mark == "_":
-                start, self.i = self.i, group_end(self.text, self.i) if match[1] else self.i + len(match[2])
-                index += bare(self.text[start : self.i])
+                end = group_end(self.text, self.i) if match[1] else self.i + len(match[2])
+                index, self.i = index + bare(self.text[self.i : end]), end
             else:
                 primes += "'" * (mark.count("'") + mark.count("\\prime"))
         self.add("letter", name + (f"_{index}" if index else "") + primes)
@@ -166,7 +166,8 @@ class Tokenizer:
 
     def after_operand(self) -> bool:
         """Whether what follows can be a unit."""
-        return bool(self.tokens) and (self.tokens[-1].kind != "sign" or is_sign(self.tokens[-1], *")}]!/*", "\\}", "\\%"))
+        last = self.tokens[-1] if self.tokens else None
+        return last is not None and (last.kind != "sign" or is_sign(last, *")}]!/*", "\\}", "\\%"))
 
 
 def group_end(text: str, start: int) -> int:

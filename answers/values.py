@@ -90,7 +90,7 @@ def radians(tree: tuple) -> tuple:
     return tuple(radians(part) if isinstance(part, tuple) else part for part in tree)
 
 
-# -------------------------------------------------------------------------------- numbers: fractions, or those of mpmath
+# -------------------------------------------------------------------------------- fractions and numbers of mpmath
 
 def inexact(x):
     return mp.mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
@@ -192,9 +192,9 @@ def of_mpmath(name: str):
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
 KNOWN = {
     "factorial": factorial, "double factorial": functools.partial(factorial, step=2), "binom": binomial, "abs": abs,
-    "floor": rounded(math.floor, mp.floor), "ceil": rounded(math.ceil, mp.ceil), "max": of_reals(max), "min": of_reals(min),
-    "gcd": of_integers(math.gcd), "lcm": of_integers(math.lcm), "mod": of_integers(operator.mod), "ln": of_mpmath("log"),
-    "arcsin": of_mpmath("asin"), "arccos": of_mpmath("acos"), "arctan": of_mpmath("atan"),
+    "floor": rounded(math.floor, mp.floor), "ceil": rounded(math.ceil, mp.ceil), "max": of_reals(max),
+    "min": of_reals(min), "gcd": of_integers(math.gcd), "lcm": of_integers(math.lcm), "mod": of_integers(operator.mod),
+    "ln": of_mpmath("log"), "arcsin": of_mpmath("asin"), "arccos": of_mpmath("acos"), "arctan": of_mpmath("atan"),
     **{name: of_mpmath(name) for name in (*TRIGONOMETRIC, "sinh", "cosh", "tanh")}}
 ARITHMETIC = {"+": operator.add, "*": operator.mul, "/": operator.truediv}
 
