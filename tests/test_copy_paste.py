@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 import pytest
 import torch
 from conftest import ROOT
-from test_layout import LEVELS
+from test_layout import FOLDERS, LEVELS
 
 NEEDS = {"torch": {"torch": torch, "Tensor": torch.Tensor}, "math": {"math": math}, "Counter": {"Counter": Counter}, "Sequence": {"Sequence": Sequence},
          "Hashable": {"Hashable": Hashable}, "builtins": {}}
@@ -103,7 +103,7 @@ def test_every_call_belongs_to_a_marked_function():
         assert set(helpers) | set(needs) <= used | {"torch", "builtins"}, f"{module}.{name} names what it does not use"
 
 
-@pytest.mark.parametrize("module", LEVELS[0])
+@pytest.mark.parametrize("module", sorted(set(LEVELS[0]) - FOLDERS))
 def test_a_module_that_says_so_can_be_copied_alone(module, tmp_path):
     """Into an empty folder, from where nothing else of ours can be imported; reward.py shows its example there."""
     path = shutil.copy(ROOT / f"{module}.py", tmp_path)
@@ -111,3 +111,13 @@ def test_a_module_that_says_so_can_be_copied_alone(module, tmp_path):
     result = subprocess.run([sys.executable, "-I", path], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == (9 if module == "reward" else 0), "a header and eight completions"
+
+
+def test_the_folder_answers_can_be_copied_alone(tmp_path):
+    """Into an empty folder, beside a script that grades; neither torch nor, with a box, math-verify is imported."""
+    shutil.copytree(ROOT / "answers", tmp_path / "answers", ignore=shutil.ignore_patterns("__pycache__"))
+    assert "Imports nothing of ours" in (ROOT / "answers" / "__init__.py").read_text(encoding="utf-8")
+    code = ("import sys; sys.path.insert(0, '.'); from answers import gold_of, grade; "
+            "print(grade('so \\\\boxed{1/2}', gold_of('0.5')).reason, *{'torch', 'math_verify'} & set(sys.modules))")
+    result = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "equal\n"), result.stderr
