@@ -90,8 +90,8 @@ def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: 
         raise OSError(f"cannot write {part}: {next(iter(failed.failures.values()))[0]}") from failed
     write_policy(part / "policy")
     if first:
-        digests = {str(path.relative_to(part)): files.digest(path) for path in sorted(part.rglob("*"))
-                   if path.is_file()}
+        written = [path for path in sorted(part.rglob("*")) if path.is_file()]
+        digests = {str(path.relative_to(part)): files.digest(path) for path in written}
         (part / "meta.json").write_text(json.dumps({"step": step, **meta, "files": digests}, indent=2) + "\n")
         files.publish(final)
         for old in steps(run_dir)[:-keep]:

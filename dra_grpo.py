@@ -449,7 +449,7 @@ def train(config: Config) -> int:
 
 
 def dry_run(config: Config) -> str:
-    """The table of memory.py for one rank of this run, and its last line for more; reads the policy's config.json only."""
+    """The table of memory.py for one rank of this run, and its last line for more; reads only the policy's config."""
     path = Path(model_folder(config.model, ["config.json"]))
     with torch.device("meta"):
         model = Transformer(read_config(path), where=str(path / "config.json"))

@@ -2,10 +2,11 @@
 
     torchrun eval.py --config configs/eval_math.toml --model PATH [--model PATH ...] [--protocol paper] [section.key=value ...]
 
-Every problem is sampled n times; all ranks share the problems. Reported per benchmark and on average: avg@n with its standard error over
-problems and its standard deviation over seeds, pass@k by the unbiased estimator (arXiv:2107.03374), maj@k, how answers fail, and the diversity
-of right answers. Every sample is kept as it is made (eval_samples.py), and an evaluation that was interrupted, however, goes on where it stopped. The
-trainer uses the same functions for its own evaluations. `python -m report compare` compares policies.
+Every problem is sampled n times; all ranks share the problems. Reported per benchmark and on average: avg@n with its
+standard error over problems and its standard deviation over seeds, pass@k by the unbiased estimator (arXiv:2107.03374),
+maj@k, how answers fail, and the diversity of right answers. Every sample is saved as soon as it is made
+(eval_samples.py), and an evaluation that was interrupted in any way continues where it stopped. The trainer uses the
+same functions for its own evaluations. `python -m report compare` compares policies.
 """
 import hashlib
 import json
@@ -41,7 +42,8 @@ from reward import cosine_similarity
 
 STRATEGY_SAMPLES = 16                                   # right answers per problem behind "effective strategies": the estimate depends on it
 VENDI_SAMPLES = 4                                       # and behind the Vendi score
-RESULT = {"model": str, "benchmark": str, "n": int, "samples": int, "accuracy": (int, float), "accuracy_se": (int, float),
+NUMBER = (int, float)
+RESULT = {"model": str, "benchmark": str, "n": int, "samples": int, "accuracy": NUMBER, "accuracy_se": NUMBER,
           "pass_at_k": dict}                            # what readers need of a record in results.jsonl
 OF_RIGHT_TEXTS = ("similarity", "vendi", "vendi_m", "vendi_problems", "embed_cut")      # figures of an embedder
 
@@ -230,7 +232,7 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     print(f"{config.model.path} | the first prompt: {json.dumps(first, ensure_ascii=False)}")
     contents = identity(folder, benchmarks, data)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
-        if changed := changes(load(Config, out / "config.toml"), config, ["model.path"]):   # identity.json knows its files
+        if changed := changes(load(Config, out / "config.toml"), config, ["model.path"]):   # its files are known
             raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
         if (out / "identity.json").read_text(encoding="utf-8") != contents:
             raise ValueError(f"{out} holds an evaluation with other weights or problems (see its identity.json); name another output.dir")
@@ -364,8 +366,8 @@ class Evaluator:
         shutil.rmtree(parts, ignore_errors=True)        # a kill may have left it empty
         samples = [sample | {"text": None} for group, _ in whole_problems(final, n) for sample in group]
         if len(samples) != total * n:
-            raise ValueError(f"{final} has whole samples of {len(samples) // n} of {total} problems; remove it, and the "
-                             "same command makes it again")
+            raise ValueError(f"{final} has whole samples of {len(samples) // n} of {total} problems; remove it, and "
+                             "the same command makes it again")
         return summarize(name, samples)
 
     def similarities(self, name: str) -> list[tuple]:

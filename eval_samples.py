@@ -1,7 +1,7 @@
 """Samples of a benchmark: problems in, graded completions out, kept as JSON lines.
 
 A sample is a dict: "problem" (its place in the benchmark), "id", "sample" (0..n-1) and "seed", which fix its random numbers, "gold", "text", "answer" (what
-was taken from the text, None for nothing), "correct", "reason" (answers.py), "length" in tokens, "finish" ("stop", "length", or "prompt" for a prompt that
+was taken from the text, None for nothing), "correct", "reason" (answers/), "length" in tokens, "finish" ("stop", "length", or "prompt" for a prompt that
 leaves no room in the context), "vote" (what it counts for in a majority), and "label" where `eval.label` names strategies. It does not depend on
 ranks, on its neighbours or on what was sampled before (in fp32).
 """

@@ -1,4 +1,4 @@
-"""Statistics of samples, the figures of a training step and what is printed of them, and trackers besides metrics.jsonl."""
+"""Statistics of samples, the figures of a training step and their line, and trackers besides metrics.jsonl."""
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence

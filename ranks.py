@@ -180,10 +180,10 @@ class Interrupted(BaseException):
 class Stop:
     """What ends a run before its last step: SIGINT, SIGTERM or an error, on any rank; and what the run was doing then.
 
-    A signal raises `Interrupted` where stopping is harmless: before the first step, and inside `with
-    stop.interruptible(...)`, which holds only work without collectives. Elsewhere it is remembered, and `any_rank` has
-    to be asked before such work begins: a `with` cannot leave out what is in it. An error inside is remembered too: a
-    rank that left alone would leave the others waiting for it.
+    A signal raises `Interrupted` where stopping is harmless: before the first step, and inside
+    `with stop.interruptible(...)`, which holds only work without collectives. Elsewhere it is remembered, and
+    `any_rank` has to be asked before such work begins: a `with` cannot leave out what is in it. An error inside is
+    remembered too: a rank that left alone would leave the others waiting for it.
     """
 
     def __init__(self, where: str, less_memory: str):
@@ -262,8 +262,7 @@ class Stop:
 
 def full_memory(error: Exception) -> str | None:
     """Which memory an allocation found full: "GPU memory", "memory", or None for any other error."""
-    named = any(text in str(error) for text in ("out of memory", "ALLOC_FAILED"))
-    if named or isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error) or "ALLOC_FAILED" in str(error):
         return "GPU memory"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):     # the second is torch's, on a CPU
         return "memory"

@@ -15,8 +15,8 @@ Departures from the paper, each an option whose published value is `clamp=False,
 (3) the diagonal of the cosine matrix is set to 1, so a zero embedding has 1 + SMI = 1 instead of 0;
 (4) sharper kernels, counting right completions only, and weights of mean 1 are offered; none is on by default.
 
-Imports nothing of ours, so the file can be copied alone: grades (grader.py), embeddings (embedder.py) and the functions of users
-are handed to `Rewarder`, and dra_grpo.py hands in ours.
+Imports nothing of ours, so the file can be copied alone: grader (grader.py), embedder (embedder.py) and the functions
+of users are handed to `Rewarder`.
 
     python reward.py         prints a small example with and without DRA
 """
@@ -208,8 +208,8 @@ def adjust(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sha
            weights_G: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """DRA with its parts: (SMI, weights, R~), each (..., G); `weights_G` replaces the weights 1 / (1 + SMI).
 
-    Options and errors are those of `adjust_rewards`. Copy-pasteable with `at_least_float32`, `require_finite`, `smi_values`,
-    `weights_of_smi` and `apply_weights`: needs only torch.
+    Options and errors are those of `adjust_rewards`. Copy-pasteable with `at_least_float32`, `require_finite`,
+    `smi_values`, `weights_of_smi` and `apply_weights`: needs only torch.
     """
     if scope not in ("all", "correct"):
         raise ValueError(f"scope must be all or correct; got {scope!r}")
@@ -293,7 +293,7 @@ def cosine_reward(progress: str, texts: Sequence[str], grades: Sequence[Grade], 
 
 
 def reward_function(name: str, config: RewardConfig) -> RewardFunction:
-    """The function of ours that a key of `reward.functions` names, with its settings; ValueError with the known names otherwise."""
+    """The function of ours that a key of `reward.functions` names, with its settings; ValueError if there is none."""
     match name:
         case "accuracy":
             return accuracy_reward
@@ -339,10 +339,11 @@ class Scores:
     def of(self, p: int, g: int) -> dict:
         """What samples.jsonl says of completion `g` of prompt `p`."""
         i = p * self.raw.shape[1] + g
-        return {"correct": self.grades[i].correct, "reason": self.grades[i].reason, "answer": self.grades[i].answer,
-                "rewards": {name: part[p, g].item() for name, part in self.parts.items()}, "reward": self.raw[p, g].item(),
-                "cut": self.cut[i], "smi": self.smi[p, g].item(), "weight": self.weight[p, g].item(),
-                "adjusted": self.adjusted[p, g].item(), "advantage": self.advantage[p, g].item()}
+        grade, parts = self.grades[i], {name: part[p, g].item() for name, part in self.parts.items()}
+        return {"correct": grade.correct, "reason": grade.reason, "answer": grade.answer, "rewards": parts,
+                "reward": self.raw[p, g].item(), "cut": self.cut[i], "smi": self.smi[p, g].item(),
+                "weight": self.weight[p, g].item(), "adjusted": self.adjusted[p, g].item(),
+                "advantage": self.advantage[p, g].item()}
 
 
 class GraderLike(Protocol):
@@ -362,11 +363,12 @@ class EmbedderLike(Protocol):
 class Rewarder:
     """Texts of whole groups in, advantages out, by the `[reward]` and `[dra]` sections."""
 
-    def __init__(self, functions: dict[str, tuple[RewardFunction, float]], dra: DraConfig, scale: str, max_new_tokens: int,
-                 grader: GraderLike, embedder: EmbedderLike | None, opening: str = "", hook: Callable[..., Tensor] | None = None):
+    def __init__(self, functions: dict[str, tuple[RewardFunction, float]], dra: DraConfig, scale: str,
+                 max_new_tokens: int, grader: GraderLike, embedder: EmbedderLike | None, opening: str = "",
+                 hook: Callable[..., Tensor] | None = None):
         """`functions`: by name, with their weights. `scale`: of `group_advantages`. `embedder`: None without DRA.
-        `opening`: what the chat template has written of the assistant's turn, before the completion. `hook`: the function
-        that `dra.weights` names.
+        `opening`: what the chat template has written of the assistant's turn, before the completion. `hook`: the
+        function that `dra.weights` names.
         """
         self.functions, self.dra, self.scale, self.max_new_tokens = functions, dra, scale, max_new_tokens
         self.grader, self.embedder, self.opening, self.hook = grader, embedder, opening, hook
@@ -381,7 +383,7 @@ class Rewarder:
         turns, rows_N = [self.opening + text for text in texts], [row for row in rows for _ in range(group_size)]
         grades = self.grader.grade_batch(turns, [row["answer"] for row in rows_N])
         correct_PG = torch.tensor([item.correct for item in grades]).view(-1, group_size)
-        parts = {name: self.values(name, turns, rows_N, grades, lengths).view(-1, group_size) for name in self.functions}
+        parts = {name: self.values(name, turns, rows_N, grades, lengths).view_as(correct_PG) for name in self.functions}
         raw_PG = sum(weight * parts[name] for name, (_, weight) in self.functions.items())
         require_finite(raw_PG, "rewards")
         graded = time.perf_counter()
@@ -395,17 +397,18 @@ class Rewarder:
             similarity_PGG = cosine_similarity(embeddings_PGD)
             similarity_P = (graph_cut_smi(similarity_PGG).mean(-1) / (group_size - 1)).tolist()
             hooked_PG = hook_weights(self.hook, similarity_PGG, raw_PG, rows) if self.hook else None
-            smi_PG, weight_PG, adjusted_PG = adjust(raw_PG, similarity_PGG, dra.smi, dra.sharpen, dra.clamp, dra.scope, correct_PG,
-                                                    dra.normalize, dra.negative, hooked_PG)
+            smi_PG, weight_PG, adjusted_PG = adjust(raw_PG, similarity_PGG, dra.smi, dra.sharpen, dra.clamp, dra.scope,
+                                                    correct_PG, dra.normalize, dra.negative, hooked_PG)
         advantage_PG = group_advantages(adjusted_PG, self.scale)
         seconds = {"grade_s": graded - start, "embed_s": embedded - graded, "dra_s": time.perf_counter() - embedded}
         return Scores(grades, correct_PG, parts, raw_PG, similarity_P, cut, smi_PG, weight_PG, adjusted_PG, advantage_PG, seconds)
 
-    def values(self, name: str, turns: list[str], rows_N: list[dict], grades: list[Grade], lengths: list[int]) -> Tensor:
+    def values(self, name: str, turns: list[str], rows_N: list[dict], grades: list[Grade],
+               lengths: list[int]) -> Tensor:
         """(N,) values of one reward function, before its weight."""
         function, _ = self.functions[name]
-        values = function(texts=turns, golds=[row["answer"] for row in rows_N], rows=rows_N, grades=grades, lengths=lengths,
-                          max_new_tokens=self.max_new_tokens)
+        values = function(texts=turns, golds=[row["answer"] for row in rows_N], rows=rows_N, grades=grades,
+                          lengths=lengths, max_new_tokens=self.max_new_tokens)
         if len(values) != len(turns):
             raise ValueError(f"reward function {name!r} returned {len(values)} values for {len(turns)} completions")
         return torch.tensor(values, dtype=torch.float32)

@@ -210,12 +210,11 @@ def show(contestant: str, rounds: list[Round], first: str) -> None:
     """One contestant's medians, and below them where its step's time went, as its own metrics say."""
     runs = [round_[contestant] for round_ in rounds]
     times = [run["seconds"] for run in runs]
+    cpu, tokens = statistics.median(run["cpu"] for run in runs), statistics.mean(run["tokens"] for run in runs)
+    ratios = f"{ratio(rounds, contestant, first):.2f}, CPU {ratio(rounds, contestant, first, 'cpu'):.2f}"
     print(f"   {contestant:<20}{statistics.median(times):>8.2f} s a step ({min(times):.2f}..{max(times):.2f}), "
-          f"{statistics.median(run['cpu'] for run in runs):.2f} of CPU"
-          f"  time / {first}: {ratio(rounds, contestant, first):.2f}, "
-          f"CPU {ratio(rounds, contestant, first, 'cpu'):.2f}  "
-          f"{runs[0]['prompt_tokens']} + {statistics.mean(run['tokens'] for run in runs):.0f} tokens"
-          f"  peak {runs[-1]['peak']:.0f} MiB", flush=True)
+          f"{cpu:.2f} of CPU  time / {first}: {ratios}  {runs[0]['prompt_tokens']} + {tokens:.0f} tokens  "
+          f"peak {runs[-1]['peak']:.0f} MiB", flush=True)
     parts = {key: statistics.median(run["parts"][key] for run in runs) for key in runs[0]["parts"]}
     if parts:
         print("      " + "  ".join(f"{key.removesuffix('_s')} {value:.3f}" for key, value in parts.items()))
@@ -235,8 +234,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             build(name, Path(folder))
             work, _ = WORKLOADS[name]
-            print(f"\n{name}: {work['prompts']} prompts x {work['group']} completions of at most {work['cap']} tokens",
-                  flush=True)
+            print(f"\n{name}: {work['prompts']} prompts x {work['group']} completions of at most {work['cap']} tokens", flush=True)
             children = {contestant: child(contestant, name, Path(folder), args.threads)
                         for contestant in args.contestants}
             rounds = play(children, args.rounds)

@@ -184,17 +184,17 @@ def main() -> None:
             build(name, folder)
             print(f"\n{name}", flush=True)
             limit, first = bound(name), args.contestants[0]
-            command = [sys.executable, __file__, "--workloads", name, "--folder", folder,
-                       "--threads", str(args.threads)]
-            rounds = play({contestant: Child([*command, "--serve", contestant], Path(folder) / f"{contestant}.log")
-                           for contestant in args.contestants}, args.rounds)
+            command = [sys.executable, __file__, "--workloads", name, "--folder", folder]
+            command += ["--threads", str(args.threads)]
+            children = {contestant: Child([*command, "--serve", contestant], Path(folder) / f"{contestant}.log")
+                        for contestant in args.contestants}
+            rounds = play(children, args.rounds)
             for contestant in args.contestants:
                 runs = [round_[contestant] for round_ in rounds]
                 times = [run["seconds"] for run in runs]
                 print(f"   {contestant:<26}{runs[0]['tokens'] / statistics.median(times):>8.0f} tok/s "
-                      f"({min(times):.2f}..{max(times):.2f} s)  "
-                      f"time / {first}: {ratio(rounds, contestant, first):.2f}  "
-                      f"{limit / statistics.median(times):>4.0%} of the bound  peak {runs[-1]['peak']:.0f} MiB",
+                      f"({min(times):.2f}..{max(times):.2f} s)  time / {first}: {ratio(rounds, contestant, first):.2f}"
+                      f"  {limit / statistics.median(times):>4.0%} of the bound  peak {runs[-1]['peak']:.0f} MiB",
                       flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Does the embedder know what DRA needs to know? Tests of similarities against rewards and against labels, for `python -m report consistency | kernel`."""
+"""Does the embedder know what DRA needs to know? Tests of similarities against rewards and against labels."""
 from collections import Counter
 from collections.abc import Sequence
 from math import factorial, prod

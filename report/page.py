@@ -1,7 +1,7 @@
 """Curves and completion groups of runs and evaluations as one HTML page without scripts or network (page.html).
 
-Runs that differ in [run] alone are seeds of one recipe: a line is their mean, the band around it reaches from the lowest
-seed to the highest. Recipes differ in line style and marker, not only in colour.
+Runs that differ in [run] alone are seeds of one recipe: a line is their mean, the band around it reaches from the
+lowest seed to the highest. Recipes differ in line style and marker, not only in colour.
 """
 import base64
 from collections.abc import Callable, Sequence
@@ -45,7 +45,8 @@ def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         found.setdefault(run.recipe, []).append(run)
     recipes = [[run for run in seeds if run.train] or seeds for seeds in found.values()]
-    return dict(zip(unique_labels([seeds[0].label for seeds in recipes], [seeds[0].path for seeds in recipes]), recipes))
+    labels = unique_labels([seeds[0].label for seeds in recipes], [seeds[0].path for seeds in recipes])
+    return dict(zip(labels, recipes))
 
 
 def style(i: int) -> dict:
@@ -202,7 +203,8 @@ def pass_figure(recipes: dict[str, list[Run]], evaluations: Sequence[Evaluation]
 
 
 def labels_of(evaluations: Sequence[Evaluation]) -> list[str]:
-    return unique_labels([evaluation.model for evaluation in evaluations], [evaluation.path for evaluation in evaluations])
+    models, paths = [evaluation.model for evaluation in evaluations], [evaluation.path for evaluation in evaluations]
+    return unique_labels(models, paths)
 
 
 # ------------------------------------------------------------------------------------------------ completion groups
@@ -232,7 +234,7 @@ def most_changed_groups(run: Run, most: int) -> list[tuple[int, int]]:
 
 
 def bar(value: float, largest: float) -> dict:
-    """A number, and its bar from the middle: to the right if positive, to the left if negative; left and width in percent."""
+    """A number and its bar from the middle, to the left if it is negative; left and width in percent."""
     share = 50 * min(abs(value) / largest, 1) if largest else 0
     left = "50" if value >= 0 else f"{50 - share:.1f}"
     return {"text": f"{value:+.3f}", "kind": "up" if value >= 0 else "down", "left": left, "width": f"{share:.1f}"}
@@ -243,15 +245,15 @@ def group_rows(run: Run, group: dict) -> list[dict]:
     pairs = sorted(zip(group["completions"], plain_advantages(group, run.config)),
                    key=lambda pair: (-pair[0]["correct"], -pair[0]["weight"]))
     largest = max(max(abs(completion["advantage"]), abs(plain)) for completion, plain in pairs)
-    return [{"correct": completion["correct"], "strategy": "" if completion.get("label") is None else completion["label"],
-             "text": completion["text"], "reward": f"{completion['reward']:.3f}", "smi": f"{completion['smi']:.3f}",
+    return [{"correct": completion["correct"], "strategy": completion.get("label"), "text": completion["text"],
+             "reward": f"{completion['reward']:.3f}", "smi": f"{completion['smi']:.3f}",
              "weight": f"{completion['weight']:.4f}", "adjusted": f"{completion['adjusted']:.4f}",
              "plain": bar(plain, largest), "advantage": bar(completion["advantage"], largest)}
             for completion, plain in pairs]
 
 
 def side_by_side(runs: Sequence[Run], most: int) -> list[dict]:
-    """{step, problem, tables} of the same prompts in all runs with samples, chosen by the first of them that used DRA."""
+    """{step, problem, tables} of the same prompts in all runs with samples, chosen by the first that used DRA."""
     runs = [run for run in runs if run.samples]
     if not runs or not most:
         return []
@@ -288,7 +290,8 @@ def figures_of(recipes: dict[str, list[Run]], evaluations: Sequence[Evaluation],
     return figures
 
 
-def overview(runs: Sequence[Run], recipes: dict[str, list[Run]], evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
+def overview(runs: Sequence[Run], recipes: dict[str, list[Run]],
+             evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
     """(label, path, what it holds) of all that was read."""
     rows = []
     for label, seeds in recipes.items():
@@ -299,8 +302,8 @@ def overview(runs: Sequence[Run], recipes: dict[str, list[Run]], evaluations: Se
     rows += [(run.label, str(run.path), "no step yet; left out") for run in runs
              if not any(run in seeds for seeds in recipes.values())]
     for label, evaluation in zip(labels_of(evaluations), evaluations):
-        figures = [f"{name} {100 * record['accuracy']:.1f} ± {100 * record['accuracy_se']:.1f} (avg@{record['samples']})"
-                   for name, record in evaluation.results.items()]
+        figures = [f"{name} {100 * record['accuracy']:.1f} ± {100 * record['accuracy_se']:.1f} "
+                   f"(avg@{record['samples']})" for name, record in evaluation.results.items()]
         rows.append((label, str(evaluation.path), "; ".join(figures)))
     return rows
 
@@ -325,6 +328,7 @@ def write_page(runs: Sequence[Run], evaluations: Sequence[Evaluation], out: Path
                 figure.savefig(written[-1], dpi=110)
                 data = base64.b64encode(written[-1].read_bytes()).decode()
                 images.append({"name": name, "data": data, "caption": caption})
-    page = template().render(overview=overview(runs, recipes, evaluations), images=images, prompts=side_by_side(runs, groups))
+    page = template().render(overview=overview(runs, recipes, evaluations), images=images,
+                             prompts=side_by_side(runs, groups))
     (out / "index.html").write_text(page, encoding="utf-8", errors="replace")
     return [out / "index.html", *written]

@@ -13,8 +13,8 @@ from files import write_jsonl
 from metrics import maj_at_k, pass_at_k
 from ranks import run_main
 from report.__main__ import main
-from report.compare import (compare, conclusion, expanded_tail, expected_maximum, gain_of_choosing, measures, paired_bootstrap,
-                            sign_flip_p)
+from report.compare import (compare, conclusion, expanded_tail, expected_maximum, gain_of_choosing, measures,
+                            paired_bootstrap, sign_flip_p)
 from report.read import read_any, read_evaluation, read_groups, read_run
 from report.regrade import regrade
 

@@ -153,7 +153,7 @@ def test_settings_may_stand_on_both_sides_of_an_option():
 
 
 def test_changes_are_those_that_matter(file):
-    """By hand: a free section, a free key and those the caller names are left out; free keys still have bounds."""
+    """By hand: a free section, a free key and those that the caller names are left out; free keys have bounds too."""
     before = load(Whole, file)
     now = load(Whole, file, ["first.size=4", "first.on=false", "first.threads=2", "second.size=9"])
     assert changes(before, now) == "first.size: 3 -> 4; first.on: True -> False"

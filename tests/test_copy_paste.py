@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 import pytest
 import torch
 from conftest import ROOT
+from test_layout import FOLDERS, LEVELS
 
 NEEDS = {"torch": {"torch": torch, "Tensor": torch.Tensor}, "math": {"math": math}, "Counter": {"Counter": Counter}, "Sequence": {"Sequence": Sequence},
          "Hashable": {"Hashable": Hashable}, "builtins": {}}
@@ -68,7 +69,8 @@ CALLS = {                                               # every path through eac
     "reward.adjust": [lambda f: torch.stack(f(REWARDS, SIMILARITY, "graph_cut", 2.0, scope="correct")),
                       lambda f: torch.stack(f(REWARDS, SIMILARITY, weights_G=SIMILARITY[0]))],
     "reward.group_advantages": [lambda f: f(REWARDS), lambda f: f(REWARDS, "none")],
-    "learner.token_weights": [lambda f, loss=loss: f(torch.ones(2, 3), loss, rows=2, tokens=6, max_new_tokens=9) for loss in ("grpo", "dr_grpo", "dapo")],
+    "learner.token_weights": [lambda f, loss=loss: f(torch.ones(2, 3), loss, rows=2, tokens=6, max_new_tokens=9)
+                              for loss in ("grpo", "dr_grpo", "dapo")],
     "learner.policy_loss": [lambda f: f(LOGP, torch.zeros(2, 6), torch.tensor([1.0, -2.0]), 0.2, 0.3)],
     "learner.kl_k3": [lambda f: f(LOGP, torch.zeros(2, 6))],
     "sampler.sample_tokens": [lambda f, options=options: torch.stack([x.double() for x in f(LOGITS, UNIFORM, *options)])
@@ -101,11 +103,21 @@ def test_every_call_belongs_to_a_marked_function():
         assert set(helpers) | set(needs) <= used | {"torch", "builtins"}, f"{module}.{name} names what it does not use"
 
 
-@pytest.mark.parametrize("module", ["reward", "config", "answers", "files"])
+@pytest.mark.parametrize("module", sorted(set(LEVELS[0]) - FOLDERS))
 def test_a_module_that_says_so_can_be_copied_alone(module, tmp_path):
-    """Into an empty folder, from where nothing else of ours can be imported, and started there; reward.py shows its example."""
+    """Into an empty folder, from where nothing else of ours can be imported; reward.py shows its example there."""
     path = shutil.copy(ROOT / f"{module}.py", tmp_path)
     assert "Imports nothing of ours" in (ROOT / f"{module}.py").read_text(encoding="utf-8")
     result = subprocess.run([sys.executable, "-I", path], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == (9 if module == "reward" else 0), "a header and eight completions"
+
+
+def test_the_folder_answers_can_be_copied_alone(tmp_path):
+    """Into an empty folder, beside a script that grades; neither torch nor, with a box, math-verify is imported."""
+    shutil.copytree(ROOT / "answers", tmp_path / "answers", ignore=shutil.ignore_patterns("__pycache__"))
+    assert "Imports nothing of ours" in (ROOT / "answers" / "__init__.py").read_text(encoding="utf-8")
+    code = ("import sys; sys.path.insert(0, '.'); from answers import gold_of, grade; "
+            "print(grade('so \\\\boxed{1/2}', gold_of('0.5')).reason, *{'torch', 'math_verify'} & set(sys.modules))")
+    result = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "equal\n"), result.stderr

@@ -68,11 +68,12 @@ def test_a_process_that_stalls_or_dies_is_replaced(tmp_path, line, deadline, rea
     crash.
     """
     shutil.copy(ROOT / "grader.py", tmp_path)
-    source = (ROOT / "answers.py").read_text(encoding="utf-8")
+    file = shutil.copytree(ROOT / "answers", tmp_path / "answers") / "__init__.py"
+    source = file.read_text(encoding="utf-8")
     first = "    words, gold_words = as_words(answer), as_words(gold)\n"
     assert source.count(first) == 1
     stalling = source.replace(first, f"    import os, sys, time\n    if answer == 'x':\n        {line}\n{first}")
-    (tmp_path / "answers.py").write_text(stalling, encoding="utf-8")
+    file.write_text(stalling, encoding="utf-8")
     with patch("grader.__file__", str(tmp_path / "grader.py")), Grader(1, timeout_s=deadline) as grader:
         grades = grader.grade_batch(["\\boxed{x}", "\\boxed{\\sqrt{4}}", "\\boxed{x}", "\\boxed{\\sqrt{9}}"],
                                     ["y", "2", "z", "3"])

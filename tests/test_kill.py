@@ -378,8 +378,8 @@ def test_a_continued_run_killed_at_its_end_is_not_complete(run, tmp_path, killed
     killed_before("final", *arguments)
     code, out, _ = here(*arguments)
     assert code == 0 and "continuing at step 4" in out and "complete" not in out
-    weights = [(folder / name / "model.safetensors").read_bytes()
-               for name in ("final", "checkpoints/step-000004/policy")]
+    folders = [folder / "final", folder / "checkpoints/step-000004/policy"]
+    weights = [(path / "model.safetensors").read_bytes() for path in folders]
     assert weights[0] == weights[1], "float32 on both sides"
 
 

@@ -185,8 +185,8 @@ def test_figures_equal_sums_over_tokens():
         entropies += torch.distributions.Categorical(logits=dense).entropy().tolist()
         ratios += (ref - dense).gather(-1, picked)[:, 0].tolist()
         gaps += off.abs().tolist()
-        given.append(Row(prompt, replace(completion, logprobs=(dense.gather(-1, picked)[:, 0] + off).tolist()),
-                         advantage))
+        logprobs = (dense.gather(-1, picked)[:, 0] + off).tolist()
+        given.append(Row(prompt, replace(completion, logprobs=logprobs), advantage))
     figures = learner.update(given, lr=0.0)
     expected = {"entropy": sum(entropies), "gap": sum(gaps), "kl": sum(math.exp(r) - r - 1 for r in ratios),
                 "clipped": 0.0}

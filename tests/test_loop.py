@@ -146,13 +146,16 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.
 
 
 @pytest.mark.parametrize(("owner", "name", "error", "words"), [
-    (Learner, "update", FloatingPointError("loss nan"), "step 1: loss nan; lower learner.lr or look at the last groups in .*r/samples.jsonl"),
-    (Learner, "update", OUT_OF_MEMORY, "step 1: out of GPU memory; lower learner.micro_batch_tokens, sampler.slots or sampler.max_new_tokens, .*"
-                                       "activation_checkpointing = true or learner.offload = true; --dry-run prints"),
+    (Learner, "update", FloatingPointError("loss nan"),
+     "step 1: loss nan; lower learner.lr or look at the last groups in .*r/samples.jsonl"),
+    (Learner, "update", OUT_OF_MEMORY,
+     "step 1: out of GPU memory; lower learner.micro_batch_tokens, sampler.slots or sampler.max_new_tokens, .*"
+     "activation_checkpointing = true or learner.offload = true; --dry-run prints"),
     (Sampler, "generate", OUT_OF_MEMORY, "step 1: out of GPU memory; lower learner.micro_batch_tokens"),
-    (Learner, "update", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "step 1: out of memory; lower")])
-def test_a_step_that_fails_says_what_helps_and_leaves_its_samples(tmp_path, monkeypatch, capsys, owner, name, error, words):
-    """What an update was given is in the file before it; what could not be sampled is not."""
+    (Learner, "update", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+     "step 1: out of memory; lower")])
+def test_a_step_that_fails_leaves_its_samples(tmp_path, monkeypatch, capsys, owner, name, error, words):
+    """What an update was given is in the file before it, and the message says what helps; what was not made is not."""
     def fail(*arguments):
         raise error
 
@@ -169,5 +172,5 @@ def test_out_of_memory_in_an_evaluation_names_its_own_settings(tmp_path, monkeyp
         raise OUT_OF_MEMORY
 
     monkeypatch.setattr(Sampler, "generate", fail)
-    with pytest.raises(ValueError, match=r"evaluation after step 0: out of GPU memory; lower eval.slots \(0 is all rows\) or eval.max_new_tokens"):
+    with pytest.raises(ValueError, match="evaluation after step 0: out of GPU memory; lower eval.slots .*max_new_"):
         run(tmp_path / "r", PROBLEMS, 'eval.benchmarks=["tiny/test.jsonl"]')

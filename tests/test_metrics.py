@@ -13,8 +13,8 @@ import torch
 from test_loop import run as train_here
 
 import metrics
-from metrics import (Trackers, before_and_after, check_trackers, effective_labels, group_figures, maj_at_k, pass_at_k, scalars,
-                     standard_error, vendi_score)
+from metrics import (Trackers, before_and_after, check_trackers, effective_labels, group_figures, maj_at_k, pass_at_k,
+                     scalars, standard_error, vendi_score)
 
 
 def test_pass_at_k_equals_counting_subsets():

@@ -19,7 +19,8 @@ def test_mutant_applies(mutant):
 
 def test_mutants_have_names_of_their_own_and_cover_every_module():
     assert [name for name, count in Counter(m.name for m in MUTANTS).items() if count > 1] == []
-    modules = {str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.py"), *ROOT.glob("report/[a-z]*"))}
+    places = ("*.py", "report/[a-z]*", "answers/*.py")
+    modules = {str(path.relative_to(ROOT)) for place in places for path in ROOT.glob(place)}
     assert {m.area for m in MUTANTS} == set(AREAS) and {m.file for m in MUTANTS} == modules
     assert all(m.pitfall for m in MUTANTS)
 
@@ -29,6 +30,8 @@ def test_stale_mutants_are_refused_by_name():
                             ("= 1", "=", "'m' is not Python")):
         with pytest.raises(ValueError, match=words):
             Mutant("model", "m", "", old, new).apply("x = 1; z = x")
+    with pytest.raises(ValueError, match="'m'.*occurs in 0 files of answers/"):
+        assert Mutant("answers", "m", "", "no file has this text", "").file
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""report/page.py: what the curves are made of, which groups are shown, and that no text of a model acts in the page."""
+"""report/page.py: what curves are made of, which groups are shown, and that nothing a model writes acts in the page."""
 import base64
 import json
 import math
@@ -214,8 +214,8 @@ def test_the_same_prompt_stands_side_by_side(tmp_path):
     c = a_run(tmp_path / "c", name="third", loss="dr_grpo",
               groups=[a_group(1, 0, [0.0, 1.0], [-0.7, 0.7], "from c") | {"id": "else"}])
     prompt, = side_by_side(read_any([a, b, c])[0], 3)
-    assert [[row["text"] for row in table["rows"]] for table in prompt["tables"]] == [
-        ["from a 0", "from a 1"], ["from b 1", "from b 0"]]
+    texts = [[row["text"] for row in table["rows"]] for table in prompt["tables"]]
+    assert texts == [["from a 0", "from a 1"], ["from b 1", "from b 0"]]
     html = page.template().render(prompts=[prompt])
     assert html.count("<h3>") == 1 and html.count("<table>") == 3 and "from a 0" in html and "from b 0" in html
     assert "from c" not in html

@@ -17,10 +17,7 @@ def stop():
 
 
 def test_a_signal_ends_local_work_at_once_and_waits_for_other_work(stop):
-    """Inside `interruptible` nothing more is done; elsewhere it is remembered.
-
-    Work that was begun all the same runs to its end without a traceback.
-    """
+    """Inside `interruptible` nothing more is done; elsewhere it is remembered, and work begun then runs to its end."""
     stop.raise_at_once, done = False, []
     assert not stop.any_rank()
     with stop.interruptible("first"):
@@ -42,8 +39,7 @@ def test_an_error_in_local_work_is_kept_and_said_with_what_was_done(stop):
 
 @pytest.mark.parametrize(("error", "words"), [
     (OSError(errno.ENOSPC, "No space left on device"), "^step 7: run.dir = 'runs/a': no room left to write; make room"),
-    (RuntimeError("safetensors: I/O error: File too large (os error 27)"),
-     "^step 7: run.dir = 'runs/a': no room left to write"),
+    (RuntimeError("safetensors: I/O error: File too large (os error 27)"), "^step 7: run.dir = 'runs/a': no room left"),
     (torch.OutOfMemoryError("CUDA out of memory"), "^step 7: out of GPU memory; lower sampler.slots$"),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "^step 7: out of GPU memory"),
     (MemoryError(), "^step 7: out of memory; lower sampler.slots$")])

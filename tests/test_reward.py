@@ -12,8 +12,8 @@ from config import import_function
 from dra_grpo import reward_functions
 from embedder import Embedder
 from grader import Grader
-from reward import (DraConfig, RewardConfig, Rewarder, adjust_rewards, apply_weights, cosine_similarity, diversity_weights,
-                    graph_cut_smi, group_advantages, log_det_smi, reward_function, smi_values)
+from reward import (DraConfig, RewardConfig, Rewarder, adjust_rewards, apply_weights, cosine_similarity,
+                    diversity_weights, graph_cut_smi, group_advantages, log_det_smi, reward_function, smi_values)
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "dra_golden.json").read_text())
 
@@ -227,7 +227,8 @@ def test_the_turn_begins_where_the_template_leaves_off(tmp_path):
     with Grader(1) as grader:
         config = RewardConfig({"accuracy": 1.0, "format": 1.0, f"{seen}:seen": 1.0})
         for begun, accuracy in (("<think>\n", [1.0, 0.0]), ("", [1.0, 1.0])):
-            scores = Rewarder(reward_functions(config), DraConfig(enabled=False), "none", 64, grader, None, begun)(texts, [{"answer": "2"}], [9, 9], 2)
+            rewarder = Rewarder(reward_functions(config), DraConfig(enabled=False), "none", 64, grader, None, begun)
+            scores = rewarder(texts, [{"answer": "2"}], [9, 9], 2)
             assert [part.tolist() for part in scores.parts.values()] == [[accuracy], [[1.0, 0.0]], [[1.0, 1.0] if begun else [0.0, 0.0]]]
 
 
@@ -238,7 +239,8 @@ def test_rewarder_is_the_functions_in_order(dra):
     rows = [{"answer": "85"}, {"answer": "2"}]
     with Grader(1) as grader:
         embedder = Embedder("tiny/embedder") if dra.enabled else None
-        scores = Rewarder(reward_functions(RewardConfig({"accuracy": 2.0, "format": 1.0})), dra, "std", 64, grader, embedder)(texts, rows, [5] * 8, 4)
+        functions = reward_functions(RewardConfig({"accuracy": 2.0, "format": 1.0}))
+        scores = Rewarder(functions, dra, "std", 64, grader, embedder)(texts, rows, [5] * 8, 4)
     raw = torch.tensor([[2.0, 2, 0, 1], [0, 2, 2, 2]])
     assert torch.equal(scores.raw, raw) and torch.equal(scores.correct, raw == 2)
     expected = raw
@@ -260,7 +262,8 @@ def test_user_reward_functions_get_what_the_docs_say(tmp_path):
     name = f"{tmp_path}/my.py:brevity"
     with Grader(1) as grader:
         def rewarder(functions):
-            return Rewarder(reward_functions(RewardConfig(functions)), DraConfig(enabled=False), "none", 100, grader, None)
+            named = reward_functions(RewardConfig(functions))
+            return Rewarder(named, DraConfig(enabled=False), "none", 100, grader, None)
         scores = rewarder({"accuracy": 2.0, name: 0.5})(["\\boxed{1}", "\\boxed{2}"], [{"answer": "1", "bonus": 3}], [20, 100], 2)
         torch.testing.assert_close(scores.raw, torch.tensor([[2.4, 0.0]]))
         torch.testing.assert_close(scores.parts[name], torch.tensor([[0.8, 0.0]]))
@@ -292,8 +295,8 @@ def test_weights_hook_replaces_the_weights(tmp_path):
     with Grader(1) as grader:
         def scores(name):
             hook = import_function("dra.weights", f"{tmp_path}/hook.py:{name}") if name else None
-            rewarder = Rewarder(reward_functions(RewardConfig()), DraConfig(), "none", 64, grader, Embedder("tiny/embedder"), hook=hook)
-            return rewarder(texts, rows, [5] * 4, 2)
+            functions, embedder = reward_functions(RewardConfig()), Embedder("tiny/embedder")
+            return Rewarder(functions, DraConfig(), "none", 64, grader, embedder, hook=hook)(texts, rows, [5] * 4, 2)
         hooked, plain = scores("f"), scores("")
         assert hooked.adjusted.tolist() == [[0.25, 0.25], [0.0, 0.25]] and hooked.adjusted.dtype == torch.float32 and not hooked.advantage.requires_grad
         assert torch.equal(hooked.smi, plain.smi) and torch.equal(hooked.raw, plain.raw) and hooked.similarity == plain.similarity

@@ -191,7 +191,8 @@ def test_a_run_folder_has_one_writer(run, tmp_path, here):
     folder = tmp_path / "r"
     shutil.copytree(run[0], folder)
     before = {path: path.read_bytes() for path in folder.glob("*.*")}
-    hold = f"import files, pathlib, time\nwith files.lock(pathlib.Path({str(folder)!r})): print('held', flush=True); time.sleep(60)"
+    hold = ("import files, pathlib, time\n"
+            f"with files.lock(pathlib.Path({str(folder)!r})): print('held', flush=True); time.sleep(60)")
     owner = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
     assert owner.stdout.readline() == "held\n"
     code, _, err = here(*command(folder, run[2], "run.steps=4")[2:])

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-AREAS = {                                               # of mutants.toml: the file they change, the tests to run first
+AREAS = {                                               # of mutants.toml: the file or folder they change, the tests to run first
     "model": ("model.py", ["tests/test_model.py", "tests/test_sampler.py"]),
     "sampler": ("sampler.py", ["tests/test_sampler.py", "tests/test_gpu.py"]),
     "reward": ("reward.py", ["tests/test_reward.py"]),
     "embedder": ("embedder.py", ["tests/test_embedder.py"]),
-    "answers": ("answers.py", ["tests/test_answers.py", "tests/test_grader.py"]),
+    "answers": ("answers", ["tests/test_answers.py", "tests/test_grader.py"]),
     "grader": ("grader.py", ["tests/test_grader.py"]),
     "learner": ("learner.py", ["tests/test_learner.py", "tests/test_gpu.py"]),
     "ranks": ("ranks.py", ["tests/test_ranks.py", "tests/test_learner.py", "tests/test_gpu.py"]),
@@ -63,7 +63,15 @@ class Mutant:
 
     @property
     def file(self) -> str:
-        return AREAS[self.area][0]
+        """The file it changes; where the area is a folder, the one that has the old text."""
+        place = AREAS[self.area][0]
+        if not (ROOT / place).is_dir():
+            return place
+        found = [path for path in sorted((ROOT / place).glob("*.py")) if self.old in path.read_text(encoding="utf-8")]
+        if len(found) != 1:
+            raise ValueError(f"mutant {self.name!r}: its old text occurs in {len(found)} files of {place}/, not in one: "
+                             f"{self.old!r}")
+        return str(found[0].relative_to(ROOT))
 
     def apply(self, source: str) -> str:
         """The changed source; ValueError naming a mutant whose old text does not occur once, or that is no Python."""
@@ -118,11 +126,8 @@ def failures(folder: Path, *arguments: str) -> list[str] | None:
 
 
 def catch(mutant: Mutant) -> tuple[str, str]:
-    """(kind, id) of the first test that fails on a copy with the mutant.
-
-    The kind is "" if none does, "hang" if one does not end.
-    """
-    file, first = AREAS[mutant.area]
+    """(kind, id) of the first test that fails on a copy with the mutant; the kind is "" if none does, "hang" if one does not end."""
+    file, first = mutant.file, AREAS[mutant.area][1]
     with tempfile.TemporaryDirectory(prefix="mutant-") as scratch:
         folder = Path(scratch)
         copy_code(folder)
