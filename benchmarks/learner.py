@@ -234,7 +234,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             build(name, Path(folder))
             work, _ = WORKLOADS[name]
-            print(f"\n{name}: {work['prompts']} prompts x {work['group']} completions of at most {work['cap']} tokens", flush=True)
+            print(f"\n{name}: {work['prompts']} prompts x {work['group']} completions of at most {work['cap']} tokens",
+                  flush=True)
             children = {contestant: child(contestant, name, Path(folder), args.threads)
                         for contestant in args.contestants}
             rounds = play(children, args.rounds)

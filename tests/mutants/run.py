@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-AREAS = {                                               # of mutants.toml: the file or folder they change, the tests to run first
+AREAS = {                                               # of mutants.toml: what they change, the tests to run first
     "model": ("model.py", ["tests/test_model.py", "tests/test_sampler.py"]),
     "sampler": ("sampler.py", ["tests/test_sampler.py", "tests/test_gpu.py"]),
     "reward": ("reward.py", ["tests/test_reward.py"]),
@@ -69,8 +69,8 @@ class Mutant:
             return place
         found = [path for path in sorted((ROOT / place).glob("*.py")) if self.old in path.read_text(encoding="utf-8")]
         if len(found) != 1:
-            raise ValueError(f"mutant {self.name!r}: its old text occurs in {len(found)} files of {place}/, not in one: "
-                             f"{self.old!r}")
+            raise ValueError(f"mutant {self.name!r}: its old text occurs in {len(found)} files of {place}/, not "
+                             f"in one: {self.old!r}")
         return str(found[0].relative_to(ROOT))
 
     def apply(self, source: str) -> str:
@@ -126,7 +126,10 @@ def failures(folder: Path, *arguments: str) -> list[str] | None:
 
 
 def catch(mutant: Mutant) -> tuple[str, str]:
-    """(kind, id) of the first test that fails on a copy with the mutant; the kind is "" if none does, "hang" if one does not end."""
+    """(kind, id) of the first test that fails on a copy with the mutant.
+
+    The kind is "" if none does, "hang" if one does not end.
+    """
     file, first = mutant.file, AREAS[mutant.area][1]
     with tempfile.TemporaryDirectory(prefix="mutant-") as scratch:
         folder = Path(scratch)
