@@ -1,9 +1,9 @@
 """Checkpoints of a run: RUN/checkpoints/step-000050/{policy/, state/, meta.json}, safetensors and JSON only.
 
-`policy/` is a Hugging Face folder with the master weights, `state/` the optimizer's tensors written shard by shard through
-torch.distributed.checkpoint (it loads on another number of ranks), `meta.json` the step and whatever the run adds. A
-checkpoint is written to a temporary folder and renamed when it is complete and on disk; meta.json has the SHA-256 of every
-other file; one that is damaged later is renamed, and the one before it is used.
+`policy/` is a Hugging Face folder with the master weights, `state/` the optimizer's tensors written shard by shard
+through torch.distributed.checkpoint (it loads on another number of ranks), `meta.json` the step and whatever the run
+adds. A checkpoint is written to a temporary folder and renamed when it is complete and on disk; meta.json has the
+SHA-256 of every other file; one that is damaged later is renamed, and the one before it is used.
 """
 import json
 import shutil
@@ -41,12 +41,13 @@ def steps(run_dir: Path) -> list[Path]:
 
 
 def newest_intact(run_dir: Path) -> Path | None:
-    """The newest checkpoint whose files are what was written; damaged ones are named on stderr and renamed to damaged-step-*."""
+    """The newest checkpoint that is as written; damaged ones are named on stderr and renamed to damaged-step-*."""
     for folder in reversed(steps(run_dir)):
         found = damage(folder)
         if found is None:
             return folder
-        aside = next(path for i in range(1000) if not (path := folder.with_name(f"damaged-{folder.name}" + f"-{i}" * (i > 0))).exists())
+        aside = next(path for i in range(1000)
+                     if not (path := folder.with_name(f"damaged-{folder.name}" + f"-{i}" * (i > 0))).exists())
         folder.rename(aside)
         print(f"checkpoint {folder} is damaged ({found}): put aside as {aside.name}", file=sys.stderr)
     return None
@@ -66,11 +67,12 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: dict[str, Tensor], meta: dict, keep: int) -> None:
+def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: dict[str, Tensor], meta: dict,
+         keep: int) -> None:
     """Writes the checkpoint of `step` and removes all but the newest `keep`. Every rank calls it.
 
-    `write_policy(folder)` is called on every rank (gathering is collective) and writes on the first. `state` holds plain or
-    sharded tensors under the same names on all ranks.
+    `write_policy(folder)` is called on every rank (gathering is collective) and writes on the first. `state` holds
+    plain or sharded tensors under the same names on all ranks.
     """
     first = not dist.is_initialized() or dist.get_rank() == 0
     final = folder_of(run_dir, step)
@@ -82,7 +84,8 @@ def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: 
     barrier()
     try:
         with one_process_is_fine():
-            dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(part / "state"), save_distributed=True), no_dist=not dist.is_initialized())
+            dcp.save(state, storage_writer=HuggingFaceStorageWriter(str(part / "state"), save_distributed=True),
+                     no_dist=not dist.is_initialized())
     except CheckpointException as failed:               # a BaseException, whose text is all ranks' tracebacks
         raise OSError(f"cannot write {part}: {next(iter(failed.failures.values()))[0]}") from failed
     write_policy(part / "policy")
@@ -99,7 +102,8 @@ def save(run_dir: Path, step: int, write_policy: Callable[[Path], None], state: 
 def load(folder: Path, state: dict[str, Tensor]) -> dict:
     """Fills the tensors of `state` (plain or sharded) in place from a checkpoint and returns its meta.json."""
     with one_process_is_fine():
-        dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder / "state")), no_dist=not dist.is_initialized())
+        dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder / "state")),
+                 no_dist=not dist.is_initialized())
     return json.loads((folder / "meta.json").read_text())
 
 

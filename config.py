@@ -1,7 +1,8 @@
 """TOML files and `section.key=value` overrides, checked against nested frozen dataclasses.
 
-A config class is a frozen dataclass whose fields are sections, and a section is a frozen dataclass whose fields are values.
-Everything a user can get wrong is one `ValueError` that names the key, the value and the remedy. The rules stand in the types:
+A config class is a frozen dataclass whose fields are sections, and a section is a frozen dataclass whose fields are
+values. Everything a user can get wrong is one `ValueError` that names the key, the value and the remedy. The rules
+are in the types:
 
     @dataclass(frozen=True)
     class SamplerConfig:
@@ -37,10 +38,10 @@ BOUNDS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.
 
 
 def load(cls: type, path: str | Path, overrides: list[str] = ()) -> Any:
-    """An instance of dataclass `cls` from the TOML file at `path` with `overrides` ("section.key=value") applied on top.
+    """An instance of dataclass `cls` from the TOML file at `path`, then `overrides` ("section.key=value").
 
-    An override's value is read as TOML if it parses, else taken as a string; then it is checked like the rest.
-    Raises ValueError for a missing or broken file, an unknown key, a wrong type, a value out of bounds or a missing key.
+    An override's value is read as TOML if it parses, else taken as a string; then it is checked like the rest. Raises
+    ValueError for a missing or broken file, an unknown key, a wrong type, a value out of bounds or a missing key.
     """
     path = Path(path)
     if not path.is_file():
@@ -76,7 +77,8 @@ def build(cls: type, tree: dict, prefix: str = "") -> Any:
         key = prefix + name
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1)
-            hint = f"; did you mean {prefix + near[0]!r}?" if near else f"; known: {', '.join(prefix + known for known in hints)}"
+            known = ", ".join(prefix + name for name in hints)
+            hint = f"; did you mean {prefix + near[0]!r}?" if near else f"; known: {known}"
             raise ValueError(f"unknown config key {key!r}{hint}")
         values[name] = check(key, value, hints[name])
     for field in dataclasses.fields(cls):
@@ -89,7 +91,10 @@ def build(cls: type, tree: dict, prefix: str = "") -> Any:
 
 
 def check(key: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint` asks for, or ValueError naming `key`. An int serves as a float; nothing else is converted."""
+    """`value` as the type `hint` asks for, or ValueError naming `key`.
+
+    An int serves as a float; nothing else is converted.
+    """
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ValueError(f"config key {key!r} must be a section ([{key}]); got {value!r}")
@@ -120,7 +125,8 @@ def check(key: str, value: Any, hint: Any) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        example = f", such as {key}=[{json.dumps(value)}]" if get_origin(hint) is list and isinstance(value, str) else ""
+        bare = get_origin(hint) is list and isinstance(value, str)
+        example = f", such as {key}=[{json.dumps(value)}]" if bare else ""
         raise ValueError(f"{key} must be of type {type_name(hint)}{example}; got {value!r}")
     if hint is float and not math.isfinite(value):
         raise ValueError(f"{key} must be finite; got {value!r}")
@@ -168,13 +174,16 @@ def describe(cls: type) -> str:
     return "\n".join(lines)
 
 
-def parse_args(cls: type, argv: list[str], doc: str, extra: Callable[[argparse.ArgumentParser], None] = lambda parser: None) -> argparse.Namespace:
+def parse_args(cls: type, argv: list[str], doc: str,
+               extra: Callable[[argparse.ArgumentParser], None] = lambda parser: None) -> argparse.Namespace:
     """--config FILE section.key=value ..., with every key of config class `cls` in --help."""
-    parser = argparse.ArgumentParser(description=doc.split("\n\n")[0], epilog="config keys:" + describe(cls), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=doc.split("\n\n")[0], epilog="config keys:" + describe(cls),
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="FILE", help="TOML file with the run's settings")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value",
+                        help="settings that replace those of the file")
     extra(parser)
-    return parser.parse_intermixed_args(argv)           # settings may stand before and behind options
+    return parser.parse_intermixed_args(argv)           # settings may come before and after options
 
 
 def dump(config: Any) -> str:
@@ -216,7 +225,8 @@ def import_function(key: str, spec: str) -> Any:
     file, colon, name = spec.rpartition(":")
     path = Path(file)
     if not (colon and file.endswith(".py") and path.is_file()):
-        raise ValueError(f"{key} must be \"path.py:function\" with an existing file, seen from {Path.cwd()}; got {spec!r}")
+        raise ValueError(f"{key} must be \"path.py:function\" with an existing file, seen from {Path.cwd()}; "
+                         f"got {spec!r}")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(module_spec)
     with naming(key, spec, path):
@@ -239,4 +249,5 @@ def naming(key: str, spec: str, path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-        raise ValueError(f"{key}: {spec} raised {type(error).__name__}: {error}" + (f" ({path}, line {lines[-1]})" if lines else "")) from error
+        raise ValueError(f"{key}: {spec} raised {type(error).__name__}: {error}"
+                         + (f" ({path}, line {lines[-1]})" if lines else "")) from error

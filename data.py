@@ -41,7 +41,7 @@ class DataConfig:
     """column (or several, as above) with the gold answer, a list of golds of which one is to be equalled, or a solution
     whose last \\boxed{} holds it; if there is none, "solution" is read"""
     columns: list[str] = field(default_factory=list)
-    """columns that reward and label functions get besides id, problem and answer; empty for all"""
+    """columns that reward and label functions get in addition to id, problem and answer; empty for all"""
     skip_bad_rows: bool = False
     """leave out and count rows without a usable problem or answer; false stops at the first"""
     system: str = ""
@@ -55,7 +55,7 @@ class DataConfig:
     template_args: dict[str, bool | int | float | str] = field(default_factory=dict)
     """arguments of the chat template, such as {enable_thinking = false}"""
     stop: list[str | int] = field(default_factory=list)
-    """further tokens that end a completion, as text or ids, besides those that the policy's folder names"""
+    """further tokens that end a completion, as text or ids, in addition to those that the policy's folder names"""
 
 
 # ------------------------------------------------------------------------------------------------ sources
@@ -148,7 +148,7 @@ def hub_rows(source: str) -> Iterable[dict]:
 
 def load_problems(source: str | Sequence[str], data: DataConfig, skipped: list[str] | None = None) -> list[dict]:
     """Rows of a source with "problem" as text, "answer" as text or a list of texts, and an "id" (by default their
-    place) beside their other columns.
+    place) next to their other columns.
 
     A row whose problem is a list of messages has it as "prompt_messages", and the text of the last as "problem". Raises
     ValueError naming file, line (or row) and column for anything missing or malformed and for answers that nothing can
@@ -332,7 +332,7 @@ def remarks(rows: Sequence[dict]) -> list[str]:
     if sum(sizes.values()) > LARGE:
         largest = max(sizes, key=sizes.get)
         found.append(
-            f"columns besides problem and answer take about {sum(sizes.values()) / 1e9:.1f} GB of memory, {largest!r}"
+            f"further columns take about {sum(sizes.values()) / 1e9:.1f} GB of memory, {largest!r}"
             " most; name those that reward functions need with data.columns"
         )
     return found

@@ -456,7 +456,7 @@ def dry_run(config: Config) -> str:
 
     def parts(world: int) -> list[memory.Part]:
         rows = -(-config.data.prompts_per_step // world) * config.sampler.group_size
-        return memory.parts(model, dtype=DTYPES[config.model.dtype], card=True, world=world, rows=rows,
+        return memory.parts(model, dtype=DTYPES[config.model.dtype], gpu=True, world=world, rows=rows,
                             slots=min(config.sampler.slots or rows, rows),
                             prompt_tokens=config.data.max_prompt_tokens, max_new_tokens=config.sampler.max_new_tokens,
                             micro_batch_tokens=config.learner.micro_batch_tokens, reference=config.learner.kl_beta > 0,

@@ -1,13 +1,14 @@
 """Grades batches of answers in worker processes, each answer within a deadline and a memory limit.
 
     with Grader(workers=2, timeout_s=5.0) as grader:
-        grades = grader.grade_batch(["... so \\\\boxed{1/2}"], ["0.5"])         # [Grade(correct=True, reason="equal", answer="1/2")]
+        # [Grade(correct=True, reason="equal", answer="1/2")]
+        grades = grader.grade_batch(["... so \\\\boxed{1/2}"], ["0.5"])
 
-What equals what stands in answers/. What it settles as text is settled here and now; the rest is read and compared in processes.
-That work is bounded by the size of the answer, so a verdict does not depend on the hour; the deadline and the memory limit of a process
-are there for what nobody foresaw. A process that is late or dies is replaced at once by a fork of one that has its imports done, and its
-answer is wrong with the reason "timeout" or "crash". A worker is this file run as a script that reads and writes JSON lines; nothing is
-pickled, and no worker imports torch.
+answers/ says what equals what. What it can settle as text is settled in this process; the rest is read and compared in
+others. That work is bounded by the size of the answer, so a verdict does not depend on the hour; the deadline and
+the memory limit of a process are for the unforeseen. A process that is late or dies is replaced at once by a
+fork of one that has its imports done, and its answer is wrong with the reason "timeout" or "crash". A worker is this
+file run as a script that reads and writes JSON lines; nothing is pickled, and no worker imports torch.
 """
 import json
 import logging
@@ -26,8 +27,8 @@ from tqdm import tqdm
 
 from answers import Grade, Question, grade, grade_exact  # noqa: F401  (grade is part of this module's interface)
 
-WORKER_MEMORY = 2 * 2**30                               # bytes of address space; with sympy, for texts without a box, about 0.3 GB of it are needed
-GRACE_S = 2.0                                           # a worker that did not end itself at the deadline is ended so long after it
+WORKER_MEMORY = 2 * 2**30                               # bytes of address space; sympy, without a box, needs 0.3 GB
+GRACE_S = 2.0                                           # past the deadline, by when a worker should have ended itself
 START_S = 120                                           # seconds a worker may take for its imports on a busy machine
 FEW = 8                                                 # golds that one worker settles alone
 CACHED = 16384                                          # verdicts remembered; the oldest are forgotten first
@@ -38,15 +39,18 @@ class Worker:
 
     def __init__(self, timeout_s: float, require_box: bool = True):
         self.timeout_s, self.require_box, self.process = timeout_s, require_box, None
-        self.asked, self.unread = 0, b""                # questions so far: replies carry the number, so none is taken for that to another
+        self.asked, self.unread = 0, b""                # comparisons so far; each reply carries its number
 
     def start(self) -> None:
         command = [sys.executable, __file__, str(self.timeout_s), *([] if self.require_box else ["free"])]
         seeded = {**os.environ, "PYTHONHASHSEED": "0"}  # no verdict may depend on the order of sets, sympy's included
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=seeded)
-        if self.read_line(time.monotonic() + START_S) != b"ready":      # its imports are done: they do not count against the first deadline
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                                        env=seeded)
+        # "ready" once its imports are done: they do not count against the first deadline
+        if self.read_line(time.monotonic() + START_S) != b"ready":
             self.stop()
-            raise ValueError(f"a grader process did not start in {START_S} seconds; see its message above, or is math-verify not installed?")
+            raise ValueError(f"a grader process did not start in {START_S} seconds; see its message above, or is "
+                             "math-verify not installed?")
 
     def read_line(self, deadline: float) -> bytes | None:
         """The next line, b"" if the process has ended, None at the deadline."""
@@ -69,7 +73,7 @@ class Worker:
         number = 0
         try:
             while True:
-                if number == 0:                         # again, if a process died between two questions: it may have taken this one with it
+                if number == 0:                         # again if a process died: it may have read this one
                     self.process.stdin.write(asked)
                     self.process.stdin.flush()
                 if not (line := self.read_line(deadline)):
@@ -86,7 +90,7 @@ class Worker:
         if self.process is not None:
             try:
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:                  # it is gone already
+            except ProcessLookupError:                  # it has ended already
                 pass
             self.process.communicate()
             self.process, self.unread = None, b""
@@ -104,16 +108,19 @@ class Grader:
     def grade_batch(
         self, texts: Sequence[str], golds: Sequence[str | list[str]], progress: bool = False
     ) -> list[Grade]:
-        """A grade for each text against its gold, or the best of those against several; `progress` shows a bar if it
-        takes more than two seconds."""
+        """A grade for each text against its gold, or the best of those against several.
+
+        `progress` shows a bar if it takes more than two seconds.
+        """
         found = [[grade_exact(text, one, self.require_box) for one in (gold if isinstance(gold, list) else [gold])]
                  for text, gold in zip(texts, golds, strict=True)]
-        new: dict[str, list[Question]] = {}             # by gold: one worker reads it once and compares all answers with it
+        new: dict[str, list[Question]] = {}             # by gold: one worker reads it once for all answers
         for item in dict.fromkeys(item for items in found for item in items):
             if isinstance(item, Question) and item not in self.cache:
                 new.setdefault(item.gold, []).append(item)
-        spread = self.threads.map if len(new) > FEW else map           # a worker takes a moment to start
-        for settled in tqdm(spread(self.settle, new.values()), total=len(new), desc="grade", unit="gold", leave=False, delay=2, disable=not progress):
+        run = self.threads.map if len(new) > FEW else map           # a worker takes a moment to start
+        for settled in tqdm(run(self.settle, new.values()), total=len(new), desc="grade", unit="gold", leave=False,
+                            delay=2, disable=not progress):
             self.cache |= settled
         grades = [
             max(
@@ -150,7 +157,7 @@ def serve(timeout_s: float, free: bool) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY, WORKER_MEMORY))
     if free:
         import math_verify  # noqa: F401
-        logging.disable(logging.WARNING)                # it warns at every call that the time is kept elsewhere
+        logging.disable(logging.WARNING)                # it warns at every call that its own timeout is off
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)                                       # whatever else prints must not come between the replies
     answering = mmap.mmap(-1, 8)                        # the number of the question that the child is at, 0 for none
@@ -160,19 +167,21 @@ def serve(timeout_s: float, free: bool) -> None:
         if status == 0:
             return                                      # the trainer has closed its end
         number = int.from_bytes(answering[:], "little")
-        print(json.dumps([number, False, "timeout" if -status == signal.SIGALRM else "crash", None]), file=replies, flush=True)
+        print(json.dumps([number, False, "timeout" if -status == signal.SIGALRM else "crash", None]), file=replies,
+              flush=True)
         answering[:] = bytes(8)
     try:
         for line in sys.stdin:
             number, *fields = json.loads(line)
             question = Question(*fields)
             answering[:] = number.to_bytes(8, "little")
-            signal.setitimer(signal.ITIMER_REAL, timeout_s)         # no handler: the signal ends the process wherever it is, in C code too
+            # no handler: the signal ends the process wherever it is, in C code too
+            signal.setitimer(signal.ITIMER_REAL, timeout_s)
             try:
                 result = question.settle()
             except MemoryError:
                 os._exit(1)
-            except Exception:                           # whatever is raised on nonsense is a wrong answer, counted by its reason
+            except Exception:                           # raised on nonsense: a wrong answer, counted by its reason
                 result = Grade(False, "unparsed", question.shown)
             signal.setitimer(signal.ITIMER_REAL, 0)
             print(json.dumps([number, result.correct, result.reason, result.answer]), file=replies, flush=True)

@@ -1,6 +1,6 @@
 """What has to do with ranks: starting them, sums over them, sharding a model, and stopping together.
 
-Everything works without a process group too: then there is one rank, sums are what they are, and the model stays whole.
+Everything works without a process group too: then there is one rank, and nothing is summed or sharded.
 """
 import os
 import signal
@@ -16,7 +16,9 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 import files
@@ -31,15 +33,21 @@ def is_first_rank() -> bool:
 
 
 def start_ranks(dtype: str, offload: bool = False) -> tuple[int, int, torch.device]:
-    """(rank, world, device); starts the process group where several ranks, or mixed precision or offloading through FSDP2, need one."""
-    rank, world, local = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    """(rank, world, device); starts the process group where several ranks or FSDP2 need one.
+
+    FSDP2 does mixed precision and offloading, on one rank too.
+    """
+    rank, world, local = (int(os.environ.get(key, default))
+                          for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-        # cuDNN builds a plan for every new shape of attention, and micro-batches have new shapes in every step: 3 of 12.7 s an update on an H200
+        # cuDNN builds a plan for every new shape of attention, and micro-batches have new shapes in every step: 3 of
+        # the 12.7 s of an update on an H200
         torch.backends.cuda.enable_cudnn_sdp(False)
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"      # sums of the host's figures, and offloaded weights, stay on the host
+    # sums of the host's figures, and offloaded weights, stay on the host
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if world > 1:
         dist.init_process_group(backend, store=launcher_store(), rank=rank, world_size=world)
     elif dtype == "bfloat16" or offload:
@@ -50,12 +58,13 @@ def start_ranks(dtype: str, offload: bool = False) -> tuple[int, int, torch.devi
 def launcher_store(patience: timedelta | None = None) -> dist.TCPStore | None:
     """The store that torchrun serves, None under another launcher.
 
-    It is there before the ranks are, so one that does not answer is dead, and torchrun with it. Left to itself, init_process_group would try for
-    half an hour, and the first rank would keep the lock on the run as long.
+    It starts before the ranks do, so if it does not answer, torchrun has died. By itself
+    init_process_group would try for half an hour, and the first rank would hold the run's lock as long.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience or LAUNCHER_ANSWERS, wait_for_workers=False)
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+                          timeout=patience or LAUNCHER_ANSWERS, wait_for_workers=False)
     store.set_timeout(timedelta(minutes=30))            # torch's own again: a rank may come much later than another
     return store
 
@@ -63,8 +72,9 @@ def launcher_store(patience: timedelta | None = None) -> dist.TCPStore | None:
 def leave(code: int) -> NoReturn:
     """Ends the process with this exit code, without finalising the interpreter where there is a process group.
 
-    DTensor's caches keep a gloo group and its threads alive beyond `destroy_process_group`. A thread that releases its last tensor while the
-    interpreter is being finalised asks for the GIL in vain and aborts the process (pytorch issue 190489): one run in ten on two busy cores.
+    DTensor's caches keep a gloo group and its threads alive beyond `destroy_process_group`. A thread that releases its
+    last tensor while the interpreter is being finalised cannot get the GIL and aborts the process (pytorch issue
+    190489): one run in ten on two busy cores.
     """
     if not dist.is_initialized():
         sys.exit(code)
@@ -87,7 +97,7 @@ def run_main(main: Callable[[list[str]], int]) -> NoReturn:
         if first_to_report():
             print(f"error: {error}", file=sys.stderr)
         code = 2
-    except Exception:                                   # a defect of ours: its traceback, but not those of the ranks that it took along
+    except Exception:                                   # a defect of ours: one traceback, not one from every rank
         if first_to_report():
             traceback.print_exc()
         code = 1
@@ -95,7 +105,10 @@ def run_main(main: Callable[[list[str]], int]) -> NoReturn:
 
 
 def first_to_report() -> bool:
-    """Whether no other rank has asked this before. Before the ranks have met, all of a node see the same mistake, and one of them reports it."""
+    """Whether no other rank has asked this before.
+
+    Before the process group exists, all ranks of a node see the same mistake, and one of them reports it.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return os.environ.get("LOCAL_RANK", "0") == "0"
     try:                                                # torchrun's store outlives the ranks
@@ -133,20 +146,22 @@ def gather_over_ranks(items: list) -> list:
 
 
 def full_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole parameter) one after the other; gathering a sharded one is collective, so every rank iterates in full."""
+    """(name, whole parameter), one at a time; gathering a sharded one is collective: every rank iterates in full."""
     for name, parameter in model.named_parameters():
         yield name, parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
 
 
 def shard(model: Transformer, dtype: torch.dtype, offload: bool = False) -> Transformer:
-    """FSDP2 per block: parameters and their gradients are spread over the ranks, computation runs in `dtype`.
+    """FSDP2 per block: parameters and their gradients are sharded over the ranks, computation runs in `dtype`.
 
-    With `offload` they stay in host memory, and so do the optimizer's moments; each block's weights come to the device while it computes.
-    One rank in the master precision without offloading needs none of it and stays a plain module.
+    With `offload` they stay in host memory, and so do the optimizer's moments; each block's weights move to the device
+    while it computes. One rank in the master precision without offloading needs none of it and stays a plain module.
     """
     if not dist.is_initialized():
         return model
-    precision = MixedPrecisionPolicy() if dtype == model.norm.weight.dtype else MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    precision = MixedPrecisionPolicy()
+    if dtype != model.norm.weight.dtype:
+        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     place = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     for block in model.blocks:
         fully_shard(block, mp_policy=precision, offload_policy=place)
@@ -200,7 +215,7 @@ class Stop:
             self.raise_at_once = False
 
     def any_rank(self) -> bool:
-        """Whether any rank was interrupted; if one had an error instead, all raise the first of them with its rank. Collective."""
+        """Whether any rank was interrupted; if one had an error, all raise the first with its rank. Collective."""
         interrupted, failed = sum_over_ranks([self.signum > 0, self.error is not None])
         if not failed:
             return interrupted > 0
@@ -223,25 +238,26 @@ class Stop:
 
     @contextmanager
     def users_errors(self) -> Iterator[None]:
-        """Around all of a command's work: full memory, a full disk and a rank that is gone become ValueErrors."""
+        """Around all of a command's work: full memory, a full disk and a rank that has died become ValueErrors."""
         try:
             yield
         except Exception as error:
-            if (told := self.in_words(error, self.less_memory)) is not error:
-                raise ValueError(f"{of_rank()}{self.doing}: {told}") from error
-            if isinstance(error, RuntimeError) and (gone := self.ranks_gone()):     # its connections broke
-                raise ValueError(f"{self.doing}: rank {', '.join(map(str, gone))} has ended (killed, or out of "
+            if (known := self.in_words(error, self.less_memory)) is not error:
+                raise ValueError(f"{of_rank()}{self.doing}: {known}") from error
+            if isinstance(error, RuntimeError) and (dead := self.dead_ranks()):     # its connections broke
+                raise ValueError(f"{self.doing}: rank {', '.join(map(str, dead))} has ended (killed, or out of "
                                  "memory); the same command continues") from error
             raise
 
     def know_processes(self) -> None:
-        """Notes which process is which rank, for `ranks_gone`; collective."""
+        """Notes which process is which rank, for `dead_ranks`; collective."""
         self.processes = gather_over_ranks([(os.uname().nodename, os.getpid())])
 
-    def ranks_gone(self) -> list[int]:
+    def dead_ranks(self) -> list[int]:
         """The ranks on this machine whose process has ended."""
-        time.sleep(0.5)                                 # its connections are closed a moment before it is gone
-        return [rank for rank, (node, pid) in enumerate(self.processes) if node == os.uname().nodename and not is_running(pid)]
+        time.sleep(0.5)                                 # its connections close a moment before it ends
+        return [rank for rank, (node, pid) in enumerate(self.processes) if node == os.uname().nodename
+                and not is_running(pid)]
 
 
 def full_memory(error: Exception) -> str | None:
@@ -256,7 +272,8 @@ def full_memory(error: Exception) -> str | None:
 def is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"      # an ended child of torchrun, until it looks
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z"                             # a child of torchrun that has ended and was not waited for yet
     except ProcessLookupError:
         return False
     except FileNotFoundError:                           # no /proc on this system

@@ -76,7 +76,7 @@ class Check:
     seconds: float
     """expected on an H100"""
     function: Callable[["Bench", Figures], Limits | None]
-    """adds its figures one after the other, so that they are kept if it fails; returns the largest values that pass"""
+    """adds its figures one after the other, so that they survive if it fails; returns the largest values that pass"""
 
 
 CHECKS: dict[str, Check] = {}
@@ -310,7 +310,7 @@ def counted(bench: Bench, figures: Figures) -> Iterator[None]:
 
 def predicted_gb(policy: Transformer, **settings) -> dict[str, float]:
     """memory.py's peaks of the phases of a step of the recipe, in GB."""
-    found = memory.parts(policy, dtype=torch.bfloat16, card=True, world=1, reference=True, offload=False,
+    found = memory.parts(policy, dtype=torch.bfloat16, gpu=True, world=1, reference=True, offload=False,
                          checkpointing=True, micro_batch_tokens=LearnerConfig.micro_batch_tokens, **settings)
     return {phase: size / 1e9 for phase, size in memory.peaks(found).items()}
 
@@ -689,8 +689,8 @@ def decode(bench: Bench, figures: Figures) -> None:
             with counted(bench, counts):
                 seconds(long)
             step_s = (seconds(long) - seconds(short)) / (long - short)      # prefill is in both
-            kept = n * (prompt + (short + long) / 2) * 2 * policy.g.layers * policy.g.kv_heads * policy.g.head_dim
-            read = 2 * (product_weights(policy) + kept)         # bytes of weights, keys and values
+            cached = n * (prompt + (short + long) / 2) * 2 * policy.g.layers * policy.g.kv_heads * policy.g.head_dim
+            read = 2 * (product_weights(policy) + cached)       # bytes of weights, keys and values
             figures[f"{n} rows"] = {"step_ms": step_s * 1e3, "tokens_per_s": n / step_s, "peak_GB": bench.peak_gb(),
                                     "bandwidth_share": read / bandwidth / step_s, **counts}
             bench.measured[f"{n} rows"] = step_s
@@ -710,11 +710,11 @@ def step(bench: Bench, figures: Figures) -> Limits:
     lengths, prompts, rng = bench.lengths(), bench.prompts(P, prompt), np.random.default_rng(0)
     learner = bench.learner(cap)
     with bench.gpu() as device:
-        actor = Transformer.from_pretrained(bench.folder, torch.bfloat16, device)
-        actor.n_tokens = bench.n_tokens
-        sampler = Sampler(actor, SamplerConfig(G, cap, TEMPERATURE), [])
+        rollout_model = Transformer.from_pretrained(bench.folder, torch.bfloat16, device)
+        rollout_model.n_tokens = bench.n_tokens
+        sampler = Sampler(rollout_model, SamplerConfig(G, cap, TEMPERATURE), [])
     # FLOP a token and weight: 2 in the reference, 2 forward, 4 backward; recomputation is not counted
-    ideal_s = 8 * product_weights(actor) * (sum(lengths) + P * G * prompt) / bench.rates["products"]
+    ideal_s = 8 * product_weights(rollout_model) * (sum(lengths) + P * G * prompt) / bench.rates["products"]
     for i in (1, 2):
         groups: list[list[Completion]] = []
         parts: Figures = {}
@@ -732,7 +732,7 @@ def step(bench: Bench, figures: Figures) -> Limits:
         figures[f"step {i}"] = {**parts, "tokens_per_s": sum(lengths) / parts["rollout_s"],
                                 "products_share": ideal_s / parts["update_s"]}
         bench.measured["step"] = sum(parts[f"{part}_s"] for part in ("rollout", "update", "load_weights"))
-    predicted = predicted_gb(actor, rows=P * G, slots=P * G, prompt_tokens=prompt, max_new_tokens=cap)
+    predicted = predicted_gb(rollout_model, rows=P * G, slots=P * G, prompt_tokens=prompt, max_new_tokens=cap)
     of_update = max(size for phase, size in predicted.items() if phase != "sampling")
     figures |= {"tokens": sum(lengths), "memory.py, GB": predicted,
                 "rollout off": abs(parts["rollout_GB"] / predicted["sampling"] - 1),

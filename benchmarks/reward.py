@@ -1,11 +1,13 @@
-"""Seconds of DRA's arithmetic: similarity + SMI + adjustment with graph cut and with log-det, and log-det computed in other ways.
+"""Seconds of DRA's arithmetic (similarity, SMI, adjustment) with graph cut and log-det, and log-det in other ways.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/reward.py [--prompts 64] [--group 16] [--size 384] [--threads 2] [--rounds 200] [--device cpu]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/reward.py [--prompts 64] [--group 16] [--size 384] [--threads 2] \\
+        [--rounds 200] [--device cpu]
 
-Contestants take turns, round by round, so that what else the machine does hits all of them; medians over rounds, the ratio being the median of each
-round's. Embeddings are random with a mean, so that cosines are around 0.5; their size is that of the default embedder. The error is the largest
-absolute difference to determinants in float64. "determinant per row" is the SMI as it is defined, which the paper found 35 times slower than graph cut.
-Ours also checks for a missing factor, as the others do not.
+Contestants take turns, round by round, so that what else the machine does hits all of them; medians over rounds, the
+ratio being the median of each round's. Embeddings are random with a mean, so that cosines are around 0.5; their size is
+that of the default embedder. The error is the largest absolute difference to determinants in float64. "determinant per
+row" is the SMI as it is defined, which the paper found 35 times slower than graph cut. Ours also checks for a missing
+factor, as the others do not.
 """
 import argparse
 import statistics
@@ -22,7 +24,8 @@ from reward import adjust_rewards, cosine_similarity, graph_cut_smi, log_det_smi
 
 
 def kernel(similarity_PGG: Tensor) -> Tensor:
-    return torch.eye(similarity_PGG.shape[-1], dtype=similarity_PGG.dtype, device=similarity_PGG.device) + similarity_PGG
+    G = similarity_PGG.shape[-1]
+    return torch.eye(G, dtype=similarity_PGG.dtype, device=similarity_PGG.device) + similarity_PGG
 
 
 def from_inverse(K_PGG: Tensor, inverse_PGG: Tensor) -> Tensor:
@@ -40,7 +43,10 @@ def inverse(similarity_PGG: Tensor) -> Tensor:
 
 
 def newton_schulz(similarity_PGG: Tensor) -> Tensor:
-    """X <- 2 X - X K X: products only. The eigenvalues of K are in [1, 1 + G], so the error of X = 2 / (2 + G) is at most G / (2 + G), squared each time."""
+    """X <- 2 X - X K X: products only.
+
+    The eigenvalues of K are in [1, 1 + G], so the error of X = 2 / (2 + G) is at most G / (2 + G), squared each time.
+    """
     K_PGG = kernel(similarity_PGG)
     G = K_PGG.shape[-1]
     inverse_PGG, error = torch.eye(G, device=K_PGG.device).expand_as(K_PGG) * (2 / (2 + G)), G / (2 + G)
@@ -63,7 +69,10 @@ def elimination(similarity_PGG: Tensor) -> Tensor:
 
 
 def determinants(similarity_PGG: Tensor) -> Tensor:
-    """From Cholesky factors: torch.logdet (LU) of 255 x 255 is wrong on a CPU on some numbers of threads, with a word of oneMKL on stderr."""
+    """From Cholesky factors: with some numbers of threads torch.logdet (LU) of 255 x 255 is wrong on a CPU.
+
+    oneMKL then says so on stderr.
+    """
     def log_det(K_PGG: Tensor) -> Tensor:
         return 2 * torch.linalg.cholesky_ex(K_PGG)[0].diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
@@ -73,8 +82,10 @@ def determinants(similarity_PGG: Tensor) -> Tensor:
     return torch.stack([K_PGG[:, i, i].log() + log_det(K_PGG[:, rest[i]][:, :, rest[i]]) - whole_P for i in rows], -1)
 
 
-SMI = {"graph cut": graph_cut_smi, "log-det: Cholesky, triangular solve (ours)": log_det_smi, "log-det: Cholesky, cholesky_inverse": cholesky_inverse, "log-det: inv_ex": inverse,
-       "log-det: Newton-Schulz": newton_schulz, "log-det: elimination, groups last": elimination, "log-det: determinant per row": determinants}
+SMI = {"graph cut": graph_cut_smi, "log-det: Cholesky, triangular solve (ours)": log_det_smi,
+       "log-det: Cholesky, cholesky_inverse": cholesky_inverse, "log-det: inv_ex": inverse,
+       "log-det: Newton-Schulz": newton_schulz, "log-det: elimination, groups last": elimination,
+       "log-det: determinant per row": determinants}
 
 
 def medians(contestants: dict, rounds: int, device: str) -> dict[str, list[float]]:
@@ -110,12 +121,16 @@ def main() -> None:
     embeddings = (torch.randn(args.prompts, args.group, args.size, generator=generator) + 1).to(args.device)
     rewards = (torch.rand(args.prompts, args.group, generator=generator) > 0.5).float().to(args.device)
     similarity = cosine_similarity(embeddings)
-    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads; {args.prompts} prompts x {args.group} completions, embeddings of {args.size}")
-    whole = {smi: lambda smi=smi: adjust_rewards(rewards, cosine_similarity(embeddings), smi=smi) for smi in ("graph_cut", "log_det")}
+    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads; {args.prompts} prompts x {args.group} "
+          f"completions, embeddings of {args.size}")
+    whole = {smi: lambda smi=smi: adjust_rewards(rewards, cosine_similarity(embeddings), smi=smi)
+             for smi in ("graph_cut", "log_det")}
     show("similarity + SMI + adjustment", medians(whole, args.rounds, args.device), {})
     exact = determinants(similarity.double())
-    error = {name: (function(similarity) - exact).abs().max().item() for name, function in SMI.items() if name != "graph cut"}
-    show("SMI alone", medians({name: lambda function=function: function(similarity) for name, function in SMI.items()}, max(1, args.rounds // 10), args.device), error)
+    error = {name: (function(similarity) - exact).abs().max().item() for name, function in SMI.items()
+             if name != "graph cut"}
+    show("SMI alone", medians({name: lambda function=function: function(similarity) for name, function in SMI.items()},
+                              max(1, args.rounds // 10), args.device), error)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Tokens per second and memory of our sampler beside transformers' own, on the same weights, prompts and forced lengths.
+"""Tokens per second and memory of our sampler and of transformers', on the same weights, prompts and forced lengths.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/sampler.py [--workloads tiny-fp32 small-fp32 ...] [--rounds 3] [--threads 2]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/sampler.py [--workloads tiny-fp32 ...] [--rounds 3] [--threads 2]
 
-Workload: 8 prompts x 6 completions at temperature 0.7, log-normal lengths with mean about 110, cut at 256. Each contestant is a
-process of its own, asked in turn, so that none runs on another's left-over threads or memory; medians over rounds, the first
-round of each being a warm-up that does not count. `bound` is the time the machine would need if it did nothing but the products
-(at the GEMM rate measured here for as many rows) and the reads of weights and live keys and values (at the measured bandwidth),
-the larger of the two per step. Peak memory is each process's largest resident set, model and libraries included (Linux).
+Workload: 8 prompts x 6 completions at temperature 0.7, log-normal lengths with mean about 110, cut at 256. Each
+contestant is a process of its own, asked in turn, so that none runs on another's left-over threads or memory; medians
+over rounds, the first round of each being a warm-up that does not count. `bound` is the time the machine would need if
+it did nothing but the products (at the GEMM rate measured here for as many rows) and the reads of weights and live keys
+and values (at the measured bandwidth), the larger of the two per step. Peak memory is each process's largest resident
+set, model and libraries included (Linux).
 """
 import json
 import statistics
@@ -25,8 +26,10 @@ from benchmarks.rounds import Child, arguments, peak_mib, play, ratio  # noqa: E
 from model import Transformer, product_dtype  # noqa: E402
 from sampler import Rollout, Sampler, SamplerConfig  # noqa: E402
 
-TINY = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=512)
-SMALL = dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, vocab_size=8192)
+TINY = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=512)
+SMALL = dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2,
+             vocab_size=8192)
 WORKLOADS = {                                           # geometry, dtype, prompt tokens
     "tiny-fp32": (TINY, torch.float32, 64), "tiny-bf16": (TINY, torch.bfloat16, 64),
     "small-fp32": (SMALL, torch.float32, 64), "small-bf16": (SMALL, torch.bfloat16, 64),
@@ -39,7 +42,8 @@ LENGTHS = np.random.default_rng(0).lognormal(4.55, 0.55, PROMPTS * GROUP).round(
 def build(name: str, folder: str) -> None:
     geometry, dtype, _ = WORKLOADS[name]
     torch.manual_seed(0)
-    config = transformers.Qwen2Config(**geometry, max_position_embeddings=1024, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    config = transformers.Qwen2Config(**geometry, max_position_embeddings=1024, tie_word_embeddings=False,
+                                      bos_token_id=None, eos_token_id=None, pad_token_id=0)
     transformers.AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
 
 
@@ -79,7 +83,8 @@ def generate(folder: str, name: str, prompts: list[list[int]], cache: str):
     ids = torch.tensor([prompt for prompt in prompts for _ in range(GROUP)])
 
     def run() -> int:
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=CAP, do_sample=True, temperature=TEMPERATURE, top_k=0,
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=CAP, do_sample=True,
+                       temperature=TEMPERATURE, top_k=0,
                        cache_implementation=cache, stopping_criteria=[AtLengths(ids.shape[1])], disable_compile=True)
         return sum(LENGTHS)
     return run
@@ -87,7 +92,8 @@ def generate(folder: str, name: str, prompts: list[list[int]], cache: str):
 
 def continuous(folder: str, name: str, prompts: list[list[int]]):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=WORKLOADS[name][1])
-    settings = transformers.GenerationConfig(max_new_tokens=CAP, do_sample=True, temperature=TEMPERATURE, top_k=0, eos_token_id=-1, pad_token_id=0)
+    settings = transformers.GenerationConfig(max_new_tokens=CAP, do_sample=True, temperature=TEMPERATURE, top_k=0,
+                                             eos_token_id=-1, pad_token_id=0)
 
     def run() -> int:
         manager = model.init_continuous_batching(generation_config=settings)
@@ -127,13 +133,17 @@ def seconds(function, rounds: int = 3) -> float:
 
 
 def bound(name: str) -> float:
-    """Seconds for the workload at the machine's own bandwidth and GEMM rate, both measured now; for bf16 without instructions at the fp32 rate."""
+    """Seconds for the workload at the machine's own bandwidth and GEMM rate, both measured now.
+
+    bf16 without instructions for it counts at the fp32 rate.
+    """
     geometry, dtype, prompt = WORKLOADS[name]
     big = torch.ones(2**27 // dtype.itemsize, dtype=dtype)
     out = torch.empty_like(big)
     bandwidth = 2 * big.nbytes / seconds(lambda: out.copy_(big), 5)
     C, I, L, V = (geometry[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"))
-    heads, kv, D = geometry["num_attention_heads"], geometry["num_key_value_heads"], C // geometry["num_attention_heads"]
+    heads, kv = geometry["num_attention_heads"], geometry["num_key_value_heads"]
+    D = C // heads
     products = product_dtype(big)
     a, w = torch.randn(PROMPTS * GROUP, C).to(products), torch.randn(2 * I, C).to(products)
     repeats = 20
@@ -146,7 +156,8 @@ def bound(name: str) -> float:
         kv_values = live * (prompt + step) * 2 * L * kv * D
         flops = 2 * live * weights + 4 * live * (prompt + step) * L * heads * D
         total += max(flops / rate, (weights + kv_values) * dtype.itemsize / bandwidth)
-    print(f"   machine: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.1f} GFLOP/s at {PROMPTS * GROUP} rows in {str(products).removeprefix('torch.')}")
+    print(f"   machine: {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.1f} GFLOP/s at {PROMPTS * GROUP} rows in "
+          f"{str(products).removeprefix('torch.')}")
     return total
 
 

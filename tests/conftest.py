@@ -1,4 +1,4 @@
-"""Shared by the tests: the repository root on the path, one thread, no hub, small random models made by transformers, and two short runs."""
+"""Shared by the tests: the repository root on the path, one thread, no hub, small random models, two short runs."""
 import os
 import resource
 import subprocess
@@ -36,11 +36,13 @@ def budget(request) -> Iterator[None]:
         pytest.fail(f"took {seconds:.0f} s of processor time; share its work, make it smaller or mark it slow")
 
 
-def random_model(architecture: str, folder: Path, std: float = 0.2, seed: int = 0, **settings) -> transformers.PreTrainedModel:
-    """A small transformers model with large random weights (a wrong RoPE must move the logits), also saved to `folder`."""
+def random_model(architecture: str, folder: Path, std: float = 0.2, seed: int = 0,
+                 **settings) -> transformers.PreTrainedModel:
+    """A small transformers model with large random weights (a wrong RoPE must move the logits), saved to `folder`."""
     torch.manual_seed(seed)
-    defaults = dict(vocab_size=131, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                    max_position_embeddings=256, initializer_range=std, bos_token_id=None, eos_token_id=7, pad_token_id=0, tie_word_embeddings=False)
+    defaults = dict(vocab_size=131, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
+                    num_key_value_heads=2, max_position_embeddings=256, initializer_range=std, bos_token_id=None,
+                    eos_token_id=7, pad_token_id=0, tie_word_embeddings=False)
     model = transformers.AutoModelForCausalLM.from_config(CLASSES[architecture](**{**defaults, **settings})).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -66,7 +68,7 @@ def qwen2(tmp_path_factory) -> tuple[transformers.PreTrainedModel, Path]:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess, str]:
-    """Three steps of the tiny recipe on one rank, uninterrupted: (run folder, what came of the command, the override that names its benchmark)."""
+    """Three steps of the tiny recipe on one rank: (folder, the command's result, the override for its benchmark)."""
     from test_run import command, few_tests
 
     folder = tmp_path_factory.mktemp("run")

@@ -1,4 +1,4 @@
-"""dra_grpo.py as it is, but that the file $PHASE says at any instant what the first rank is doing, and for which time: "save 2".
+"""dra_grpo.py that writes into the file $PHASE what the first rank is doing, and for which time: "save 2".
 
     PHASE=FILE python tests/marked.py --config ...          or under torchrun
 
@@ -18,8 +18,8 @@ import files  # noqa: E402
 from ranks import is_first_rank, run_main  # noqa: E402
 
 PHASES = [(files, "write", "startup"), (dra_grpo, "sample_problems", "eval"), (dra_grpo.Sampler, "generate", "sample"),
-          (dra_grpo.Rewarder, "__call__", "reward"), (dra_grpo.Learner, "update", "update"), (checkpoint, "save", "save"),
-          (dra_grpo.Learner, "save_policy", "final"), (files, "publish", "final")]
+          (dra_grpo.Rewarder, "__call__", "reward"), (dra_grpo.Learner, "update", "update"),
+          (checkpoint, "save", "save"), (dra_grpo.Learner, "save_policy", "final"), (files, "publish", "final")]
 file = os.open(os.environ["PHASE"], os.O_WRONLY)
 times: Counter[str] = Counter()
 nested = False
@@ -28,13 +28,14 @@ nested = False
 def mark(phase: str) -> None:
     times[phase] += 1
     if is_first_rank():
-        os.pwrite(file, f"{phase} {times[phase]}".ljust(16).encode(), 0)        # one write of one length: a reader never sees a mixture
+        # one write of one length: a reader never sees a mixture
+        os.pwrite(file, f"{phase} {times[phase]}".ljust(16).encode(), 0)
 
 
 def marked(function: Callable, phase: str) -> Callable:
     def call(*arguments, **options):
         global nested
-        if nested:                                      # an evaluation samples too, a save writes the policy: the outermost counts
+        if nested:                                      # evaluations sample, saves write the policy: the outer counts
             return function(*arguments, **options)
         nested = True
         mark(phase)

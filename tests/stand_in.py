@@ -40,7 +40,7 @@ class Memory:
         gpu.allocated += size
         self.gpu, self.size = gpu, size
         if gpu.allocated > gpu.total:
-            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size:,} bytes beside "
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size:,} bytes next to "
                                          f"{gpu.allocated - size:,} of {gpu.total:,}")
         gpu.peak = max(gpu.peak, gpu.allocated)
 

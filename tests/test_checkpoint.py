@@ -15,7 +15,8 @@ def write_policy(folder):
 
 
 def save(run_dir, step, keep=2, policy=write_policy):
-    checkpoint.save(run_dir, step, policy, {"exp_avg.w": torch.full((3, 2), float(step)), "exp_avg_sq.w": torch.arange(4) / 3}, {"updates": 2 * step}, keep)
+    checkpoint.save(run_dir, step, policy, {"exp_avg.w": torch.full((3, 2), float(step)),
+                                            "exp_avg_sq.w": torch.arange(4) / 3}, {"updates": 2 * step}, keep)
 
 
 def names(run_dir):
@@ -27,7 +28,8 @@ def test_load_gives_back_what_was_saved(tmp_path):
     state = {"exp_avg.w": torch.zeros(3, 2), "exp_avg_sq.w": torch.zeros(4)}
     meta = checkpoint.load(checkpoint.newest_intact(tmp_path), state)
     assert meta["step"] == 7 and meta["updates"] == 14
-    assert torch.equal(state["exp_avg.w"], torch.full((3, 2), 7.0)) and torch.equal(state["exp_avg_sq.w"], torch.arange(4) / 3)
+    assert torch.equal(state["exp_avg.w"], torch.full((3, 2), 7.0))
+    assert torch.equal(state["exp_avg_sq.w"], torch.arange(4) / 3)
     assert (checkpoint.folder_of(tmp_path, 7) / "policy" / "weights").read_bytes() == b"policy"
 
 
@@ -40,7 +42,7 @@ def test_the_newest_are_kept(keep, tmp_path):
 
 
 def test_an_unfinished_one_does_not_count(tmp_path, capsys):
-    """The writing stops halfway: what was there before is used without a word, and the next save is not in the way of the rest."""
+    """The writing stops halfway: the checkpoint before it is used without a word, and the next save succeeds."""
     def fails(folder):
         write_policy(folder)
         raise RuntimeError("power cut")
@@ -48,7 +50,8 @@ def test_an_unfinished_one_does_not_count(tmp_path, capsys):
     save(tmp_path, 1)
     with pytest.raises(RuntimeError, match="power cut"):
         save(tmp_path, 2, policy=fails)
-    assert names(tmp_path) == ["step-000001"] and checkpoint.newest_intact(tmp_path).name == "step-000001" and not capsys.readouterr().err
+    assert names(tmp_path) == ["step-000001"] and checkpoint.newest_intact(tmp_path).name == "step-000001"
+    assert not capsys.readouterr().err
     save(tmp_path, 2)
     assert names(tmp_path) == ["step-000001", "step-000002"]
 
@@ -65,11 +68,15 @@ def test_a_change_in_any_file_is_noticed(tmp_path, capsys):
         path = checkpoint.folder_of(tmp_path / str(i), 2) / name
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        assert checkpoint.newest_intact(tmp_path / str(i)).name == "step-000001" and str(name) in capsys.readouterr().err
+        assert checkpoint.newest_intact(tmp_path / str(i)).name == "step-000001"
+        assert str(name) in capsys.readouterr().err
 
 
 def test_everything_is_on_disk_before_the_name_is(tmp_path, monkeypatch):
-    """A power cut after the rename must find the data: every file and folder is synced before it, and the folder that holds the name after it."""
+    """A power cut after the rename must find the data.
+
+    Every file and folder is synced before it, and the folder that holds the name after it.
+    """
     synced, at_rename = [], []
     replace, sync = os.replace, files.sync
 

@@ -47,7 +47,8 @@ def file(tmp_path):
 
 
 def test_load_merges_file_defaults_and_overrides(file):
-    config = load(Whole, file, ["first.rate=0", "second.kind=b", "second.names=[\"y\", \"z\"]", "second.weights={q = 2}"])
+    config = load(Whole, file,
+                  ["first.rate=0", "second.kind=b", "second.names=[\"y\", \"z\"]", "second.weights={q = 2}"])
     assert config.first == Section(size=3, rate=0.0, names=["x"])
     assert config.second == Section(kind="b", names=["y", "z"], weights={"q": 2.0})
     assert isinstance(config.first.rate, float), "an int given for a float becomes one"
@@ -100,7 +101,8 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
     assert load(Whole, tmp_path / "bom.toml").first.size == 3
 
 
-@pytest.mark.parametrize(("text", "words"), [("[first\n", ["not valid TOML", "line 1"]), ("first = 3\n", ["[first]", "3"]), ("x = 1\n", ["'x'"])])
+@pytest.mark.parametrize(("text", "words"), [("[first\n", ["not valid TOML", "line 1"]),
+                                             ("first = 3\n", ["[first]", "3"]), ("x = 1\n", ["'x'"])])
 def test_load_names_broken_files(tmp_path, text, words):
     path = tmp_path / "broken.toml"
     path.write_text(text)
@@ -113,8 +115,12 @@ def test_load_names_broken_files(tmp_path, text, words):
 
 
 def test_dump_reads_back_equal(file, tmp_path):
-    """The saved config.toml must start the same run again: quotes, unicode, small floats and empty containers included."""
-    config = load(Whole, file, ['first.names=["a \\"b\\" \\\\boxed{é}", "line\\nbreak"]', "first.rate=1e-7", "second.weights={\"p.py:f\" = 1e20}"])
+    """The saved config.toml must start the same run again.
+
+    Quotes, unicode, small floats and empty containers included.
+    """
+    config = load(Whole, file, ['first.names=["a \\"b\\" \\\\boxed{é}", "line\\nbreak"]', "first.rate=1e-7",
+                                "second.weights={\"p.py:f\" = 1e20}"])
     (tmp_path / "again.toml").write_text(dump(config))
     assert load(Whole, tmp_path / "again.toml") == config
 
@@ -163,7 +169,8 @@ def test_import_function_names_the_key(tmp_path):
     assert import_function("a.b", f"{tmp_path}/f.py:g")(1) == 2
     with pytest.raises(ValueError, match=r"a.b: .*f.py:deep raised TypeError: .*f.py, line 2\)"):
         import_function("a.b", f"{tmp_path}/f.py:deep")()
-    with pytest.raises(ValueError, match=r"a.b: .*f.py:g raised TypeError: g\(\) missing 1 required positional argument: 'x'$"):
+    with pytest.raises(ValueError,
+                       match=r"a.b: .*f.py:g raised TypeError: g\(\) missing 1 required positional argument: 'x'$"):
         import_function("a.b", f"{tmp_path}/f.py:g")()
     for spec in (f"{tmp_path}/f.py:h", f"{tmp_path}/none.py:g", f"{tmp_path}/f.py"):
         with pytest.raises(ValueError, match="a.b"):

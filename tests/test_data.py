@@ -43,14 +43,16 @@ def test_load_problems_maps_columns(tmp_path):
 
 def test_golds_come_from_an_answer_or_the_last_box_of_a_solution(tmp_path):
     path = tmp_path / "d.jsonl"
-    rows = [{"answer": "48/2 = <<48/2=24>>24 clips\n#### 72"}, {"answer": "\\frac12"}, {"answer": "$\\boxed{3}$."}, {"solution": "\\boxed{1}, no: \\boxed{\\{4\\}}."}, {"answer": "5", "solution": "\\boxed{6}"}]
+    rows = [{"answer": "48/2 = <<48/2=24>>24 clips\n#### 72"}, {"answer": "\\frac12"}, {"answer": "$\\boxed{3}$."},
+            {"solution": "\\boxed{1}, no: \\boxed{\\{4\\}}."}, {"answer": "5", "solution": "\\boxed{6}"}]
     path.write_text("".join(json.dumps({"problem": "p", **row}) + "\n" for row in rows))
     assert [row["answer"] for row in load_problems(str(path), DataConfig())] == ["72", "\\frac12", "3", "\\{4\\}", "5"]
 
 
 def test_bad_rows_are_left_out_and_named_if_asked_for(tmp_path):
     path = tmp_path / "d.jsonl"
-    path.write_text('{"problem": "p", "answer": "1"}\n{"problem": "p", "answer": "}{"}\n{"problem": "p", "answer": "3"}\nno\n')
+    path.write_text('{"problem": "p", "answer": "1"}\n{"problem": "p", "answer": "}{"}\n{"problem": "p", "answer": '
+                    '"3"}\nno\n')
     skipped = []
     assert [row["id"] for row in load_problems(str(path), DataConfig(skip_bad_rows=True), skipped)] == [0, 2]
     assert len(skipped) == 2 and "line 2" in skipped[0] and "line 4" in skipped[1]
@@ -64,7 +66,7 @@ ROWS = [{"question": "1+1\u2028or so", "answer": 2, "level": None}, {"question":
 
 @pytest.fixture
 def sources(tmp_path, monkeypatch):
-    """The same rows as JSONL, JSON and parquet files and as a hub data set, which the `datasets` library is told to find."""
+    """The same rows as JSONL, JSON and parquet files and as a hub data set, which `datasets` is made to find."""
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS))
     (tmp_path / "d.json").write_text(json.dumps(ROWS))
     hub = datasets.Dataset.from_list(ROWS)
@@ -75,14 +77,18 @@ def sources(tmp_path, monkeypatch):
         asked.append((name, config, split))
         if split == "dev":
             raise ValueError("Unknown split dev.\nAnd more")
-        return {"a/one": datasets.DatasetDict(train=hub)}.get(name, datasets.DatasetDict(train=hub, test=hub)) if split is None else hub
+        if split is not None:
+            return hub
+        return datasets.DatasetDict(train=hub) if name == "a/one" else datasets.DatasetDict(train=hub, test=hub)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return [*(str(tmp_path / f"d.{kind}") for kind in ("jsonl", "json", "parquet")), "hub:a/one", "hub:a/b.c/main:test[:2]"], asked
+    return [*(str(tmp_path / f"d.{kind}") for kind in ("jsonl", "json", "parquet")), "hub:a/one",
+            "hub:a/b.c/main:test[:2]"], asked
 
 
 def test_every_kind_of_source_gives_the_same_rows(sources):
     """A separator that only str.splitlines takes for the end of a line stands inside one."""
-    expected = [{**row, "id": i, "problem": row["question"], "answer": str(row["answer"])} for i, row in enumerate(ROWS)]
+    expected = [{**row, "id": i, "problem": row["question"], "answer": str(row["answer"])}
+                for i, row in enumerate(ROWS)]
     for source in sources[0]:
         assert load_problems(source, DataConfig(problem="problem|question")) == expected, source
     assert sources[1] == [("a/one", None, None), ("a/b.c", "main", "test[:2]")]
@@ -94,10 +100,12 @@ def test_errors_name_source_and_row_in_every_kind_of_source(sources, tmp_path):
             load_problems(source, DataConfig(problem="question", answer="gold"))
         for word in (source, place, "'gold'", "level", "data.answer"):
             assert word in str(error.value)
-    for source, words in (("hub:a/two", "train, test.*hub:a/two:train"), ("hub:a/two:dev", "hub:a/two:dev.*Unknown split dev\\.$")):
+    for source, words in (("hub:a/two", "train, test.*hub:a/two:train"),
+                          ("hub:a/two:dev", "hub:a/two:dev.*Unknown split dev\\.$")):
         with pytest.raises(ValueError, match=words):
             load_problems(source, DataConfig())
-    for name, text, words in (("x.json", "{", "x.json.*not valid JSON"), ("y.json", "{}", "y.json.*list"), ("z.parquet", "PAR", "z.parquet.*parquet"),
+    for name, text, words in (("x.json", "{", "x.json.*not valid JSON"), ("y.json", "{}", "y.json.*list"),
+                              ("z.parquet", "PAR", "z.parquet.*parquet"),
                               ("Z.PARQUET", "PAR1" + "x" * 99 + "PAR1", "Z.PARQUET.*parquet")):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=words):
@@ -122,7 +130,8 @@ def test_errors_name_source_and_row_in_every_kind_of_source(sources, tmp_path):
 
 
 def test_names_that_json_does_not_know_are_text(tmp_path):
-    parquet.write_table(pyarrow.table({"id": [datetime.date(2026, 1, 2)], "problem": ["1+1"], "answer": [2]}), tmp_path / "d.parquet")
+    parquet.write_table(pyarrow.table({"id": [datetime.date(2026, 1, 2)], "problem": ["1+1"], "answer": [2]}),
+                        tmp_path / "d.parquet")
     assert load_problems(str(tmp_path / "d.parquet"), DataConfig())[0]["id"] == "2026-01-02"
 
 

@@ -1,4 +1,4 @@
-"""integrations/: TRL for real, on one rank and on two; verl and OpenRLHF in the shapes that test_trainers.py, slow, runs."""
+"""integrations/: TRL for real, on one rank and on two; verl and OpenRLHF in the shapes of test_trainers.py (slow)."""
 import functools
 import json
 import math
@@ -22,8 +22,9 @@ from reward import DraConfig, adjust_rewards, cosine_similarity, group_advantage
 
 DRA = DraConfig(embedder="tiny/embedder", sharpen=2.0)
 # cosines between 0 and 0.97
-TEXTS = ["ones 7+8=15, tens 5, so \\boxed{85}", "round 40+40=80, less 3, so \\boxed{77}", "so \\boxed{85}", "ones 7+8=15, tens 6, so \\boxed{85}",
-         "tens 10, 20, 30", "round 9+1=10, tens 4", "ones 1", "tens 10, 20, 30, 40", "less 2, so \\boxed{2}", "so \\boxed{3}", "round 3, so \\boxed{3}",
+TEXTS = ["ones 7+8=15, tens 5, so \\boxed{85}", "round 40+40=80, less 3, so \\boxed{77}", "so \\boxed{85}",
+         "ones 7+8=15, tens 6, so \\boxed{85}", "tens 10, 20, 30", "round 9+1=10, tens 4", "ones 1",
+         "tens 10, 20, 30, 40", "less 2, so \\boxed{2}", "so \\boxed{3}", "round 3, so \\boxed{3}",
          "less 3, so \\boxed{2}"]
 REWARDS = [1.0, 0.5, 1.0, 1.0, 2.0, -1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 3.0]
 
@@ -50,10 +51,14 @@ def adjusted(texts: list[str], rewards: list[float], groups: list, **options) ->
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_trl_ends_up_with_our_advantages(ranks, tmp_path):
-    """The example of docs/rewards.md, two steps and an evaluation with another group size: DRA of the recorded texts, group by group, to 1e-5."""
+    """The example of docs/rewards.md, two steps and an evaluation with another group size.
+
+    DRA of the recorded texts, group by group, to 1e-5.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
     if ranks == 1:
-        result = subprocess.run([sys.executable, "tests/trl_example.py", str(tmp_path)], capture_output=True, text=True, env=environment)
+        result = subprocess.run([sys.executable, "tests/trl_example.py", str(tmp_path)], capture_output=True, text=True,
+                                env=environment)
     else:
         result = torchrun(ranks, "tests/trl_example.py", str(tmp_path), env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -70,10 +75,13 @@ def test_trl_ends_up_with_our_advantages(ranks, tmp_path):
         if record["training"]:
             assert (group_advantages(total) - expected).abs().max() > 0.01, "DRA changes something"
             accuracies.append(sum(correct) / len(correct))
-    assert len(accuracies) == 2 * ranks and {len(record["texts"]) for output in outputs for record in output["records"] if record["training"]} == {12}
-    assert [step["dra/accuracy"] for step in outputs[0]["logged"]] == pytest.approx([sum(accuracies[i::2]) / ranks for i in range(2)])
+    assert len(accuracies) == 2 * ranks
+    assert {len(record["texts"]) for output in outputs for record in output["records"] if record["training"]} == {12}
+    assert [step["dra/accuracy"] for step in outputs[0]["logged"]] == pytest.approx(
+        [sum(accuracies[i::2]) / ranks for i in range(2)])
     assert len({output["moved"] for output in outputs}) == 1 and outputs[0]["moved"] > 1e-5
-    assert "per_device_train_batch_size = 3 a multiple of 2 or steps_per_generation = 2 a multiple of 4" in outputs[0]["refusal"]
+    remedy = "per_device_train_batch_size = 3 a multiple of 2 or steps_per_generation = 2 a multiple of 4"
+    assert remedy in outputs[0]["refusal"]
 
 
 class Trainer:
@@ -87,12 +95,14 @@ class Trainer:
 
 
 def grpo_config(**settings) -> SimpleNamespace:
-    return SimpleNamespace(**{**dict(num_generations=6, num_generations_eval=None, per_device_train_batch_size=4, steps_per_generation=3, eval_strategy="no",
-                                     per_device_eval_batch_size=8, multi_objective_aggregation="sum_then_normalize", reward_weights=None), **settings})
+    return SimpleNamespace(**{**dict(num_generations=6, num_generations_eval=None, per_device_train_batch_size=4,
+                                     steps_per_generation=3, eval_strategy="no",
+                                     per_device_eval_batch_size=8, multi_objective_aggregation="sum_then_normalize",
+                                     reward_weights=None), **settings})
 
 
 def test_trl_adds_up_with_none_as_trl_does():
-    """A function's None counts as 0 in the total; a completion that no function scores has no reward and is nobody's neighbour."""
+    """A function's None counts as 0; a completion that no function scores has no reward and is nobody's neighbour."""
     def first(completions, **_):
         return [None if i in (2, 4) else reward for i, reward in enumerate(REWARDS)]
 
@@ -101,7 +111,8 @@ def test_trl_adds_up_with_none_as_trl_does():
 
     config, trainer = grpo_config(reward_weights=[1.0, 0.5]), Trainer()
     reward = DraReward(config, [first, second], DRA)
-    values = reward(prompts=["a"] * 6 + ["b"] * 6, completions=TEXTS, completion_ids=None, log_metric=trainer.log_metric, answer=None)
+    values = reward(prompts=["a"] * 6 + ["b"] * 6, completions=TEXTS, completion_ids=None,
+                    log_metric=trainer.log_metric, answer=None)
     assert config.reward_weights == [1.0], "what is left for TRL to weigh"
     total = [value + 0.5 for value in REWARDS]
     total[2], total[5] = 0.5, REWARDS[5]
@@ -109,8 +120,8 @@ def test_trl_adds_up_with_none_as_trl_does():
     expected = adjusted([TEXTS[i] for i in scored], [total[i] for i in scored], [i // 6 for i in scored], sharpen=2.0)
     assert values[4] is None
     torch.testing.assert_close(torch.tensor([values[i] for i in scored]), expected)
-    assert trainer.logged == pytest.approx({"dra/first": sum(REWARDS[i] for i in range(12) if i not in (2, 4)) / 10, "dra/second": 1.0,
-                                            "dra/total": sum(total[i] for i in scored) / 11})
+    assert trainer.logged == pytest.approx({"dra/first": sum(REWARDS[i] for i in range(12) if i not in (2, 4)) / 10,
+                                            "dra/second": 1.0, "dra/total": sum(total[i] for i in scored) / 11})
 
 
 def test_trl_evaluation_has_its_own_group_size():
@@ -119,9 +130,11 @@ def test_trl_evaluation_has_its_own_group_size():
         return REWARDS
 
     chat = [[{"role": "assistant", "content": text}] for text in TEXTS]
-    for G, expected in ((3, adjusted(TEXTS, REWARDS, [i // 3 for i in range(12)], sharpen=2.0)), (1, torch.tensor(REWARDS))):
+    for G, expected in ((3, adjusted(TEXTS, REWARDS, [i // 3 for i in range(12)], sharpen=2.0)),
+                        (1, torch.tensor(REWARDS))):
         reward = DraReward(grpo_config(num_generations_eval=G), [base], DRA)
-        values = reward(prompts=[[{"role": "user", "content": str(i // G)}] for i in range(12)], completions=chat, log_metric=Trainer(False).log_metric)
+        values = reward(prompts=[[{"role": "user", "content": str(i // G)}] for i in range(12)], completions=chat,
+                        log_metric=Trainer(False).log_metric)
         torch.testing.assert_close(torch.tensor(values), expected)
 
 
@@ -129,7 +142,8 @@ def test_the_readmes_trl_lines_build_a_trainer():
     """The README's short example hands DRA of both functions, already weighted, to TRL."""
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     block = next(block for block in page.split("```python\n") if "GRPOTrainer(" in block).split("```")[0]
-    names = {"GRPOConfig": lambda folder, **options: grpo_config(per_device_train_batch_size=16, **options), "data": None,
+    names = {"GRPOConfig": lambda folder, **options: grpo_config(per_device_train_batch_size=16, **options),
+             "data": None,
              "GRPOTrainer": lambda policy, reward, config, data: SimpleNamespace(reward=reward, config=config),
              "accuracy": lambda **_: REWARDS[:8], "brevity": lambda **_: REWARDS[4:]}
     exec(block, names)
@@ -140,9 +154,11 @@ def test_the_readmes_trl_lines_build_a_trainer():
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"num_generations": 8}, "12 completions on a rank.*num_generations = 8.*per_device_train_batch_size = 4 a multiple of 8 or "
+    ({"num_generations": 8},
+     "12 completions on a rank.*num_generations = 8.*per_device_train_batch_size = 4 a multiple of 8 or "
                              "steps_per_generation = 3 a multiple of 2"),
-    ({"eval_strategy": "steps"}, "8 completions on a rank.*num_generations_eval = 6.*per_device_eval_batch_size = 8 a multiple of 6"),
+    ({"eval_strategy": "steps"},
+     "8 completions on a rank.*num_generations_eval = 6.*per_device_eval_batch_size = 8 a multiple of 6"),
     ({"multi_objective_aggregation": "normalize_then_sum"}, "normalize_then_sum.*sum_then_normalize"),
     ({"reward_weights": [1.0, 2.0]}, "2 entries for 1 reward"),
 ])
@@ -158,13 +174,15 @@ def test_trl_refuses_functions_and_batches_that_do_not_fit():
     for function in (later, torch.nn.Linear(1, 1), "a/reward-model"):
         with pytest.raises(ValueError, match="plain Python functions"):
             DraReward(grpo_config(), [function], DRA)
-    for prompts, words in ((["a"] * 5 + ["b"] * 7, "completions 0 to 5 .* not one group of 6"), (["a"] * 9, "completions 6 to 11 of a rank's 9"),
-                           (["a"] * 12, "11 values for 12")):
+    for prompts, words in ((["a"] * 5 + ["b"] * 7, "completions 0 to 5 .* not one group of 6"),
+                           (["a"] * 9, "completions 6 to 11 of a rank's 9"), (["a"] * 12, "11 values for 12")):
         with pytest.raises(ValueError, match=words):
-            DraReward(grpo_config(), [lambda prompts, **_: [0.0] * 11], DRA)(prompts=prompts, completions=prompts, log_metric=Trainer().log_metric)
+            DraReward(grpo_config(), [lambda prompts, **_: [0.0] * 11], DRA)(prompts=prompts, completions=prompts,
+                                                                             log_metric=Trainer().log_metric)
 
 
-@pytest.mark.parametrize(("options", "words"), [({"weights": "x.py:f"}, "dra.weights"), ({"smi": "log_det", "sharpen": 2.0}, "log_det")])
+@pytest.mark.parametrize(("options", "words"),
+                         [({"weights": "x.py:f"}, "dra.weights"), ({"smi": "log_det", "sharpen": 2.0}, "log_det")])
 def test_options_are_refused_before_anything_is_sampled(options, words):
     with pytest.raises(ValueError, match=words):
         DraReward(grpo_config(), [len], DraConfig(embedder="tiny/embedder", **options))
@@ -230,7 +248,7 @@ def test_verl_refuses_a_score_that_is_not_finite(value):
 
 
 def test_verl_v1_adjusts_the_last_output_of_each_session(monkeypatch):
-    """Keys in any order, a session of two outputs, a row only tagged as padding; the store gets its old rewards back."""
+    """Keys in any order, a session of two outputs, a row tagged as padding; the store gets its old rewards back."""
     class Fields(dict):
         def select(self, *names):
             return {name: self[name] for name in names}
@@ -322,6 +340,7 @@ def test_openrlhf_groups_by_index_wherever_rows_stand():
 
 def test_without_dra_rewards_are_the_plain_total():
     """dra.enabled = false is the baseline, and loads no embedder."""
-    reward = DraReward(grpo_config(reward_weights=[2.0]), [lambda **_: REWARDS], DraConfig(enabled=False, embedder="none"))
+    reward = DraReward(grpo_config(reward_weights=[2.0]), [lambda **_: REWARDS],
+                       DraConfig(enabled=False, embedder="none"))
     values = reward(prompts=["a"] * 6 + ["b"] * 6, completions=TEXTS, log_metric=Trainer().log_metric)
     assert values == [2 * value for value in REWARDS] and not any(map(math.isnan, values))

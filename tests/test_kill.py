@@ -1,6 +1,6 @@
 """kill -9 at any instant: the same command continues, and ends with what an uninterrupted run ends with, bit for bit.
 
-    python -m pytest -m slow tests/test_kill.py                       100 kill points drawn by lot; it prints what each of them hit
+    python -m pytest -m slow tests/test_kill.py                 100 random kill points; it prints what each of them hit
     python -m pytest -m slow tests/test_kill.py -k "seed00 or seed01" some of them
 """
 import itertools
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.exact
 LAUNCH = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
 VICTIMS = {1: ["worker 0", "tree"], 2: ["agent", "worker 0", "worker 1", "tree"]}
 AIMS = ["eval", "sample", "reward", "update", "between", "save", "save", "save", "final", "final"]
-LONGEST = {1: 7.0, 2: 14.0}                             # seconds by number of ranks: a kill after a delay comes within so many of the start
+LONGEST = {1: 7.0, 2: 14.0}                             # seconds by number of ranks: delayed kills come within so many
 HANGS = 150                                             # seconds after which a test gives up
 
 
@@ -42,10 +42,13 @@ class Life:
     """One start of the command, in processes of its own, until it ends or is killed; what they print goes to a file."""
 
     def __init__(self, folder: Path, number: int, world: int, benchmark: str):
-        self.folder, self.phase_file, self.output_file = folder, *(folder.with_name(f"{folder.name}-{number:02d}.{what}") for what in ("phase", "output"))
+        self.folder = folder
+        self.phase_file, self.output_file = (folder.with_name(f"{folder.name}-{number:02d}.{what}")
+                                             for what in ("phase", "output"))
         self.phase_file.write_text("startup 1".ljust(16))
         with open(self.output_file, "w") as output:
-            self.process = subprocess.Popen([sys.executable, *LAUNCH[world], "tests/marked.py", *command(folder, benchmark)[2:]], stdout=output, stderr=output,
+            self.process = subprocess.Popen([sys.executable, *LAUNCH[world], "tests/marked.py",
+                                             *command(folder, benchmark)[2:]], stdout=output, stderr=output,
                                             env={**os.environ, "PHASE": str(self.phase_file)})
 
     def phase(self) -> tuple[str, int]:
@@ -73,11 +76,12 @@ class Life:
                 continue
             if f"PHASE={self.phase_file}".encode() in environment:
                 rank = next((int(item[5:]) for item in environment if item.startswith(b"RANK=")), 0)
-                roles[int(entry.name)] = "agent" if b"torch.distributed.run" in line else f"worker {rank}" if b"marked.py" in line else "helper"
+                worker = f"worker {rank}" if b"marked.py" in line else "helper"
+                roles[int(entry.name)] = "agent" if b"torch.distributed.run" in line else worker
         return roles
 
     def kill(self, victim: str) -> str:
-        """SIGKILL to a role, or to all there is if nobody has that role yet; returns who was killed."""
+        """SIGKILL to a role, or to all processes if none has that role yet; returns who was killed."""
         chosen = [pid for pid, role in self.alive().items() if role == victim]
         if chosen:
             send(chosen, signal.SIGKILL)
@@ -99,7 +103,8 @@ class Life:
 
     def wait_for(self, phase: str, times: int) -> bool:
         """Whether it came to this phase, for the time that is given, before it ended."""
-        until(lambda: self.phase() == (phase, times) or self.process.poll() is not None, f"reached {phase} {times}", self, every=0.002)
+        until(lambda: self.phase() == (phase, times) or self.process.poll() is not None, f"reached {phase} {times}",
+              self, every=0.002)
         return self.process.poll() is None
 
     def wait_for_all(self) -> None:
@@ -142,18 +147,21 @@ def assert_same_end(reference: Path, folder: Path) -> None:
     for name in ("final", "checkpoints/step-000003/policy"):
         contents = [{path.name: path.read_bytes() for path in (x / name).iterdir()} for x in (reference, folder)]
         assert contents[0] and contents[0] == contents[1], name
-    moments = [{path.name: load_file(path) for path in (x / "checkpoints/step-000003/state").iterdir()} for x in (reference, folder)]
-    assert_close(*moments, rtol=0, atol=0)              # not bytes: the order of a safetensors header's keys is left to chance
+    moments = [{path.name: load_file(path) for path in (x / "checkpoints/step-000003/state").iterdir()}
+               for x in (reference, folder)]
+    assert_close(*moments, rtol=0, atol=0)              # not bytes: the keys of a safetensors header have no order
     assert [(r["kind"], r["step"]) for r in records(folder / "metrics.jsonl") if r["kind"] != "run"] == \
         [("eval", 0), ("train", 1), ("train", 2), ("train", 3), ("eval", 3)]
-    assert [(r["step"], r["position"]) for r in records(folder / "samples.jsonl")] == list(itertools.product((1, 2, 3), range(4)))
+    assert [(r["step"], r["position"]) for r in records(folder / "samples.jsonl")] == list(
+        itertools.product((1, 2, 3), range(4)))
 
 
-def run_with_kills(start: Callable[[Path, int], Life], parent: Path, reference: Path, world: int, kills: int, rng: random.Random) -> list[str]:
+def run_with_kills(start: Callable[[Path, int], Life], parent: Path, reference: Path, world: int, kills: int,
+                   rng: random.Random) -> list[str]:
     """Gives the same command until the run is complete, with `kills` kills on the way; returns what they hit.
 
-    A kill is at a random delay after the start, or in a phase drawn by lot. A life that ends before its kill completes the run: the kills
-    that are left go to another run, in a new folder.
+    A kill is at a random delay after the start, or in a random phase. A life that ends before its kill completes
+    the run: the kills that are left go to another run, in a new folder.
     """
     hits: list[str] = []
     lives: list[Life] = []
@@ -163,7 +171,9 @@ def run_with_kills(start: Callable[[Path, int], Life], parent: Path, reference: 
         life = start(folder, world)
         lives.append(life)
         if len(hits) < kills:
-            delay, aim = (rng.uniform(0, LONGEST[world]), None) if rng.random() < 0.4 else (rng.uniform(0, 0.05), (rng.choice(AIMS), rng.choice([1, 1, 2])))
+            delay, aim = rng.uniform(0, LONGEST[world]), None
+            if rng.random() >= 0.4:
+                delay, aim = rng.uniform(0, 0.05), (rng.choice(AIMS), rng.choice([1, 1, 2]))
             victim, impatient = rng.choice(VICTIMS[world]), rng.random() < 0.5
             if (aim is None or life.wait_for(*aim)) and not life.ends_within(delay):
                 killed = life.kill(victim)
@@ -189,7 +199,10 @@ def run_with_kills(start: Callable[[Path, int], Life], parent: Path, reference: 
 
 @pytest.mark.slow
 def test_killed_agent_leaves_workers_that_keep_others_out(start, run, run_on_two_ranks, tmp_path, here):  # noqa: F811
-    """torchrun killed in the second save while its workers live, stopped so that they cannot end meanwhile; then one worker is killed and the other ends."""
+    """torchrun killed in the second save while its workers live, stopped so that they cannot end meanwhile.
+
+    Then one worker is killed and the other ends.
+    """
     folder = tmp_path / "r"
     first = start(folder, 2)
     assert first.wait_for("save", 2), first.output()
@@ -198,7 +211,8 @@ def test_killed_agent_leaves_workers_that_keep_others_out(start, run, run_on_two
     assert first.kill("agent") == "agent"
     first.wait()
     code, _, error = here(*command(folder, run[2])[2:])
-    assert code == 2 and error.count("\n") == 1 and f"is being written by process {workers['worker 0']} on " in error and str(folder) in error
+    assert code == 2 and error.count("\n") == 1 and f"is being written by process {workers['worker 0']} on " in error
+    assert str(folder) in error
     assert first.kill("worker 1") == "worker 1"
     send([workers["worker 0"]], signal.SIGCONT)
     first.wait_for_all()
@@ -212,7 +226,8 @@ def test_workers_of_a_killed_agent_do_not_wait_for_it(monkeypatch):
     """torchrun killed before its workers have reached its store: they would try for half an hour, and keep the lock."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]                  # free again below: nobody answers
-    for name, value in {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "RANK": 0, "WORLD_SIZE": 2}.items():
+    for name, value in {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "localhost", "MASTER_PORT": port,
+                        "RANK": 0, "WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(ranks, "LAUNCHER_ANSWERS", timedelta(seconds=0.5))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *arguments, **options: None)
@@ -233,17 +248,22 @@ def test_killed_at_random(seed, start, run, run_on_two_ranks, tmp_path, capsys):
     HITS.extend(hits)
     with capsys.disabled():
         print(f"\nseed {seed}, {world} rank{'s' * (world > 1)}: {'; '.join(hits)}")
-        print(f"{len(HITS)} kill points so far: {dict(Counter(hit.split()[0] for hit in HITS))}, victims {dict(Counter(hit.split(', ')[1] for hit in HITS))}")
+        print(f"{len(HITS)} kill points so far: {dict(Counter(hit.split()[0] for hit in HITS))}, victims "
+              f"{dict(Counter(hit.split(', ')[1] for hit in HITS))}")
 
 
-# ------------------------------------------------------------------------------------------------ every call that touches a file
+# --------------------------------------------------------------------------------------- every call that touches a file
 
 
-CALLS = {"open", "write", "close", "mkdir", "rename", "replace", "unlink", "remove", "rmdir", "fsync", "truncate", "ftruncate"}
+CALLS = {"open", "write", "close", "mkdir", "rename", "replace", "unlink", "remove", "rmdir", "fsync", "truncate",
+         "ftruncate"}
 
 
 def kill_points(action: Callable[[], None]) -> Iterator[int]:
-    """Runs `action` in a fork of this process that is killed before its first such call, yields; before its second, yields; until one gets through."""
+    """Runs `action` in a fork of this process that is killed before its first such call, and yields.
+
+    Then before its second, and so on, until one gets through.
+    """
     for n in itertools.count():
         pid = os.fork()
         if pid == 0:
@@ -280,7 +300,8 @@ def test_a_save_killed_before_any_call_leaves_a_checkpoint(tmp_path, capsys):
         def write_policy(folder: Path) -> None:
             folder.mkdir()
             (folder / "weights").write_text(str(step))
-        checkpoint.save(tmp_path / "r", step, write_policy, {"moment": torch.full((4,), float(step))}, {"sizes": {}}, keep=1)
+        checkpoint.save(tmp_path / "r", step, write_policy, {"moment": torch.full((4,), float(step))}, {"sizes": {}},
+                        keep=1)
 
     save(1)
     shutil.copytree(tmp_path / "r", tmp_path / "saved")
@@ -289,7 +310,8 @@ def test_a_save_killed_before_any_call_leaves_a_checkpoint(tmp_path, capsys):
         folder = checkpoint.newest_intact(tmp_path / "r")
         step = checkpoint.step_of(folder)
         state = {"moment": torch.zeros(4)}
-        assert checkpoint.load(folder, state)["step"] == step and torch.equal(state["moment"], torch.full((4,), float(step)))
+        assert checkpoint.load(folder, state)["step"] == step
+        assert torch.equal(state["moment"], torch.full((4,), float(step)))
         assert (folder / "policy" / "weights").read_text() == str(step)
         found.append(step)
         names = frozenset(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
@@ -346,7 +368,10 @@ def killed_before(monkeypatch, here):  # noqa: F811
 
 
 def test_a_continued_run_killed_at_its_end_is_not_complete(run, tmp_path, killed_before, here):  # noqa: F811
-    """A complete run gets one more step and is killed between its last checkpoint and final/: the final/ of fewer steps must not pass for its end."""
+    """A complete run gets one more step and is killed between its last checkpoint and final/.
+
+    The final/ of fewer steps must not pass for its end.
+    """
     folder = tmp_path / "r"
     shutil.copytree(run[0], folder)
     arguments = command(folder, "eval.benchmarks=[]", "run.steps=4")[2:]

@@ -1,4 +1,4 @@
-"""The learner of dra_grpo.py: its objective against the papers' equations, and updates that depend on nothing but the rows."""
+"""The learner: its objective against the papers' equations, and updates that depend on nothing but the rows."""
 import itertools
 import json
 import math
@@ -19,15 +19,19 @@ from sampler import Completion
 
 TINY = "tiny/policy"
 # float32 at the tiny recipe's rate: rounding in a gradient near 0 turns into a difference of up to lr through Adam
-JOBS = [{"model": TINY, "dtype": dtype, "lr": lr, "learner": {"loss": loss, "kl_beta": beta, "updates_per_rollout": passes, "micro_batch_tokens": budget}}
-        for dtype, lr, loss, beta, passes, budget in (("float64", 1e-3, "grpo", 0.1, 2, 10**6), ("float64", 1e-3, "dr_grpo", 0.0, 1, 60),
-                                                      ("float64", 1e-3, "dapo", 0.1, 2, 60), ("float32", 1e-4, "grpo", 0.1, 1, 60))]
-JOBS.append({**JOBS[0], "without": [1, 3]})             # rows left out of the loss: the second of two ranks has none, as have two of four
+JOBS = [{"model": TINY, "dtype": dtype, "lr": lr,
+         "learner": {"loss": loss, "kl_beta": beta, "updates_per_rollout": passes, "micro_batch_tokens": budget}}
+        for dtype, lr, loss, beta, passes, budget in (("float64", 1e-3, "grpo", 0.1, 2, 10**6),
+                                                      ("float64", 1e-3, "dr_grpo", 0.0, 1, 60),
+                                                      ("float64", 1e-3, "dapo", 0.1, 2, 60),
+                                                      ("float32", 1e-4, "grpo", 0.1, 1, 60))]
+JOBS.append({**JOBS[0], "without": [1, 3]})             # left out: the second of two ranks, two of four, have no row
 JOBS.append({**JOBS[2], "learner": {**JOBS[2]["learner"], "offload": True}})
 
 
 def torchrun(ranks: int, script: str, *arguments: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), script, *arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), script,
+               *arguments]
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
@@ -41,8 +45,10 @@ def assert_same(a: dict, b: dict, dtype: str) -> None:
         assert (flat[0] - flat[1]).norm() <= 1e-6 * flat[0].norm()
 
 
-def learner_for(dtype: str = "float32", temperature: float = 1.0, max_new_tokens: int = 32, weights_from=None, **settings) -> Learner:
-    return Learner(ModelConfig(TINY, dtype), LearnerConfig(**settings), TINY, torch.device("cpu"), 297, temperature, max_new_tokens, weights_from)
+def learner_for(dtype: str = "float32", temperature: float = 1.0, max_new_tokens: int = 32, weights_from=None,
+                **settings) -> Learner:
+    return Learner(ModelConfig(TINY, dtype), LearnerConfig(**settings), TINY, torch.device("cpu"), 297, temperature,
+                   max_new_tokens, weights_from)
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +62,26 @@ def values(figures: dict[str, float]) -> dict[str, float]:
 
 
 def test_passes_that_keep_ranks_in_step_change_nothing(monkeypatch):
-    """Another rank has three micro-batches more, and its collectives wait for this one: as many passes are made here, and they count nowhere."""
+    """Another rank has three micro-batches more, and its collectives wait for this one.
+
+    As many passes are made here, and they count nowhere.
+    """
     rows = [row for group in rows_for(0, 3, 3) for row in group]
     results = []
     for more in (0, 3):
         learner, passes = learner_for("float64", micro_batch_tokens=60), []
         monkeypatch.setattr("learner.max_over_ranks", lambda value: value + more if isinstance(value, int) else value)
         token_logprobs = learner.policy.token_logprobs
-        monkeypatch.setattr(learner.policy, "token_logprobs", lambda *arguments: passes.append(1) or token_logprobs(*arguments))
+        monkeypatch.setattr(learner.policy, "token_logprobs",
+                            lambda *arguments: passes.append(1) or token_logprobs(*arguments))
         figures = learner.update(rows, lr=1e-3)
         results.append((len(passes), figures, list(learner.policy.parameters())))
     (few, figures, weights), (many, same_figures, same_weights) = results
     assert many == few + 3 and values(same_figures) == values(figures) and all(map(torch.equal, weights, same_weights))
 
 
-@pytest.mark.parametrize("change", [{"budget": 40}, {"budget": 200}, {"reverse": True}, {"checkpointing": True}], ids=str)
+@pytest.mark.parametrize("change", [{"budget": 40}, {"budget": 200}, {"reverse": True}, {"checkpointing": True}],
+                         ids=str)
 def test_update_does_not_depend_on_batching(single, change):
     """Micro-batch budget, order of rows and groups, activation checkpointing."""
     for job, (expected, _) in zip(JOBS, single):
@@ -82,7 +93,8 @@ def moved(learner: Learner) -> Learner:
     """Takes the policy away from the reference, so that the KL term is not 0."""
     with torch.no_grad():
         for i, parameter in enumerate(learner.policy.parameters()):
-            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i), dtype=parameter.dtype)
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i),
+                                            dtype=parameter.dtype)
     return learner
 
 
@@ -94,13 +106,14 @@ def log_softmax(model: Transformer, prompt: list[int], completion) -> torch.Tens
 def gradients_of(learner: Learner) -> list[dict]:
     """What the optimizer gets in each update from now on."""
     seen: list[dict] = []
-    learner.optimizer.register_step_pre_hook(lambda *_: seen.append({name: p.grad.clone() for name, p in learner.policy.named_parameters()}))
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: seen.append({name: p.grad.clone() for name, p in learner.policy.named_parameters()}))
     return seen
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo"])
 def test_gradient_equals_the_papers_equations(loss):
-    """One SGD-like step in float64 against sums over single rows and tokens, written from the equations, dense softmax, no batching."""
+    """One SGD-like step in float64 against sums over single rows and tokens, from the equations with dense softmax."""
     beta, max_new = 0.3, 32
     learner = moved(learner_for("float64", 0.7, max_new, loss=loss, kl_beta=beta, max_grad_norm=1e9))
     rows = [row for group in rows_for(0, 3, 3) for row in group]
@@ -109,7 +122,8 @@ def test_gradient_equals_the_papers_equations(loss):
     reference = Transformer.from_pretrained(TINY, torch.float64)
 
     def logprobs(model, prompt, completion):
-        return log_softmax(model, prompt, completion)[torch.arange(len(completion.tokens)), torch.tensor(completion.tokens)]
+        return log_softmax(model, prompt, completion)[torch.arange(len(completion.tokens)),
+                                                      torch.tensor(completion.tokens)]
 
     objective = 0.0
     total_tokens = sum(len(c.tokens) for _, c, _ in rows)
@@ -137,7 +151,10 @@ def test_gradient_equals_the_papers_equations(loss):
 
 
 def test_gradient_is_clipped_and_starts_from_zero():
-    """A second update on the same weights (rate 0) sees the same gradient; one with a quarter of its norm as the limit a quarter of it."""
+    """A second update on the same weights (rate 0) sees the same gradient.
+
+    One whose limit is a quarter of its norm sees a quarter of it.
+    """
     rows = [row for group in rows_for(0, 3, 3) for row in group]
     learner = learner_for("float64", max_grad_norm=1e9)
     gradients = gradients_of(learner)
@@ -148,11 +165,15 @@ def test_gradient_is_clipped_and_starts_from_zero():
     quarters = gradients_of(clipped)
     assert clipped.update(rows, lr=0.0)["grad_norm"] == norms[0], "reported before clipping"
     for name in gradients[0]:
-        torch.testing.assert_close(4 * quarters[0][name], gradients[0][name], rtol=1e-3, atol=0)        # torch adds 1e-6 to the norm
+        # torch adds 1e-6 to the norm
+        torch.testing.assert_close(4 * quarters[0][name], gradients[0][name], rtol=1e-3, atol=0)
 
 
 def test_figures_equal_sums_over_tokens():
-    """Entropy, KL and gap from dense softmaxes, row by row, over several micro-batches; gaps of +0.2 and -0.1 in turn must not cancel."""
+    """Entropy, KL and gap from dense softmaxes, row by row, over several micro-batches.
+
+    Gaps of +0.2 and -0.1 in turn must not cancel.
+    """
     rows = [row for group in rows_for(0, 3, 3) for row in group]
     learner = moved(learner_for("float64", 0.7, kl_beta=0.3, micro_batch_tokens=60))
     reference, entropies, ratios, gaps, given = Transformer.from_pretrained(TINY, torch.float64), [], [], [], []
@@ -167,14 +188,18 @@ def test_figures_equal_sums_over_tokens():
         logprobs = (dense.gather(-1, picked)[:, 0] + off).tolist()
         given.append(Row(prompt, replace(completion, logprobs=logprobs), advantage))
     figures = learner.update(given, lr=0.0)
-    expected = {"entropy": sum(entropies), "gap": sum(gaps), "kl": sum(math.exp(r) - r - 1 for r in ratios), "clipped": 0.0}
+    expected = {"entropy": sum(entropies), "gap": sum(gaps), "kl": sum(math.exp(r) - r - 1 for r in ratios),
+                "clipped": 0.0}
     assert figures["rows"] == len(rows) and figures["gap_max"] == pytest.approx(0.2)
     for key, total in expected.items():
         assert figures[key] == pytest.approx(total / len(gaps), rel=1e-9), key
 
 
 def test_a_learner_continues_bit_equal_from_its_checkpoint(tmp_path):
-    """Moments, the count behind their bias correction, and the reference, which stays the initial policy; two updates a step."""
+    """Moments, the step count for their bias correction, and the reference, which stays the initial policy.
+
+    Two updates a step.
+    """
     def rows(seed):
         return [row for group in rows_for(seed, 3, 3) for row in group]
 
@@ -189,11 +214,15 @@ def test_a_learner_continues_bit_equal_from_its_checkpoint(tmp_path):
         tensor.copy_(saved[name])
     again.set_updates(learner.updates)
     assert values(again.update(rows(2), lr=1e-4)) == values(learner.update(rows(2), lr=1e-4))
-    assert all(torch.equal(a, b) for a, b in zip(learner.policy.parameters(), again.policy.parameters())) and again.updates == learner.updates == 6
+    assert all(torch.equal(a, b) for a, b in zip(learner.policy.parameters(), again.policy.parameters()))
+    assert again.updates == learner.updates == 6
 
 
 def test_small_updates_are_not_lost_in_bfloat16():
-    """At a rate of 1e-6 Adam moves every weight by about that, a hundredth of what bf16 can tell apart at 0.05; master weights keep it."""
+    """At a rate of 1e-6 Adam moves every weight by about that, a hundredth of what bf16 can tell apart at 0.05.
+
+    Master weights keep it.
+    """
     learner = learner_for("bfloat16")
     before = {name: p.detach().clone() for name, p in learner.policy.named_parameters()}
     learner.update([row for group in rows_for(0, 3, 3) for row in group], lr=1e-6)
@@ -202,17 +231,24 @@ def test_small_updates_are_not_lost_in_bfloat16():
 
 
 def test_old_logprobs_stay_those_of_before_the_first_update():
-    """In the second pass over a rollout ratios differ from 1, so all tokens leave a clip range of 1e-9; in a first pass none does."""
+    """In the second pass over a rollout ratios differ from 1, so all tokens leave a clip range of 1e-9.
+
+    In a first pass none does.
+    """
     rows = [row for group in rows_for(0, 3, 3) for row in group]
     clipped = []
     for passes in (1, 2):
         learner = learner_for("float64", updates_per_rollout=passes, clip_low=1e-9, clip_high=1e-9)
         clipped.append(learner.update(rows, lr=1e-3)["clipped"])
-    assert clipped[0] == 0 and clipped[1] == pytest.approx(0.5, abs=0.01), "half of all passes, so all tokens of the second"
+    assert clipped[0] == 0
+    assert clipped[1] == pytest.approx(0.5, abs=0.01), "half of all passes, so all tokens of the second"
 
 
 def test_policy_loss_clips_by_hand():
-    """Ratios 1.5 and 0.5 under clip 0.2 / 0.3: a gain is capped at 1.3 A, a loss is not; gradient is 0 exactly where the cap binds."""
+    """Ratios 1.5 and 0.5 under clip 0.2 / 0.3: a gain is capped at 1.3 A, a loss is not.
+
+    Gradient is 0 exactly where the cap binds.
+    """
     logp = torch.tensor([[1.5, 0.5, 1.1], [1.5, 0.5, 1.1]]).log().requires_grad_()
     loss = policy_loss(logp, torch.zeros(2, 3), torch.tensor([2.0, -2.0]), clip_low=0.2, clip_high=0.3)
     torch.testing.assert_close(loss, torch.tensor([[-2.6, -1.0, -2.2], [3.0, 1.6, 2.2]]))
@@ -230,7 +266,8 @@ def test_kl_k3_is_zero_at_equality_and_unbiased():
 def test_token_weights_by_hand():
     mask = torch.tensor([[0.0, 1, 1, 1, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
     totals = dict(rows=6, tokens=20, max_new_tokens=10)
-    assert torch.equal(token_weights(mask, "grpo", **totals), torch.tensor([[0, 1, 1, 1, 1], [0, 0, 4, 0, 0], [0] * 5]) / 24)
+    assert torch.equal(token_weights(mask, "grpo", **totals),
+                       torch.tensor([[0, 1, 1, 1, 1], [0, 0, 4, 0, 0], [0] * 5]) / 24)
     assert torch.equal(token_weights(mask, "dr_grpo", **totals), mask / 60)
     assert torch.equal(token_weights(mask, "dapo", **totals), mask / 20)
     with pytest.raises(ValueError, match="grpo, dr_grpo or dapo"):
@@ -242,7 +279,7 @@ def test_micro_batches_keep_rows_and_budget():
     batches = micro_batches(lengths, 40)
     assert sorted(row for batch in batches for row in batch) == list(range(7))
     assert all(len(batch) * max(lengths[row] for row in batch) <= 40 or len(batch) == 1 for batch in batches)
-    assert batches[0] == [5], "a row longer than the budget stands alone"
+    assert batches[0] == [5], "a row longer than the budget is alone"
 
 
 def test_micro_batches_are_the_cheapest_cut():
@@ -272,7 +309,8 @@ def test_rows_in_loss_by_hand():
     """Groups of two; the first has equal raw rewards, and every group has one truncated completion."""
     completions = [Completion([1], [0.0], "length" if i % 2 else "stop") for i in range(6)]
     rewards = torch.tensor([[1.0, 1], [0, 1], [1, 0.5]])
-    for options, expected in (({}, [0, 1, 2, 3, 4, 5]), ({"mask_truncated": True}, [0, 2, 4]), ({"drop_equal_groups": True}, [2, 3, 4, 5]),
+    for options, expected in (({}, [0, 1, 2, 3, 4, 5]), ({"mask_truncated": True}, [0, 2, 4]),
+                              ({"drop_equal_groups": True}, [2, 3, 4, 5]),
                               ({"mask_truncated": True, "drop_equal_groups": True}, [2, 4])):
         assert rows_in_loss(completions, rewards, LearnerConfig(**options)) == expected
 
@@ -287,7 +325,7 @@ def test_an_update_without_rows_is_one_without_gradient():
 
 
 def test_prompts_for_step_is_a_pure_partition():
-    """Ranks share each step's list, every epoch holds every row once, epochs differ, and another seed gives another order."""
+    """Ranks share each step's list, every epoch holds every row once, and epochs and seeds differ in order."""
     whole = [prompts_for_step(3, step, 0, 1, 10, 4) for step in range(10)]
     for step in range(10):
         parts = [prompts_for_step(3, step, rank, 3, 10, 4) for rank in range(3)]
@@ -295,7 +333,8 @@ def test_prompts_for_step_is_a_pure_partition():
         assert [position for position, _ in whole[step]] == [0, 1, 2, 3]
     rows = [row for step in whole for _, row in step]
     assert all(sorted(rows[i : i + 10]) == list(range(10)) for i in range(0, 40, 10))
-    assert rows[:10] != rows[10:20] and rows != [row for step in range(10) for _, row in prompts_for_step(4, step, 0, 1, 10, 4)]
+    assert rows[:10] != rows[10:20]
+    assert rows != [row for step in range(10) for _, row in prompts_for_step(4, step, 0, 1, 10, 4)]
 
 
 def test_lr_warms_up_and_ends_at_the_floor():
@@ -320,7 +359,7 @@ def test_non_finite_loss_stops_before_the_weights_change():
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def on_ranks(request, tmp_path_factory) -> tuple[list, list[int]]:
-    """What updates.py writes on so many ranks: weights and figures of each job, and what each rank held during a save."""
+    """What updates.py writes on so many ranks: weights and figures of each job, and each rank's memory in a save."""
     path = tmp_path_factory.mktemp("ranks") / "out.pt"
     result = torchrun(request.param, "tests/updates.py", json.dumps(JOBS), str(path))
     assert result.returncode == 0, result.stderr[-3000:]
@@ -328,7 +367,7 @@ def on_ranks(request, tmp_path_factory) -> tuple[list, list[int]]:
 
 
 def test_update_does_not_depend_on_the_number_of_ranks(on_ranks, single):
-    """FSDP2 on gloo: three updates, all losses, ranks with different numbers of tokens, with one-token rows, with none."""
+    """FSDP2 on gloo: three updates, all losses, ranks with different numbers of tokens, one-token rows, or none."""
     for job, (weights, figures), (expected, expected_figures) in zip(JOBS, on_ranks[0], single, strict=True):
         assert_same(expected, weights, job["dtype"])
         for mine, reference in zip(figures, expected_figures):
@@ -337,6 +376,6 @@ def test_update_does_not_depend_on_the_number_of_ranks(on_ranks, single):
 
 
 def test_only_the_first_rank_holds_what_a_checkpoint_gathers(on_ranks):
-    """Every rank gathers each weight; if each kept all, a node of eight would hold a 1.5B policy eight times: 57 GB."""
+    """Every rank gathers each weight; if each saved all, a node of eight would hold eight 1.5B policies: 57 GB."""
     first, *others = on_ranks[1]
     assert first == len(list(learner_for().policy.parameters())) and max(others) <= 1

@@ -21,7 +21,8 @@ def allocated(function) -> int:
     """The most bytes that torch held at once on the CPU, above what it held before."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         function()
-    events = [(event.start_ns(), event.nbytes()) for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [(event.start_ns(), event.nbytes()) for event in profile.profiler.kineto_results.events()
+              if event.name() == "[memory]"]
     held = peak = 0
     for _, size in sorted(events):
         held += size
@@ -33,22 +34,26 @@ def predicted(folder: Path, phases: tuple[str, ...], checkpointing: bool = False
     """The peak over `phases`, without what is there before them."""
     with torch.device("meta"):
         model = Transformer(json.loads((folder / "config.json").read_text()))
-    found = parts(model, dtype=torch.float32, card=False, world=1, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT, max_new_tokens=NEW,
-                  micro_batch_tokens=budget, reference=False, offload=False, checkpointing=checkpointing)
+    found = parts(model, dtype=torch.float32, gpu=False, world=1, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT,
+                  max_new_tokens=NEW, micro_batch_tokens=budget, reference=False, offload=False,
+                  checkpointing=checkpointing)
     sums = peaks([part for part in found if part.phases != PHASES])
     return max(sums[phase] for phase in phases)
 
 
-@pytest.mark.parametrize(("checkpointing", "budget", "geometry"), [(False, 2048, {}), (True, 2048, {}), (False, 1024, dict(vocab_size=512, tie_word_embeddings=True)),
+@pytest.mark.parametrize(("checkpointing", "budget", "geometry"), [
+    (False, 2048, {}), (True, 2048, {}), (False, 1024, dict(vocab_size=512, tie_word_embeddings=True)),
                                                                    (True, 2048, dict(vocab_size=512))], ids=str)
 def test_memory_of_an_update_is_within_10_percent(checkpointing, budget, geometry, tmp_path):
-    """Head or blocks at the peak, activations kept or recomputed, tied or untied."""
+    """Head or blocks at the peak, activations saved or recomputed, tied or untied."""
     random_model("qwen2", tmp_path, **WIDE | geometry)
     config = LearnerConfig(micro_batch_tokens=budget)
-    learner = Learner(ModelConfig(str(tmp_path), "float32", checkpointing), config, str(tmp_path), torch.device("cpu"), 8192, 1.0, NEW)
+    learner = Learner(ModelConfig(str(tmp_path), "float32", checkpointing), config, str(tmp_path), torch.device("cpu"),
+                      8192, 1.0, NEW)
     rows = [Row([5] * PROMPT, Completion([7] * NEW, [-1.0] * NEW, "length"), 1.0)] * ROWS
     learner.update(rows, 1e-6)                          # the moments are there from now on
-    assert predicted(tmp_path, PHASES[1:], checkpointing, budget) == pytest.approx(allocated(lambda: learner.update(rows, 1e-6)), rel=0.1)
+    assert predicted(tmp_path, PHASES[1:], checkpointing, budget) == pytest.approx(
+        allocated(lambda: learner.update(rows, 1e-6)), rel=0.1)
 
 
 def test_memory_of_a_rollout_is_within_10_percent(tmp_path):
@@ -59,8 +64,12 @@ def test_memory_of_a_rollout_is_within_10_percent(tmp_path):
 
 
 def test_chunked_head_at_a_large_vocabulary(tmp_path):
-    """151,936 ids: the peak does not grow with the tokens and is a fraction of the dense form's; values and gradients are equal to it."""
-    random_model("qwen2", tmp_path, std=0.05, hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=151_936)
+    """151,936 ids: the peak does not grow with the tokens and is a fraction of the dense form's.
+
+    Values and gradients are equal to it.
+    """
+    random_model("qwen2", tmp_path, std=0.05, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                 vocab_size=151_936)
     model = Transformer.from_pretrained(tmp_path)
     results = {}
 
@@ -74,11 +83,13 @@ def test_chunked_head_at_a_large_vocabulary(tmp_path):
             logp_NT, entropy_NT = logp_NT[:, 1:], entropy_NT[:, 1:]
         else:
             all_NTV = (model(tokens_NT)[:, :-1] / 0.7).log_softmax(-1)
-            logp_NT, entropy_NT = all_NTV.gather(-1, tokens_NT[:, 1:, None]).squeeze(-1), -(all_NTV.exp() * all_NTV).sum(-1).detach()
+            logp_NT = all_NTV.gather(-1, tokens_NT[:, 1:, None]).squeeze(-1)
+            entropy_NT = -(all_NTV.exp() * all_NTV).sum(-1).detach()
         (logp_NT * torch.linspace(-1, 1, 100)).sum().backward()
         results[form, rows] = logp_NT.detach(), entropy_NT, *(p.grad.clone() for p in model.parameters())
 
-    peak = {(form, rows): allocated(lambda: run(form, rows)) for form, rows in (("chunked", 2), ("chunked", 8), ("dense", 2))}
+    peak = {(form, rows): allocated(lambda: run(form, rows))
+            for form, rows in (("chunked", 2), ("chunked", 8), ("dense", 2))}
     assert peak["chunked", 8] < 1.1 * peak["chunked", 2] + 2 * model.embed.weight.nbytes
     run("dense", 8)
     assert 4 * 800 * 151_936 > 1.3 * peak["chunked", 8], "less than the dense logits alone"
@@ -86,17 +97,23 @@ def test_chunked_head_at_a_large_vocabulary(tmp_path):
         assert (got - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_ranks_and_offloading_share_and_move_what_is_held(tmp_path):
-    """Four ranks hold a quarter each; offloaded, nothing of it is on the card; the sampler's copy is whole everywhere."""
+def test_ranks_and_offloading_share_and_move_what_is_sharded(tmp_path):
+    """Four ranks hold a quarter each; offloaded, nothing of it is on the GPU.
+
+    The sampler's copy is whole everywhere.
+    """
     random_model("qwen2", tmp_path, **WIDE)
     with torch.device("meta"):
         model = Transformer(json.loads((tmp_path / "config.json").read_text()))
-    options = dict(dtype=torch.bfloat16, card=True, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT, max_new_tokens=NEW, micro_batch_tokens=2048, reference=True, checkpointing=True)
-    one, four, host = (parts(model, world=world, offload=offload, **options) for world, offload in ((1, False), (4, False), (4, True)))
+    options = dict(dtype=torch.bfloat16, gpu=True, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT, max_new_tokens=NEW,
+                   micro_batch_tokens=2048, reference=True, checkpointing=True)
+    one, four, host = (parts(model, world=world, offload=offload, **options)
+                       for world, offload in ((1, False), (4, False), (4, True)))
     total = sum(p.numel() for p in model.parameters())
     for a, b, c, bytes_each in zip(one, four, host, (4, 4, 8, 4)):
-        assert (a.card, b.card, c.card, c.host) == (total * bytes_each, total * bytes_each // 4, 0, total * bytes_each // 4)
-    assert one[4].card == four[4].card == host[4].card == 2 * total
+        size = total * bytes_each
+        assert (a.gpu, b.gpu, c.gpu, c.host) == (size, size // 4, 0, size // 4)
+    assert one[4].gpu == four[4].gpu == host[4].gpu == 2 * total
     assert "fits with 1 GB to spare: 16 GB, 24 GB, 40 GB, 80 GB" in table(one)
 
 

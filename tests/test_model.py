@@ -9,10 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from model import Geometry, HeadLogprobs, RMSNorm, Transformer, rope_frequencies, rope_table
 
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}
 CASES = {
     "qwen2, heads 4:2": ("qwen2", {}),
-    "qwen2, heads 6:1, tied, theta 1e6": ("qwen2", dict(num_attention_heads=6, num_key_value_heads=1, tie_word_embeddings=True,
+    "qwen2, heads 6:1, tied, theta 1e6": ("qwen2",
+                                          dict(num_attention_heads=6, num_key_value_heads=1, tie_word_embeddings=True,
                                                         rope_parameters={"rope_type": "default", "rope_theta": 1e6})),
     "qwen2, heads 4:4": ("qwen2", dict(num_key_value_heads=4)),
     "qwen3, own head size": ("qwen3", dict(head_dim=16)),
@@ -31,7 +33,10 @@ def right_padded(prompts):
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_gradients_equal_transformers(case, tmp_path):
-    """Reference: transformers, fp32, weights of std 0.2 (at 0.02 a wrong RoPE moves logits by 4e-3 only); and a saved copy reads back."""
+    """Reference: transformers, fp32, weights of std 0.2 (at 0.02 a wrong RoPE moves logits by 4e-3 only).
+
+    A saved copy must read back.
+    """
     architecture, settings = CASES[case]
     theirs = random_model(architecture, tmp_path / "a", **settings)
     ours = Transformer.from_pretrained(tmp_path / "a")
@@ -65,10 +70,12 @@ def test_tiny_policy_equals_transformers():
         assert (theirs(tokens).logits - Transformer.from_pretrained("tiny/policy")(tokens)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 1e4}, {"rope_type": "default", "rope_theta": 1e6}, LLAMA3])
+@pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 1e4},
+                                  {"rope_type": "default", "rope_theta": 1e6}, LLAMA3])
 def test_rope_table_is_bit_equal_to_transformers(rope):
-    """Up to position 131,071: at that distance an angle computed in another order is off by whole radians' worth of rounding."""
-    config = transformers.LlamaConfig(hidden_size=256, num_attention_heads=2, max_position_embeddings=131072, rope_parameters=rope)
+    """Up to position 131,071, where an angle computed in another order is off by whole radians through rounding."""
+    config = transformers.LlamaConfig(hidden_size=256, num_attention_heads=2, max_position_embeddings=131072,
+                                      rope_parameters=rope)
     theirs = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
     geometry = Geometry.from_json({**config.to_dict(), "architectures": ["LlamaForCausalLM"]})
     positions = torch.arange(131072)
@@ -80,7 +87,7 @@ def test_rope_table_is_bit_equal_to_transformers(rope):
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2**-6)])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_norm_without_gradient_equals_torchs(dtype, atol, size):
-    """The sampler's norm is written out for a CPU; eps must count (small inputs) and bf16 must be squared in float32 (large ones)."""
+    """Without gradient it is written out: eps must count (small inputs), bf16 be squared in float32 (large ones)."""
     generator = torch.Generator().manual_seed(0)
     x, norm = (size * torch.randn(5, 3, 96, generator=generator)).to(dtype), RMSNorm(96, 1e-6).to(dtype)
     torch.nn.init.normal_(norm.weight, generator=generator)
@@ -90,7 +97,10 @@ def test_norm_without_gradient_equals_torchs(dtype, atol, size):
 
 
 def test_token_logprobs_equal_dense_softmax(qwen2, monkeypatch):
-    """Chunked and recomputed or dense, at a temperature, over the tokenizer's ids only: same values, entropies and gradients."""
+    """Chunked and recomputed or dense, at a temperature, over the tokenizer's ids only.
+
+    Same values, entropies and gradients.
+    """
     _, folder = qwen2
     tokens, mask = right_padded(ragged_prompts(120, [5, 17, 30]))
     mask = mask.bool()
@@ -117,22 +127,27 @@ def test_token_logprobs_equal_dense_softmax(qwen2, monkeypatch):
 @pytest.mark.parametrize("rows", [4, 3, 1])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_head_gradient_equals_autograds(temperature, rows):
-    """Written by hand, whole or in chunks that are computed again: a target that occurs twice counts twice, masked ids have none."""
+    """Written by hand, whole or in chunks that are computed again.
+
+    A target that occurs twice counts twice, masked ids have none.
+    """
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(size, 5, generator=generator, dtype=torch.float64, requires_grad=True) for size in (4, 9)]
     targets, upstream = torch.tensor([3, 0, 3, 6]), torch.randn(4, generator=generator, dtype=torch.float64)
     dense = (inputs[0] @ inputs[1][:7].t() / temperature).log_softmax(-1)
     got, entropy = HeadLogprobs.apply(inputs[0], targets, inputs[1], temperature, 7, rows)
-    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=dense.detach()).entropy(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=dense.detach()).entropy(), rtol=1e-12,
+                               atol=1e-12)
     expected = torch.autograd.grad(dense[torch.arange(4), targets], inputs, upstream)
     for mine, theirs in zip(torch.autograd.grad(got, inputs, upstream), expected):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_head_gradient_in_bfloat16_is_rounded_once():
-    """Summed over 100 chunks it is as near to float64 as in one: 5e-3 of its norm (1e-2 and more if each sum were rounded)."""
+    """Over 100 chunks it is as near to float64 as in one: 5e-3 of its norm (1e-2 and more if each sum were rounded)."""
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = ((torch.randn(*shape, generator=generator) / 3).bfloat16().requires_grad_() for shape in ((800, 32), (500, 32)))
+    hidden, weight = ((torch.randn(*shape, generator=generator) / 3).bfloat16().requires_grad_()
+                      for shape in ((800, 32), (500, 32)))
     targets, upstream = torch.randint(0, 500, (800,), generator=generator), torch.randn(800, generator=generator)
     exact = (hidden.double() @ weight.double().t()).log_softmax(-1)[torch.arange(800), targets]
     expected = torch.autograd.grad(exact, weight, upstream.double())[0].double()
@@ -143,7 +158,10 @@ def test_head_gradient_in_bfloat16_is_rounded_once():
 
 
 def test_bfloat16_rounds_neither_the_normaliser_nor_the_rotary_frequencies(qwen2):
-    """Log-probs of bf16 logits in float64 to 1e-5 (bf16 sums are off by 1e-2); at position 10^5 a rounded frequency is off by whole turns."""
+    """Log-probs of bf16 logits in float64 to 1e-5 (bf16 sums are off by 1e-2).
+
+    At position 10^5 a rounded frequency is off by whole turns.
+    """
     generator = torch.Generator().manual_seed(0)
     hidden, weight = ((torch.randn(*shape, generator=generator) / 3).bfloat16() for shape in ((20, 48), (500, 48)))
     targets = torch.randint(0, 500, (20,), generator=generator)
@@ -163,7 +181,8 @@ def test_sharded_and_bf16_files_load(tmp_path):
     reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "many", dtype=torch.float32)
     with torch.no_grad():
         expected = reloaded(tokens).logits
-        assert (Transformer.from_pretrained(tmp_path / "many")(tokens) - expected).abs().max() < 1e-4 * expected.abs().max()
+        logits = Transformer.from_pretrained(tmp_path / "many")(tokens)
+        assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def edit(folder, **changes):
@@ -231,7 +250,7 @@ def test_a_config_that_cannot_be_computed_with_is_one_clear_error(changes, words
 
 @pytest.mark.parametrize("places", [{}, {"rope": 64}, {"top": 32, "rope": 64}])
 def test_the_original_context_of_llama3_is_read_where_transformers_reads_it(places):
-    """Beside the others, above them, or that of the model."""
+    """Next to the others, above them, or that of the model."""
     rope = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"} | (
         {"original_max_position_embeddings": places["rope"]} if "rope" in places else {})
     top = {"original_max_position_embeddings": places["top"]} if "top" in places else {}
@@ -278,7 +297,7 @@ def test_weights_that_are_not_finite_are_refused(tied, name, value):
 
 @pytest.mark.parametrize("shards", [True, False])
 def test_the_single_file_goes_before_an_index(tied, shards):
-    """As in transformers: an index beside it is stale, with its shards or without."""
+    """As in transformers: an index next to it is stale, with its shards or without."""
     folder, tensors = tied
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")})
@@ -309,7 +328,7 @@ def test_an_index_without_its_shards_or_its_map_is_refused(tied):
 
 
 def test_adapters_are_refused_by_name(tied):
-    """Alone, or beside a whole model, where transformers would look for another base."""
+    """Alone, or next to a whole model, where transformers would look for another base."""
     folder, _ = tied
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
     for _ in range(2):

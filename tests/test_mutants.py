@@ -1,4 +1,7 @@
-"""mutants/: the list of known ways to break the code must not rot; that the tests notice each of them takes its runner (slow)."""
+"""mutants/: the list of known ways to break the code must not rot.
+
+That the tests notice each of them takes its runner (slow).
+"""
 from collections import Counter
 
 import pytest
@@ -23,7 +26,8 @@ def test_mutants_have_names_of_their_own_and_cover_every_module():
 
 
 def test_stale_mutants_are_refused_by_name():
-    for old, new, words in (("x", "y", "'m'.*occurs 2 times in model.py"), ("a", "y", "'m'.*occurs 0 times"), ("= 1", "=", "'m' is not Python")):
+    for old, new, words in (("x", "y", "'m'.*occurs 2 times in model.py"), ("a", "y", "'m'.*occurs 0 times"),
+                            ("= 1", "=", "'m' is not Python")):
         with pytest.raises(ValueError, match=words):
             Mutant("model", "m", "", old, new).apply("x = 1; z = x")
     with pytest.raises(ValueError, match="'m'.*occurs in 0 files of answers/"):

@@ -14,34 +14,44 @@ from report.page import (STYLES, by_recipe, grid, group_rows, lines, most_change
                          side_by_side, smooth, training_figure, values_of, write_page)
 from report.read import Evaluation, read_any, read_run
 
-TRAIN = {"reward": 0.5, "accuracy": 0.5, "modes": 2.0, "entropy": 0.1, "length": 9.0, "truncated": 0.0, "kl": 0.0, "gap": 1e-7, "zero_advantage": 0.1, "similarity": None,
-         "sample_s": 1.0, "reward_s": 0.1, "update_s": 2.0}
+TRAIN = {"reward": 0.5, "accuracy": 0.5, "modes": 2.0, "entropy": 0.1, "length": 9.0, "truncated": 0.0, "kl": 0.0,
+         "gap": 1e-7, "zero_advantage": 0.1, "similarity": None, "sample_s": 1.0, "reward_s": 0.1, "update_s": 2.0}
 
 
-def a_run(folder: Path, seed: int = 0, steps=(1, 2, 3), name: str = "tiny", loss: str = "grpo", groups: list[dict] = (), **values) -> Path:
+def a_run(folder: Path, seed: int = 0, steps=(1, 2, 3), name: str = "tiny", loss: str = "grpo", groups: list[dict] = (),
+          **values) -> Path:
     """A run folder; `values` are functions of the step."""
     folder.mkdir(parents=True)
     config = {"dra": {"enabled": True}, "learner": {"loss": loss}, "run": {"seed": seed}}
-    records = [{"kind": "run", "step": 0, "config": config, "argv": ["dra_grpo.py", "--config", f"configs/{name}.toml", f"run.seed={seed}"]}]
-    records += [{"kind": "train", "step": step, **TRAIN, **{key: value(step) for key, value in values.items()}} for step in steps]
+    records = [{"kind": "run", "step": 0, "config": config,
+                "argv": ["dra_grpo.py", "--config", f"configs/{name}.toml", f"run.seed={seed}"]}]
+    records += [{"kind": "train", "step": step, **TRAIN, **{key: value(step) for key, value in values.items()}}
+                for step in steps]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if groups:
         (folder / "samples.jsonl").write_text("".join(json.dumps(group) + "\n" for group in groups))
     return folder
 
 
-def a_group(step: int, position: int, rewards: list[float], advantages: list[float], text: str = "text", problem: str = "1+1") -> dict:
+def a_group(step: int, position: int, rewards: list[float], advantages: list[float], text: str = "text",
+            problem: str = "1+1") -> dict:
     return {"step": step, "position": position, "id": f"{step}/{position}", "problem": problem, "answer": "2",
-            "completions": [{"text": f"{text} {i}", "correct": reward > 0, "reward": reward, "smi": 1.0 + i, "weight": 1 / (2 + i), "adjusted": reward / (2 + i), "advantage": advantage, "label": text}
+            "completions": [{"text": f"{text} {i}", "correct": reward > 0, "reward": reward, "smi": 1.0 + i,
+                             "weight": 1 / (2 + i), "adjusted": reward / (2 + i), "advantage": advantage, "label": text}
                             for i, (reward, advantage) in enumerate(zip(rewards, advantages))]}
 
 
 def test_seeds_of_a_recipe_are_one_curve_with_a_band(tmp_path):
-    """Runs that differ in [run] alone are one recipe: mean, lowest and highest of the steps that both have; another loss is another recipe."""
-    runs = [read_run(a_run(tmp_path / "a", 0, accuracy=lambda step: step / 10)), read_run(a_run(tmp_path / "b", 1, (2, 3, 4), accuracy=lambda step: step / 10 + 0.2)),
+    """Runs that differ in [run] alone are one recipe: mean, lowest and highest of the steps that both have.
+
+    Another loss is another recipe.
+    """
+    runs = [read_run(a_run(tmp_path / "a", 0, accuracy=lambda step: step / 10)),
+            read_run(a_run(tmp_path / "b", 1, (2, 3, 4), accuracy=lambda step: step / 10 + 0.2)),
             read_run(a_run(tmp_path / "c", 0, loss="dr_grpo"))]
     recipes = by_recipe(runs)
-    assert [[run.path.name for run in seeds] for seeds in recipes.values()] == [["a", "b"], ["c"]] and list(recipes) == ["tiny (a)", "tiny (c)"]
+    assert [[run.path.name for run in seeds] for seeds in recipes.values()] == [["a", "b"], ["c"]]
+    assert list(recipes) == ["tiny (a)", "tiny (c)"]
     steps, values = values_of(runs[:2], "accuracy")
     assert steps.tolist() == [2, 3] and values == pytest.approx(np.array([[0.2, 0.3], [0.4, 0.5]]))
     figure = grid(["t"], list(recipes), lambda ax, i: lines(ax, [(steps, values)], "t"), "step")
@@ -51,11 +61,15 @@ def test_seeds_of_a_recipe_are_one_curve_with_a_band(tmp_path):
 
 
 def test_a_run_that_has_just_started_is_no_obstacle(tmp_path):
-    """No step yet: no seed, unless there is nothing else; no step in common with the others: no curve, and the table says where curves end."""
+    """No step yet: no seed, unless there is nothing else. No step in common with the others: no curve.
+
+    The table says where curves end.
+    """
     runs = [read_run(a_run(tmp_path / name, seed, steps, loss=loss)) for name, seed, steps, loss in
             (("a", 0, (1, 2), "grpo"), ("b", 1, (), "grpo"), ("c", 0, (1, 2, 3), "dapo"), ("d", 1, (4,), "dapo"))]
     assert [[run.path.name for run in seeds] for seeds in by_recipe(runs).values()] == [["a"], ["c", "d"]]
-    assert len(write_page(runs, [], tmp_path / "out", 2)) == 4 and len(write_page(runs[1:2], [], tmp_path / "one", 2)) == 1
+    assert len(write_page(runs, [], tmp_path / "out", 2)) == 4
+    assert len(write_page(runs[1:2], [], tmp_path / "one", 2)) == 1
     assert len(write_page(runs[2:], [], tmp_path / "apart", 2)) == 2          # times without a line
     text = (tmp_path / "out" / "index.html").read_text()
     assert "no step yet; left out" in text and "2 seeds, 3 steps (curves end there; the longest has 4)" in text
@@ -63,20 +77,25 @@ def test_a_run_that_has_just_started_is_no_obstacle(tmp_path):
 
 def test_nothing_is_drawn_in_place_of_another(tmp_path):
     """Recipes and evaluations with the same name keep their own curves, told apart by folder or whole path."""
-    runs = [read_run(a_run(tmp_path / name, loss=loss)) for name, loss in (("a/r", "grpo"), ("b/r", "dapo"), ("c", "dr_grpo"))]
+    runs = [read_run(a_run(tmp_path / name, loss=loss))
+            for name, loss in (("a/r", "grpo"), ("b/r", "dapo"), ("c", "dr_grpo"))]
     assert list(by_recipe(runs)) == [f"tiny (r) ({tmp_path}/a/r)", f"tiny (r) ({tmp_path}/b/r)", "tiny (c)"]
-    evaluations = [Evaluation(tmp_path / name / "m", "m", {"b": {"pass_at_k": {"1": value, "2": 1.0}}}, {}) for name, value in (("x", 0.2), ("y", 0.4))]
+    evaluations = [Evaluation(tmp_path / name / "m", "m", {"b": {"pass_at_k": {"1": value, "2": 1.0}}}, {})
+                   for name, value in (("x", 0.2), ("y", 0.4))]
     figure = page.pass_figure({}, evaluations)
-    assert [line.get_ydata().tolist() for line in figure.axes[0].lines[:2]] == [[0.2, 1], [0.4, 1]] and len(figure.legends[0].get_texts()) == 2
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines[:2]] == [[0.2, 1], [0.4, 1]]
+    assert len(figure.legends[0].get_texts()) == 2
 
 
 def test_pass_at_k_is_that_of_steps_all_seeds_have(tmp_path):
-    """One seed is behind: the last evaluation both have is drawn, and no name without a curve is in the legend."""
+    """One seed has fewer steps: the last evaluation both have is drawn, and the legend names only what has a curve."""
     runs = []
     for name, seed, steps in (("a", 0, (0, 2, 4)), ("b", 1, (0, 2))):
         folder = a_run(tmp_path / name, seed)
         with open(folder / "metrics.jsonl", "a") as file:
-            file.writelines(json.dumps({"kind": "eval", "step": step, "benchmark": "t", "accuracy": 0.5, "accuracy_se": 0.1, "pass_at_k": {"1": 0.5 + step / 10}}) + "\n" for step in steps)
+            file.writelines(json.dumps({"kind": "eval", "step": step, "benchmark": "t", "accuracy": 0.5,
+                                        "accuracy_se": 0.1, "pass_at_k": {"1": 0.5 + step / 10}}) + "\n"
+                            for step in steps)
         runs.append(read_run(folder))
     figure = page.pass_figure(by_recipe(runs), [])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["tiny, step 0", "tiny, step 2"]
@@ -100,13 +119,14 @@ def test_smooth_is_the_mean_of_what_is_known():
 def test_panels_without_values_are_left_out_and_zeros_named(tmp_path):
     recipes = by_recipe([read_run(a_run(tmp_path / "a"))])
     figure, zeros = training_figure(recipes, page.HEALTH, 1)
-    assert [ax.get_title() for ax in figure.axes if ax.get_title()] == [page.HEALTH[key] for key in ("length", "gap", "zero_advantage")]
+    assert [ax.get_title() for ax in figure.axes if ax.get_title()] == [
+        page.HEALTH[key] for key in ("length", "gap", "zero_advantage")]
     assert zeros == f"{page.HEALTH['truncated']}, {page.HEALTH['kl']}"
     assert training_figure(recipes, {"similarity": "s"}, 1) == (None, "")
 
 
 def test_curves_differ_without_colour():
-    """Line style and marker of each recipe are its own, and names that matplotlib would read as formulas or skip are in the legend."""
+    """Each recipe has its own line style and marker; names that matplotlib reads as formulas or skips are shown."""
     assert len({style for _, style, _ in STYLES}) == len({marker for *_, marker in STYLES}) == len(STYLES)
     figure = grid(["t"], ["_a $x_{$", "b"], lambda ax, i: lines(ax, [(np.arange(3), np.ones((1, 3)))] * 2, "t"), "step")
     figure.draw_without_rendering()
@@ -124,10 +144,15 @@ def test_advantages_without_dra_follow_the_settings():
 
 
 def test_the_groups_that_dra_moved_most_are_shown(tmp_path):
-    """Of steps 1, 3 and 5: in turn one with different rewards and one with equal ones; the latter's advantages would be 0."""
+    """Of steps 1, 3 and 5: in turn one with different rewards and one with equal ones.
+
+    The latter's advantages would be 0.
+    """
     still = [0.7071, -0.7071]                           # of rewards 1 and 0 without DRA, nearly
-    groups = [a_group(step, position, rewards, advantages) for step in range(1, 6) for position, (rewards, advantages) in enumerate(
-        [([1.0, 0.0], still), ([1.0, 0.0], [0.9, -0.5]), ([1.0, 1.0], [0.1, -0.1]), ([1.0, 1.0], [2.0, -2.0]), ([1.0, 1.0], [2.0, -2.0])])]
+    groups = [a_group(step, position, rewards, advantages) for step in range(1, 6)
+              for position, (rewards, advantages) in enumerate([
+                  ([1.0, 0.0], still), ([1.0, 0.0], [0.9, -0.5]), ([1.0, 1.0], [0.1, -0.1]), ([1.0, 1.0], [2.0, -2.0]),
+                  ([1.0, 1.0], [2.0, -2.0])])]
     run = read_run(a_run(tmp_path / "a", groups=groups))
     assert most_changed_groups(run, 3) == [(1, 1), (3, 3), (5, 1)]
     assert most_changed_groups(run, 9)[:2] == [(1, 1), (2, 3)] and len(most_changed_groups(run, 9)) == 5
@@ -140,8 +165,10 @@ def test_a_group_shows_what_dra_did(tmp_path):
     run = read_run(a_run(tmp_path / "a", loss="dr_grpo"))
     rows = group_rows(run, a_group(1, 0, [0.0, 1.0, 1.0], [-0.8, 0.4, 0.2]))
     table = page.template().module.group("run", rows)
-    assert [table.index(f"text {i}") for i in (1, 2, 0)] == sorted(table.index(f"text {i}") for i in range(3)) and table.count("right") == 2
-    assert "-0.667" in table and 'class="down" style="left:8.3%;width:41.7%"' in table and 'class="down" style="left:0.0%;width:50.0%"' in table
+    assert [table.index(f"text {i}") for i in (1, 2, 0)] == sorted(table.index(f"text {i}") for i in range(3))
+    assert table.count("right") == 2
+    assert "-0.667" in table and 'class="down" style="left:8.3%;width:41.7%"' in table
+    assert 'class="down" style="left:0.0%;width:50.0%"' in table
     assert "+0.400" in table and 'class="up" style="left:50%;width:25.0%"' in table
 
 
@@ -159,18 +186,24 @@ class Seen(HTMLParser):
 
 
 def test_nothing_a_model_writes_acts_in_the_page(tmp_path):
-    """Markup in completions, labels, problems and names arrives as text; the page holds its pictures and asks for nothing."""
+    """Markup in completions, labels, problems and names arrives as text.
+
+    The page holds its pictures and asks for nothing.
+    """
     evil = '</pre><script src="http://x/y.js">alert(1)</script><img src=x onerror=alert(1)>"\'&amp;'
     folder = a_run(tmp_path / "<b>r", name="<i>", groups=[a_group(1, 0, [1.0, 0.0], [1.0, -1.0], evil, evil)])
     runs, _ = read_any([folder])
     written = write_page(runs, [], tmp_path / "out", 2)
     text = (tmp_path / "out" / "index.html").read_text()
     seen = Seen(text)
-    assert {tag for tag, _ in seen.tags} <= set("html head meta title style body h1 h2 h3 h4 table tr td th figure img figcaption p div section pre span i br".split())
+    assert {tag for tag, _ in seen.tags} <= set("html head meta title style body h1 h2 h3 h4 table tr td th figure img "
+                                                "figcaption p div section pre span i br".split())
     assert not any(name.startswith("on") or name in ("href", "srcset") for _, attrs in seen.tags for name in attrs)
     images = [attrs["src"] for tag, attrs in seen.tags if tag == "img"]
-    assert [base64.b64decode(image.removeprefix("data:image/png;base64,")) for image in images] == [path.read_bytes() for path in written[1:]]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:]) and len(images) == 3        # learning, health, time
+    assert [base64.b64decode(image.removeprefix("data:image/png;base64,")) for image in images] == [
+        path.read_bytes() for path in written[1:]]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:])
+    assert len(images) == 3                             # learning, health, time
     assert f"{evil} 0" in seen.text and "<i>" in seen.text and "default-src 'none'" in text
 
 
@@ -178,7 +211,8 @@ def test_the_same_prompt_stands_side_by_side(tmp_path):
     """Two runs with the same data order: one heading, two tables; a run with another problem in that place has none."""
     a = a_run(tmp_path / "a", groups=[a_group(1, 0, [1.0, 0.0], [1.0, -0.5], "from a")])
     b = a_run(tmp_path / "b", name="other", loss="dapo", groups=[a_group(1, 0, [0.0, 1.0], [-0.7, 0.7], "from b")])
-    c = a_run(tmp_path / "c", name="third", loss="dr_grpo", groups=[a_group(1, 0, [0.0, 1.0], [-0.7, 0.7], "from c") | {"id": "else"}])
+    c = a_run(tmp_path / "c", name="third", loss="dr_grpo",
+              groups=[a_group(1, 0, [0.0, 1.0], [-0.7, 0.7], "from c") | {"id": "else"}])
     prompt, = side_by_side(read_any([a, b, c])[0], 3)
     texts = [[row["text"] for row in table["rows"]] for table in prompt["tables"]]
     assert texts == [["from a 0", "from a 1"], ["from b 1", "from b 0"]]
@@ -194,11 +228,14 @@ def test_page_of_the_committed_runs(tmp_path, capsys):
     """Eight runs are four recipes; first evaluations are the same policy's and are drawn once."""
     paths = [str(path) for path in sorted(Path("benchmarks/tiny_runs").glob("*.metrics.jsonl"))]
     assert main(["page", *paths, "--out", str(tmp_path / "out")]) == 0
-    assert [line.rsplit("/", 1)[1] for line in capsys.readouterr().out.splitlines()] == ["index.html", "learning.png", "health.png", "time.png", "evaluation.png", "pass_at_k.png"]
+    assert [line.rsplit("/", 1)[1] for line in capsys.readouterr().out.splitlines()] == [
+        "index.html", "learning.png", "health.png", "time.png", "evaluation.png", "pass_at_k.png"]
     recipes = by_recipe([read_run(Path(path)) for path in paths])
-    assert list(recipes) == ["tiny", "tiny_dr_grpo", "tiny_dra_dr_grpo", "tiny_grpo"] and all(len(seeds) == 2 for seeds in recipes.values())
+    assert list(recipes) == ["tiny", "tiny_dr_grpo", "tiny_dra_dr_grpo", "tiny_grpo"]
+    assert all(len(seeds) == 2 for seeds in recipes.values())
     figure = page.pass_figure(recipes, [])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["tiny, step 0", *(f"{name}, step 200" for name in recipes)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["tiny, step 0",
+                                                                           *(f"{name}, step 200" for name in recipes)]
     first = [json.loads(line) for line in Path(paths[0]).read_text().splitlines() if '"kind": "eval"' in line][0]
     assert figure.axes[0].lines[0].get_ydata().tolist() == list(first["pass_at_k"].values())
 

@@ -165,7 +165,7 @@ def test_files_of_the_policy_go_on_byte_for_byte(folder, tmp_path):
         assert json.loads((out / "config.json").read_text()) == {**json.loads(files["config.json"]), "dtype": dtype}
 
 
-# ------------------------------------------------------------------------------------------------ what ends a completion
+# ----------------------------------------------------------------------------------------------- what ends a completion
 
 
 def ends(config=None, generation=None, stop=(), **named) -> list[int]:

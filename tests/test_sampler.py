@@ -1,4 +1,4 @@
-"""sampler.py: greedy against transformers' generate, log-probs against the learner's, and draws that depend on their row alone."""
+"""sampler.py: greedy against transformers' generate, log-probs against the learner's, draws that depend on the row."""
 import math
 import subprocess
 import sys
@@ -35,11 +35,12 @@ def flat(groups):
 
 
 def greedy_reference(model, prompts, new):
-    """transformers' generate, one prompt at a time, cut behind the stop token."""
+    """transformers' generate, one prompt at a time, cut after the stop token."""
     rows = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)[0, len(prompt):].tolist()
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new,
+                             do_sample=False)[0, len(prompt):].tolist()
         rows.append(out[: out.index(7) + 1] if 7 in out else out)
     return rows
 
@@ -60,11 +61,14 @@ def test_greedy_equals_generate_on_the_tiny_policy():
     """Trained weights, real stop token (id 0, which is also the pad token)."""
     theirs = transformers.AutoModelForCausalLM.from_pretrained("tiny/policy")
     tokenizer = load_tokenizer("tiny/policy")
-    prompts = [tokenizer(f"<|user|>{a}+{b}<|assistant|>", add_special_tokens=False)["input_ids"] for a, b in ((47, 38), (10, 99), (61, 5))]
-    got = sampler_for("tiny/policy", temperature=0.0, new=64, stop=(0,), n_tokens=len(tokenizer)).generate(prompts, 2, (0,))
+    prompts = [tokenizer(f"<|user|>{a}+{b}<|assistant|>", add_special_tokens=False)["input_ids"]
+               for a, b in ((47, 38), (10, 99), (61, 5))]
+    got = sampler_for("tiny/policy", temperature=0.0, new=64, stop=(0,), n_tokens=len(tokenizer)).generate(
+        prompts, 2, (0,))
     for prompt, group in zip(prompts, got):
         ids = torch.tensor([prompt])
-        out = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False)[0, len(prompt):].tolist()
+        out = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64,
+                              do_sample=False)[0, len(prompt):].tolist()
         assert group[0].tokens == group[1].tokens == out
         assert group[0].finish == "stop" and out[-1] == 0 and out.count(0) == 1, "the stop token is kept, once"
 
@@ -72,30 +76,37 @@ def test_greedy_equals_generate_on_the_tiny_policy():
 @pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_tokens_depend_on_their_row_alone(qwen2, temperature):
-    """Slots, batch composition and order must not change what a (seed, position, completion) draws; a new seed or position must."""
+    """Slots, batch composition and order must not change what a (seed, position, completion) draws.
+
+    A new seed or position must.
+    """
     _, folder = qwen2
     prompts = ragged_prompts(131, LENGTHS)
     reference = sampler_for(folder, temperature=temperature).generate(prompts, 3, (5, 1))
     for slots in (1, 4):
-        assert flat(sampler_for(folder, slots=slots, temperature=temperature).generate(prompts, 3, (5, 1))) == flat(reference)
+        assert flat(sampler_for(folder, slots=slots, temperature=temperature).generate(prompts, 3, (5, 1))) == flat(
+            reference)
     order = [3, 0, 4]
-    part = sampler_for(folder, temperature=temperature).generate([prompts[i] for i in order], 3, (5, 1), positions=order)
+    part = sampler_for(folder, temperature=temperature).generate([prompts[i] for i in order], 3, (5, 1),
+                                                                 positions=order)
     assert flat(part) == flat([reference[i] for i in order])
     for changed in (sampler_for(folder, temperature=temperature).generate(prompts, 3, (5, 2)),
-                    sampler_for(folder, temperature=temperature).generate(prompts, 3, (5, 1), positions=[10, 11, 12, 13, 14])):
+                    sampler_for(folder, temperature=temperature).generate(prompts, 3, (5, 1),
+                                                                          positions=[10, 11, 12, 13, 14])):
         assert all(a != b for a, b in zip(flat(changed), flat(reference)) if len(a) > 3)
     assert len({tuple(c.tokens) for c in reference[2]}) > 1, "completions of one prompt are different draws"
 
 
 def test_each_token_is_its_own_random_number(qwen2):
-    """Under a policy without preferences (all weights 0) the ids are floor(u * V) of the generator seeded with (seed, position, completion)."""
+    """With all weights 0 the ids are floor(u * V), u from a generator seeded with (seed, position, completion)."""
     model = Transformer.from_pretrained(qwen2[1])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     sampler = Sampler(model, SamplerConfig(max_new_tokens=20, slots=3), [])
     groups = sampler.generate([[5], [6, 7, 8], [5]], 2, (3, 1), positions=[4, 0, 2])
-    expected = [[(np.random.default_rng((3, 1, position, g)).random(20) * 131).astype(int).tolist() for g in range(2)] for position in (4, 0, 2)]
+    expected = [[(np.random.default_rng((3, 1, position, g)).random(20) * 131).astype(int).tolist() for g in range(2)]
+                for position in (4, 0, 2)]
     assert [[completion.tokens for completion in group] for group in groups] == expected
 
 
@@ -174,7 +185,7 @@ def test_small_products_run_on_one_thread_and_the_setting_comes_back(qwen2, monk
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("kind", ["nan in free slots", "1e4 behind each row"])
+@pytest.mark.parametrize("kind", ["nan in free slots", "1e4 after each row"])
 def test_stale_and_future_cache_is_never_read(kind, qwen2, monkeypatch):
     """Whatever an earlier row left in a slot must leave every completion bit for bit as it was."""
     _, folder = qwen2
@@ -253,7 +264,10 @@ def test_drawn_tokens_follow_the_softmax():
 
 
 def test_impossible_tokens_are_never_drawn():
-    """u just below 1 must not round up to the last id, which here has probability 0; u = 0 must not pick a first id of probability 0."""
+    """u just below 1 must not round up to the last id, which here has probability 0.
+
+    And u = 0 must not pick a first id of probability 0.
+    """
     logits = torch.full((2, 5), float("-inf"))
     logits[:, 1:3] = 0.0
     tokens, _ = sample_tokens(logits, torch.tensor([1 - 2**-53, 0.0], dtype=torch.float64), 1.0)
@@ -264,13 +278,17 @@ def test_impossible_tokens_are_never_drawn():
 def test_top_p_equals_transformers_warper(top_p):
     """The crossing token stays, ties are cut the same way."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.cat((torch.randn(50, 40, generator=generator) * 3, torch.randint(0, 3, (50, 40), generator=generator).float()))
+    logits = torch.cat((torch.randn(50, 40, generator=generator) * 3,
+                        torch.randint(0, 3, (50, 40), generator=generator).float()))
     warper = transformers.generation.TopPLogitsWarper(top_p)
     assert torch.equal(top_p_logits(logits, top_p), warper(None, logits.clone()))
 
 
 def test_top_p_draws_the_nucleus_and_scores_the_whole_distribution():
-    """Chi-square over 200,000 draws (df 2, statistic under 30: odds 3e-7): the mass of three tokens is shared as without the cut; log-probs do not change."""
+    """Chi-square over 200,000 draws (df 2, statistic under 30: odds 3e-7).
+
+    The mass of three tokens is shared as without the cut; log-probs do not change.
+    """
     probabilities = torch.tensor([0.05, 0.4, 0.1, 0.15, 0.3], dtype=torch.float64)
     uniform = torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     tokens, logprobs = sample_tokens(probabilities.log().expand(200_000, -1), uniform, 1.0, top_p=0.8)
@@ -282,7 +300,7 @@ def test_top_p_draws_the_nucleus_and_scores_the_whole_distribution():
 
 
 def test_group_first_tokens_are_independent_draws(qwen2):
-    """400 completions of one prompt: the first tokens follow the softmax (chi-square on the 5 likeliest and the rest, odds under 1e-6)."""
+    """400 first tokens of one prompt follow the softmax (chi-square on the 5 likeliest and the rest, odds < 1e-6)."""
     theirs, folder = qwen2
     prompt = ragged_prompts(131, [6])[0]
     with torch.no_grad():
@@ -302,12 +320,15 @@ import sys; sys.path.insert(0, ".")
 from pathlib import Path
 from model import Transformer
 from sampler import Sampler, SamplerConfig
-def peak(): return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 sampler = Sampler(Transformer.from_pretrained({str(qwen2[1])!r}), SamplerConfig(max_new_tokens=40), [7])
 for i in range(20):
     sampler.generate([[5] * 5, [6] * 90, [9]], 4, (i,))
     if i == 2: first = peak()
 print(first, peak())
 """
-    first, last = map(int, subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, last = map(int, result.stdout.split())
     assert last <= 1.02 * first

@@ -1,4 +1,7 @@
-"""Run by torchrun from test_learner.py: updates on fixed rows, and a save, on any number of ranks.   python updates.py JOBS OUT"""
+"""Run by torchrun from test_learner.py: updates on fixed rows, and a save, on any number of ranks.
+
+    python updates.py JOBS OUT
+"""
 import json
 import sys
 import weakref

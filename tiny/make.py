@@ -1,14 +1,14 @@
-"""Makes everything in tiny/ from nothing: tokenizer, problems, embedder and the supervised policy that the recipes train.
+"""Makes everything in tiny/ from scratch: tokenizer, problems, embedder and the supervised policy the recipes train.
 
     python -m tiny.make [--out tiny]        about 4 minutes on 2 cores
 
-The policy (Qwen2 architecture, see GEOMETRY) is trained on right solutions only, and stopped while it still errs, so that
-reinforcement has something to do. At the end the script checks what the recipes rely on and fails if it does not hold:
-accuracy in 0.6..0.8 and at least 2.5 effective strategies of 4 per problem on the test problems (T = 1, 32 samples each), and a
-mean cosine of at least 0.6 between different strategies of one problem.
+The policy (Qwen2 architecture, see GEOMETRY) is trained on right solutions only, and stopped while it still errs, so
+that reinforcement has something to do. At the end the script checks what the recipes rely on and fails if it does not
+hold: accuracy in 0.6..0.8 and at least 2.5 effective strategies of 4 per problem on the test problems (T = 1, 32
+samples each), and a mean cosine of at least 0.6 between different strategies of one problem.
 
-The embedder is a sentence-transformers StaticEmbedding with one axis per token, so its cosine is that of token counts: it sees
-text only, and nothing in it is fitted to the strategies.
+The embedder is a sentence-transformers StaticEmbedding with one axis per token, so its cosine is that of token counts:
+it sees text only, and nothing in it is fitted to the strategies.
 """
 import argparse
 import itertools
@@ -35,7 +35,8 @@ from tiny.task import STRATEGIES, problems, solution
 SEED = 0
 TEST, TRAIN = 200, 4000
 STEPS, BATCH, LR = 480, 128, 3e-3
-GEOMETRY = dict(hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1)
+GEOMETRY = dict(hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=3,
+                num_key_value_heads=1)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -53,14 +54,15 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=512, special_tokens=["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>", chat_template=CHAT_TEMPLATE,
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>",
+                                   chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
 
 
 def make_policy(vocab: int) -> Transformer:
     """A freshly initialised policy; the vocabulary is padded to a multiple of 64 as in released models."""
     model = Transformer({
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **GEOMETRY, "vocab_size": -vocab % 64 + vocab, "hidden_act": "silu",
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **GEOMETRY,
+        "vocab_size": -vocab % 64 + vocab, "hidden_act": "silu",
         "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True,
         "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0, "use_sliding_window": False,
     }, generation_config={"eos_token_id": 0, "pad_token_id": 0})
@@ -99,7 +101,7 @@ def main() -> None:
     parser.add_argument("--out", default="tiny", type=Path)
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(2)                            # sums are split by thread: another number gives other last digits
+    torch.set_num_threads(2)                            # sums are split by thread: other numbers give other last digits
     torch.manual_seed(SEED)
     random.seed(SEED)
     rows = problems(SEED)
@@ -113,11 +115,14 @@ def main() -> None:
     tokenizer.save_pretrained(out / "policy")
     settings = out / "policy" / "tokenizer_config.json"     # with the name that transformers 4 knows too
     settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    examples = [(prompt_tokens(tokenizer, row["problem"], DataConfig()), tokenizer(text)["input_ids"] + [tokenizer.eos_token_id])
+    examples = [(prompt_tokens(tokenizer, row["problem"], DataConfig()),
+                 tokenizer(text)["input_ids"] + [tokenizer.eos_token_id])
                 for row, text in solved]
-    print(f"{len(tokenizer)} tokens; completions of {sum(len(c) for _, c in examples) / len(examples):.1f} tokens on average, {max(len(c) for _, c in examples)} at most")
+    print(f"{len(tokenizer)} tokens; completions of {sum(len(c) for _, c in examples) / len(examples):.1f} tokens on "
+          f"average, {max(len(c) for _, c in examples)} at most")
 
-    embedder = SentenceTransformer(modules=[StaticEmbedding(tokenizer.backend_tokenizer, torch.eye(len(tokenizer)).numpy())])
+    embedder = SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer.backend_tokenizer, torch.eye(len(tokenizer)).numpy())])
     embedder.save(str(out / "embedder"), create_model_card=False)
 
     model = make_policy(len(tokenizer))
@@ -131,7 +136,8 @@ def check(out: Path, tokenizer, embedder: SentenceTransformer, test: list[dict])
     """What the recipes rely on, measured on what was written."""
     model = Transformer.from_pretrained(out / "policy")
     model.n_tokens = len(tokenizer)
-    config = EvalConfig(samples=32, max_new_tokens=64, temperature=1.0, top_p=1.0, label="tiny/task.py:strategy", seed=SEED)
+    config = EvalConfig(samples=32, max_new_tokens=64, temperature=1.0, top_p=1.0, label="tiny/task.py:strategy",
+                        seed=SEED)
     with Grader() as grader:
         record, _ = evaluate(model, tokenizer, str(out / "test.jsonl"), DataConfig(), config, grader)
     print(format_record(record), record["strategies"])
@@ -139,7 +145,8 @@ def check(out: Path, tokenizer, embedder: SentenceTransformer, test: list[dict])
     vectors = embedder.encode([solution(name, a, b) for a, b in pairs for name in STRATEGIES], convert_to_tensor=True)
     similarity = cosine_similarity(vectors.view(len(pairs), len(STRATEGIES), -1))
     between = torch.stack([similarity[:, i, j] for i, j in itertools.combinations(range(len(STRATEGIES)), 2)])
-    print(f"cosine between different strategies of one problem: mean {between.mean():.3f}, range {between.min():.3f}..{between.max():.3f}")
+    print(f"cosine between different strategies of one problem: mean {between.mean():.3f}, range "
+          f"{between.min():.3f}..{between.max():.3f}")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / 2**20:.1f} MB")
     assert 0.6 <= record["accuracy"] <= 0.8, record["accuracy"]

@@ -1,12 +1,13 @@
 """Two-digit addition with four strategies: the problems, their worked solutions, and the strategy a text shows.
 
-The strategies share most of their words and numbers, as real solutions do, so what tells them apart is how they combine them.
-`strategy` is the labeller of the tiny recipes (`eval.label`): the truth about diversity that real benchmarks lack.
+The strategies share most of their words and numbers, as real solutions do, so what tells them apart is how they combine
+them. `strategy` is the labeller of the tiny recipes (`eval.label`): the truth about diversity that real benchmarks
+lack.
 """
 import random
 import re
 
-STRATEGIES = {"columns": 0.35, "rounding": 0.30, "splitting": 0.20, "counting": 0.15}      # shares in the supervised data
+STRATEGIES = {"columns": 0.35, "rounding": 0.30, "splitting": 0.20, "counting": 0.15}    # shares in supervised data
 
 
 def solution(name: str, a: int, b: int) -> str:
@@ -20,7 +21,8 @@ def solution(name: str, a: int, b: int) -> str:
             up = -b % 10
             text = f"round {b}+{up}={b + up}, tens {a}+{b + up}={a + b + up}, less {a + b + up}-{up}={a + b}"
         case "splitting":
-            text = f"tens {10 * a10}+{10 * b10}={10 * (a10 + b10)}, ones {a1}+{b1}={a1 + b1}, both {10 * (a10 + b10)}+{a1 + b1}={a + b}"
+            text = (f"tens {10 * a10}+{10 * b10}={10 * (a10 + b10)}, ones {a1}+{b1}={a1 + b1}, "
+                    f"both {10 * (a10 + b10)}+{a1 + b1}={a + b}")
         case "counting":
             text = f"tens {', '.join(str(a + 10 * i) for i in range(b10 + 1))}, ones {a + 10 * b10}+{b1}={a + b}"
     return f"{text}, so \\boxed{{{a + b}}}"

@@ -2,10 +2,11 @@
 
     python tests/mutants/run.py [NAME or AREA ...]          all of them: half an hour on one core
 
-mutants.toml holds the broken lines. A mutant must be caught by a test that compares values. Tests marked `smoke` only see
-that the real command runs and what it prints: they come last and do not count. Tests marked `exact` run the whole loop and
-compare all it computes: they count for the area `loop`, which nothing smaller can see, and for no other. A catching test
-must also pass on the code as it is. Exits with 1 if a mutant survives, is caught by a test that does not count, or hangs.
+mutants.toml holds the broken lines. A mutant must be caught by a test that compares values. Tests marked `smoke` only
+see that the real command runs and what it prints: they come last and do not count. Tests marked `exact` run the whole
+loop and compare all it computes: they count for the area `loop`, which nothing smaller can see, and for no other. A
+catching test must also pass on the code as it is. Exits with 1 if a mutant survives, is caught by a test that does not
+count, or hangs.
 """
 import os
 import re
@@ -49,7 +50,7 @@ AREAS = {                                               # of mutants.toml: the f
     "template": ("report/page.html", ["tests/test_page.py"]),
 }
 KINDS = {"unit": "not smoke and not exact", "exact": "exact", "smoke": "smoke and not exact"}
-LIMIT_S = 600                                           # of one call of pytest; a test that hangs has not caught anything
+LIMIT_S = 600                                           # of one call of pytest; a test that hangs has caught nothing
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ class Mutant:
         return str(found[0].relative_to(ROOT))
 
     def apply(self, source: str) -> str:
-        """The changed source; ValueError naming the mutant where its old text is not found exactly once or the result is no Python."""
+        """The changed source; ValueError naming a mutant whose old text does not occur once, or that is no Python."""
         count = source.count(self.old)
         if count != 1:
-            raise ValueError(f"mutant {self.name!r}: its old text occurs {count} times in {self.file}, not once: {self.old!r}")
+            raise ValueError(f"mutant {self.name!r}: its old text occurs {count} times in {self.file}, not once: "
+                             f"{self.old!r}")
         changed = source.replace(self.old, self.new)
         if self.file.endswith(".py"):
             try:
@@ -93,20 +95,25 @@ def load_mutants() -> list[Mutant]:
 
 def copy_code(folder: Path) -> None:
     """The files git knows, as they are in the working tree."""
-    for name in subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.split("\0")[:-1]:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
 
 
 def failures(folder: Path, *arguments: str) -> list[str] | None:
-    """Ids of the tests that fail; None if pytest ran into the time limit. ValueError if it could not run the tests at all."""
+    """Ids of the tests that fail; None if pytest ran into the time limit.
+
+    ValueError if it could not run the tests at all.
+    """
     command = [sys.executable, "-m", "pytest", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-n", "0", *arguments]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               start_new_session=True)
     try:
         out, _ = process.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)          # torchrun hands it on to its workers, which no signal to this group reaches
+        os.killpg(process.pid, signal.SIGTERM)          # torchrun hands it on to its workers, which are in other groups
         with suppress(subprocess.TimeoutExpired):
             process.wait(40)
         with suppress(ProcessLookupError):
@@ -119,14 +126,18 @@ def failures(folder: Path, *arguments: str) -> list[str] | None:
 
 
 def catch(mutant: Mutant) -> tuple[str, str]:
-    """(kind, id) of the first test that fails on a copy with the mutant; the kind is "" if none does, "hang" if one does not end."""
+    """(kind, id) of the first test that fails on a copy with the mutant.
+
+    The kind is "" if none does, "hang" if one does not end.
+    """
     file, first = mutant.file, AREAS[mutant.area][1]
     with tempfile.TemporaryDirectory(prefix="mutant-") as scratch:
         folder = Path(scratch)
         copy_code(folder)
         (folder / file).write_text(mutant.apply((folder / file).read_text(encoding="utf-8")), encoding="utf-8")
         # test_mutants.py would find the mutant's old text gone, whatever the mutant does
-        others = [f"tests/{path.name}" for path in sorted((folder / "tests").glob("test_*.py")) if f"tests/{path.name}" not in (*first, "tests/test_mutants.py")]
+        others = [f"tests/{path.name}" for path in sorted((folder / "tests").glob("test_*.py"))
+                  if f"tests/{path.name}" not in (*first, "tests/test_mutants.py")]
         kinds = ("exact", "unit", "smoke") if mutant.area == "loop" else ("unit", "exact", "smoke")
         for kind in kinds:
             for files in (first, others):
