@@ -4,11 +4,11 @@
         # [Grade(correct=True, reason="equal", answer="1/2")]
         grades = grader.grade_batch(["... so \\\\boxed{1/2}"], ["0.5"])
 
-answers/ says what equals what. What it can settle as text is settled in this process; the rest is parsed and compared
-in others. That work is bounded by the size of the answer, so a verdict does not depend on the hour; the deadline and
-the memory limit of a process are for the unforeseen. A process that is late or dies is replaced at once by a fork of
-one that has its imports done, and its answer is wrong with the reason "timeout" or "crash". A worker is this file run
-as a script that reads and writes JSON lines; nothing is pickled, and no worker imports torch.
+answers/ says what equals what. What it can settle as text is settled in this process; the rest is read and compared in
+others. That work is bounded by the size of the answer, so a verdict does not depend on the hour; the deadline and
+the memory limit of a process are for the unforeseen. A process that is late or dies is replaced at once by a
+fork of one that has its imports done, and its answer is wrong with the reason "timeout" or "crash". A worker is this
+file run as a script that reads and writes JSON lines; nothing is pickled, and no worker imports torch.
 """
 import json
 import logging
