@@ -1,6 +1,7 @@
 """Problems with known answers, from the files and data sets that people have.
 
-    load_problems("data/aime24.jsonl", DataConfig())        # [{"id": ..., "problem": "...", "answer": "204", other columns}, ...]
+    # [{"id": ..., "problem": "...", "answer": "204", other columns}, ...]
+    load_problems("data/aime24.jsonl", DataConfig())
 
 A source is a JSON Lines file, a JSON file with a list of objects, a parquet file, a pattern that matches several, or a
 hub data set, `hub:owner/name[/config][:split]`. A column is named by its name or, inside others, by a path with dots.
@@ -92,7 +93,10 @@ def check_source(key: str, source: str | Sequence[str]) -> None:
 
 
 def rows_of(source: str) -> tuple[str, Iterable[dict | bytes]]:
-    """What a row of `source` is called, "line" or "row", and the rows: the lines of a JSONL file as they are, else objects."""
+    """What a row of `source` is called, "line" or "row", and the rows.
+
+    The lines of a JSONL file as they are, else objects.
+    """
     if source.startswith("hub:"):
         return "row", hub_rows(source)
     if source.lower().endswith(".parquet"):
@@ -105,7 +109,8 @@ def rows_of(source: str) -> tuple[str, Iterable[dict | bytes]]:
                 f"data file {source!r} is not valid JSON ({error}); a file with an object per line is named .jsonl"
             ) from None
         if not isinstance(rows, list):
-            raise ValueError(f"data file {source!r} must hold a list of objects; a file with an object per line is named .jsonl")
+            raise ValueError(f"data file {source!r} must hold a list of objects; a file with an object per line is "
+                             "named .jsonl")
         return "row", rows
     return "line", lines_of(source)
 
@@ -132,13 +137,14 @@ def hub_rows(source: str) -> Iterable[dict]:
     name, config, split = HUB.fullmatch(source).groups()
     try:
         found = load_dataset(name, config, split=split)
-    except Exception as error:                          # offline, no such data set or split, no access: errors of many classes
+    except Exception as error:                          # offline, no such data set or split, no access: many classes
         raise ValueError(
             f"data set {source!r} could not be loaded: {(str(error).splitlines() or [repr(error)])[0]}"
         ) from None
     if isinstance(found, DatasetDict):
         if len(found) > 1:
-            raise ValueError(f"data set {source!r} has the splits {', '.join(found)}; name one, as in {source}:{next(iter(found))}")
+            raise ValueError(f"data set {source!r} has the splits {', '.join(found)}; name one, as in "
+                             f"{source}:{next(iter(found))}")
         found, = found.values()
     return found
 
@@ -156,7 +162,7 @@ def load_problems(source: str | Sequence[str], data: DataConfig, skipped: list[s
     """
     check_source("data file", source)
     rows, complaints, place, collects = [], [], -1, gc.isenabled()
-    gc.disable()                                        # a million new objects are no garbage, and looking through them again and again doubles the time
+    gc.disable()                                        # a million new objects are no garbage; scans double the time
     try:
         for file in files_of(source):
             unit, source_rows = rows_of(file)
@@ -176,7 +182,8 @@ def load_problems(source: str | Sequence[str], data: DataConfig, skipped: list[s
         if collects:
             gc.enable()
     if not rows:
-        raise ValueError(f"data file {source!r} has no {'usable ' if complaints else ''}rows" + (f" ({complaints[0]})" if complaints else ""))
+        raise ValueError(f"data file {source!r} has no {'usable ' if complaints else ''}rows"
+                         + (f" ({complaints[0]})" if complaints else ""))
     if skipped is not None:
         skipped += complaints
     return rows
@@ -339,12 +346,16 @@ def remarks(rows: Sequence[dict]) -> list[str]:
 
 
 def load_benchmarks(sources: Sequence[str], data: DataConfig, skipped: list[str]) -> dict[str, list[dict]]:
-    """The problems of every benchmark by its name: that of the file or data set, or NAME of `NAME=source`. ValueError if two have the same."""
+    """The problems of every benchmark by its name: that of the file or data set, or NAME of `NAME=source`.
+
+    ValueError if two have the same.
+    """
     found: dict[str, list[dict]] = {}
     for text in sources:
         name, source = benchmark_name(text)
         if name in found:
-            raise ValueError(f"eval.benchmarks has two of the name {name!r}; give {text!r} another, as in other={source}")
+            raise ValueError(f"eval.benchmarks has two of the name {name!r}; give {text!r} another, as in "
+                             f"other={source}")
         found[name] = load_problems(source, data, skipped)
     return found
 

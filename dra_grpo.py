@@ -171,7 +171,10 @@ def prompts_for_step(seed: int, step: int, rank: int, world: int, rows: int, per
 
 
 def run_record(config: Config, world: int, device: torch.device, step: int, prompt: str) -> dict:
-    """What a reader of metrics.jsonl needs to know about the run; `prompt` is the first problem as the policy gets it."""
+    """What a reader of metrics.jsonl needs to know about the run.
+
+    `prompt` is the first problem as the policy gets it.
+    """
     try:
         git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True,
                              text=True).stdout

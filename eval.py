@@ -1,6 +1,7 @@
 """Accuracy, pass@k, maj@k and diversity of policies on problems with known answers.
 
-    torchrun eval.py --config configs/eval_math.toml --model PATH [--model PATH ...] [--protocol paper] [section.key=value ...]
+    torchrun eval.py --config configs/eval_math.toml --model PATH [--model PATH ...] [--protocol paper] \\
+        [section.key=value ...]
 
 Every problem is sampled n times; all ranks share the problems. Reported per benchmark and on average: avg@n with its
 standard error over problems and its standard deviation over seeds, pass@k by the unbiased estimator (arXiv:2107.03374),
@@ -28,8 +29,8 @@ import files
 from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchmarks, load_problems, remarks
 from embedder import Embedder
-from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, by_problem, check_eval, check_room, collect, eval_sampler,
-                          sample_groups, sample_problems, settings_of, whole_problems)
+from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, by_problem, check_eval, check_room, collect,
+                          eval_sampler, sample_groups, sample_problems, settings_of, whole_problems)
 from files import append_jsonl, json_lines, read_jsonl, require
 from grader import Grader
 from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
@@ -40,8 +41,8 @@ from reward import cosine_similarity
 
 # N completions
 
-STRATEGY_SAMPLES = 16                                   # right answers per problem behind "effective strategies": the estimate depends on it
-VENDI_SAMPLES = 4                                       # and behind the Vendi score
+STRATEGY_SAMPLES = 16                                   # right answers per problem that "effective strategies" counts
+VENDI_SAMPLES = 4                                       # and that the Vendi score does
 NUMBER = (int, float)
 RESULT = {"model": str, "benchmark": str, "n": int, "samples": int, "accuracy": NUMBER, "accuracy_se": NUMBER,
           "pass_at_k": dict}                            # what readers need of a record in results.jsonl
@@ -51,7 +52,8 @@ OF_RIGHT_TEXTS = ("similarity", "vendi", "vendi_m", "vendi_problems", "embed_cut
 @dataclass(frozen=True)
 class DiversityConfig:
     embedder: str = ""
-    """sentence-transformers folder or hub name for the similarity of right answers, not necessarily that of the training; empty for none"""
+    """sentence-transformers folder or hub name for the similarity of right answers, not necessarily that of the
+    training; empty for none"""
     max_tokens: Annotated[int, ">= 0"] = 0
     """tokens of a text that are embedded; 0 for as many as it reads"""
     trust_remote_code: bool = False
@@ -79,20 +81,23 @@ class Config:
     output: OutputConfig
 
 
-# What a named protocol puts over the config file; the command line goes over both. "paper" is the evaluation behind the published table (lighteval
-# ed084813: arXiv:2505.09655, Open-RS); the request is in our words, eval.prompt takes any other.
+# What a named protocol puts over the config file; the command line goes over both. "paper" is the evaluation behind the
+# published table (lighteval ed084813: arXiv:2505.09655, Open-RS); the request is in our words, eval.prompt takes any
+# other.
 PROTOCOLS = {"paper": [
-    "model.dtype=bfloat16", "eval.samples=1", "eval.samples_of={}", "eval.temperature=0.6", "eval.top_p=0.95", "eval.max_new_tokens=32768", "data.system=",
-    "output.require_box=false",
-    "eval.prompt=" + json.dumps("Work out the problem below step by step, without detours. End with one line of the form\n"
-                                "Therefore, the final answer is: $\\boxed{ANSWER}$\nwhere ANSWER is the result alone.\n\n{problem}")]}
+    "model.dtype=bfloat16", "eval.samples=1", "eval.samples_of={}", "eval.temperature=0.6", "eval.top_p=0.95",
+    "eval.max_new_tokens=32768", "data.system=", "output.require_box=false",
+    "eval.prompt="
+    + json.dumps("Work out the problem below step by step, without detours. End with one line of the form\n"
+                                "Therefore, the final answer is: $\\boxed{ANSWER}$\nwhere ANSWER is the result "
+                                "alone.\n\n{problem}")]}
 
 
 # ------------------------------------------------------------------------------------------------ statistics
 
 
 def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
-    """The figures of one benchmark from its samples (dicts as `sample_problems` makes them), n the same for every problem."""
+    """The figures of one benchmark from its samples, dicts as `sample_problems` makes them, n for every problem."""
     groups = [sorted(group, key=lambda sample: sample["sample"]) for _, group in sorted(by_problem(samples).items())]
     n = len(groups[0])
     powers = [2**i for i in range(n.bit_length()) if 2**i <= n]
@@ -110,11 +115,14 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
         "accuracy_se": standard_error([count / n for count in counts]),
         "accuracy_sd": deviation([sum(group[i]["correct"] for group in groups) / len(groups) for i in range(n)]),
         "pass_at_k": {str(k): sum(pass_at_k(n, c, k) for c in counts) / len(counts) for k in ks},
-        "maj_at_k": {str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups))
+        "maj_at_k": {
+            str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups))
                      / len(groups) for k in ks},
-        "truncated": share("finish", "length"), "no_answer": share("answer", None), "timeouts": share("reason", "timeout"),
+        "truncated": share("finish", "length"), "no_answer": share("answer", None),
+        "timeouts": share("reason", "timeout"),
         "too_long": share("finish", "prompt"), "reasons": dict(Counter(sample["reason"] for sample in flat)),
-        "length": mean(sample["length"] for sample in flat), "length_right": mean(sample["length"] for sample in flat if sample["correct"]),
+        "length": mean(sample["length"] for sample in flat),
+        "length_right": mean(sample["length"] for sample in flat if sample["correct"]),
         "length_max": max(sample["length"] for sample in flat),
         "distinct_answers": mean(len(set(names) - {None}) for names in votes),
     }
@@ -131,7 +139,8 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
     return record
 
 
-AVERAGED = ("accuracy", "truncated", "no_answer", "timeouts", "too_long", "length", "length_right", "distinct_answers", "effective_strategies", "similarity", "vendi")
+AVERAGED = ("accuracy", "truncated", "no_answer", "timeouts", "too_long", "length", "length_right", "distinct_answers",
+            "effective_strategies", "similarity", "vendi")
 
 
 def with_average(records: Sequence[dict]) -> list[dict]:
@@ -140,11 +149,16 @@ def with_average(records: Sequence[dict]) -> list[dict]:
 
 
 def average(records: Sequence[dict]) -> dict:
-    """The mean of several benchmarks, each with the same weight; errors are those of independent benchmarks, and k go as far as all of them do."""
-    shared = {key: [k for k in records[0][key] if all(k in record[key] for record in records)] for key in ("pass_at_k", "maj_at_k")}
+    """The mean of several benchmarks, each with the same weight.
+
+    Errors are those of independent benchmarks, and k go as far as all of them do.
+    """
+    shared = {key: [k for k in records[0][key] if all(k in record[key] for record in records)]
+              for key in ("pass_at_k", "maj_at_k")}
     spread = [record["accuracy_sd"] for record in records]
     return {
-        "benchmark": "average", "benchmarks": [record["benchmark"] for record in records], "n": sum(record["n"] for record in records),
+        "benchmark": "average", "benchmarks": [record["benchmark"] for record in records],
+        "n": sum(record["n"] for record in records),
         **{key: mean(record.get(key) for record in records) for key in AVERAGED},
         "accuracy_se": math.hypot(*(record["accuracy_se"] for record in records)) / len(records),
         "accuracy_sd": None if None in spread else math.hypot(*spread) / len(records),
@@ -154,17 +168,21 @@ def average(records: Sequence[dict]) -> dict:
 
 def format_record(record: dict) -> str:
     """One line for people."""
-    of = f"{len(record['benchmarks'])} benchmarks" if "benchmarks" in record else f"avg@{record['samples']}, {record['n']} problems"
+    of = f"{len(record['benchmarks'])} benchmarks" if "benchmarks" in record else (
+        f"avg@{record['samples']}, {record['n']} problems")
     line = f"{record['benchmark']}: accuracy {record['accuracy']:.3f} ± {record['accuracy_se']:.3f} ({of}"
     line += ")" if record["accuracy_sd"] is None else f"; sd over seeds {record['accuracy_sd']:.3f})"
     for name in ("pass", "maj"):
-        line += " | " * (len(record[f"{name}_at_k"]) > 1) + " ".join(f"{name}@{k} {value:.3f}" for k, value in record[f"{name}_at_k"].items() if k != "1")
-    line += f" | length {record['length']:.0f} | truncated {record['truncated']:.3f} | no answer {record['no_answer']:.3f} | timeouts {record['timeouts']:.3f}"
+        line += " | " * (len(record[f"{name}_at_k"]) > 1) + " ".join(
+            f"{name}@{k} {value:.3f}" for k, value in record[f"{name}_at_k"].items() if k != "1")
+    line += (f" | length {record['length']:.0f} | truncated {record['truncated']:.3f}"
+             f" | no answer {record['no_answer']:.3f} | timeouts {record['timeouts']:.3f}")
     if record["too_long"]:
         line += f" | prompt too long for the context {record['too_long']:.3f}"
     if record.get("effective_strategies") is not None and "samples" in record:
         line += (f" | effective strategies {record['effective_strategies']:.2f} (m={record['effective_strategies_m']}, "
-                 f"{record['effective_strategies_problems']} of {record['n']} problems; pooled {record['effective_strategies_pooled']:.2f})")
+                 f"{record['effective_strategies_problems']} of {record['n']} problems; pooled "
+                 f"{record['effective_strategies_pooled']:.2f})")
     for key, name in (("similarity", "cosine of right answers"), ("vendi", f"Vendi score (m={VENDI_SAMPLES})")):
         line += "" if record.get(key) is None else f" | {name} {record[key]:.3f}"
     return line
@@ -173,7 +191,8 @@ def format_record(record: dict) -> str:
 # ------------------------------------------------------------------------------------------------ the work
 
 
-def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig, grader: Grader) -> tuple[dict, list[dict]]:
+def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig,
+             grader: Grader) -> tuple[dict, list[dict]]:
     """(record, samples) of one benchmark."""
     name, source = benchmark_name(benchmark)
     config = settings_of(config, name)
@@ -183,11 +202,13 @@ def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, co
 
 
 def right_similarity(group: Sequence[dict], embedder: Embedder) -> tuple[int, float | None, float | None, int]:
-    """(problem, mean cosine of two of its right answers, Vendi score of the first VENDI_SAMPLES of them, how many the embedder cut); None where too few."""
+    """(problem, mean cosine of two of its right answers, Vendi score of the first VENDI_SAMPLES of them, how many the
+    embedder cut); None where too few."""
     texts = [sample["text"] for sample in group if sample["correct"]]
     if len(texts) < 2:
         return group[0]["problem"], None, None, 0
-    similarity_NN = cosine_similarity(embedder.encode(texts))       # a call for each problem: another batch would round differently
+    # a call for each problem: another batch would round differently
+    similarity_NN = cosine_similarity(embedder.encode(texts))
     cosine = (similarity_NN.sum().item() - len(texts)) / (len(texts) * (len(texts) - 1))
     vendi = vendi_score(similarity_NN[:VENDI_SAMPLES, :VENDI_SAMPLES]) if len(texts) >= VENDI_SAMPLES else None
     return group[0]["problem"], cosine, vendi, sum(embedder.cut(texts))
@@ -220,7 +241,8 @@ def out_folder(config: Config) -> Path:
 
 
 def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
-    """Writes config.toml and identity.json into the policy's folder; ValueError if it has samples made with others, or the policy cannot be used."""
+    """Writes config.toml and identity.json into the policy's folder; ValueError if it has samples made with others, or
+    the policy cannot be used."""
     out, folder = out_folder(config), model_folder(config.model)
     check_room(config.eval, Geometry.from_folder(folder).context)
     weight_files(Path(folder))
@@ -233,9 +255,11 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     contents = identity(folder, benchmarks, data)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
         if changed := changes(load(Config, out / "config.toml"), config, ["model.path"]):   # its files are known
-            raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
+            raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or "
+                             "change them back")
         if (out / "identity.json").read_text(encoding="utf-8") != contents:
-            raise ValueError(f"{out} holds an evaluation with other weights or problems (see its identity.json); name another output.dir")
+            raise ValueError(f"{out} holds an evaluation with other weights or problems (see its identity.json); name "
+                             "another output.dir")
     files.write(out / "config.toml", dump(config))
     files.write(out / "identity.json", contents)
 

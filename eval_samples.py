@@ -1,9 +1,10 @@
 """Samples of a benchmark: problems in, graded completions out, kept as JSON lines.
 
-A sample is a dict: "problem" (its place in the benchmark), "id", "sample" (0..n-1) and "seed", which fix its random numbers, "gold", "text", "answer" (what
-was taken from the text, None for nothing), "correct", "reason" (answers/), "length" in tokens, "finish" ("stop", "length", or "prompt" for a prompt that
-leaves no room in the context), "vote" (what it counts for in a majority), and "label" where `eval.label` names strategies. It does not depend on
-ranks, on its neighbours or on what was sampled before (in fp32).
+A sample is a dict: "problem" (its place in the benchmark), "id", "sample" (0..n-1) and "seed", which fix its random
+numbers, "gold", "text", "answer" (what was taken from the text, None for nothing), "correct", "reason" (answers/),
+"length" in tokens, "finish" ("stop", "length", or "prompt" for a prompt that leaves no room in the context), "vote"
+(what it counts for in a majority), and "label" where `eval.label` names strategies. It does not depend on ranks, on its
+neighbours or on what was sampled before (in fp32).
 """
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,14 +26,16 @@ from sampler import Sampler, SamplerConfig
 
 LESS_EVAL_MEMORY = "lower eval.slots (0 is all rows) or eval.max_new_tokens"
 ROWS_PER_CALL = 2048                                    # completions sampled, at most, before they are graded and kept
-SLOTS_PER_CALL = 4                                      # the same in units of eval.slots: with fewer, slots stand empty at the end of each call
+# the same in units of eval.slots: with fewer, slots stand empty at the end of each call
+SLOTS_PER_CALL = 4
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     benchmarks: list[str] = field(default_factory=list)
-    """JSONL, JSON or parquet files with a problem and an answer per row, patterns of such files, or hub:owner/name[/config][:split]; named as the file
-    is, or NAME=source"""
+    """JSONL, JSON or parquet files with a problem and an answer per row, patterns of such files, or
+    hub:owner/name[/config][:split]; named as the file is, or NAME=source
+    """
     samples: Annotated[int, ">= 1"] = 16
     """completions per problem (n)"""
     samples_of: dict[str, int] = field(default_factory=dict)
@@ -60,7 +63,8 @@ def check_eval(config: EvalConfig, data: DataConfig) -> None:
         check_source("eval.benchmarks", benchmark_name(benchmark)[1])
     for name, samples in config.samples_of.items():
         if name not in names or samples < 1:
-            raise ValueError(f"eval.samples_of.{name} = {samples}: needs the name of a benchmark ({', '.join(names)}) and at least 1")
+            raise ValueError(f"eval.samples_of.{name} = {samples}: needs the name of a benchmark ({', '.join(names)}) "
+                             "and at least 1")
     for key, text in (("data.template", data.template), ("eval.prompt", config.prompt or "{problem}")):
         if "problem" not in columns_of(text):
             raise ValueError(f"{key} = {text!r} has no {{problem}} in it")
@@ -71,7 +75,8 @@ def check_eval(config: EvalConfig, data: DataConfig) -> None:
 def check_room(config: EvalConfig, context: int) -> None:
     """ValueError if a completion alone would fill the model's context."""
     if config.max_new_tokens >= context:
-        raise ValueError(f"eval.max_new_tokens = {config.max_new_tokens} leaves no room for a prompt in the model's context of {context}; lower it")
+        raise ValueError(f"eval.max_new_tokens = {config.max_new_tokens} leaves no room for a prompt in the model's "
+                         f"context of {context}; lower it")
 
 
 def by_problem(samples: Iterable[dict]) -> dict[int, list[dict]]:
@@ -113,22 +118,30 @@ def eval_sampler(model: Transformer, tokenizer, config: EvalConfig, data: DataCo
     return Sampler(model, settings, stop_ids(model, tokenizer, data), config.top_p, "eval")
 
 
-def name_votes(groups: Sequence[list[dict]], grader: Grader) -> None:
-    """Gives each sample of each problem its "vote": the (first) gold for a right answer, None for no answer, else the first equal answer of its problem.
+def assign_votes(groups: Sequence[list[dict]], grader: Grader) -> None:
+    """Gives each sample of each problem its "vote".
 
-    Wrong answers are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal only as text.
+    The (first) gold for a right answer, None for no answer, else the first equal answer of its problem. Wrong answers
+    are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal
+    only as text.
     """
-    leaders: list[dict[str, bool]] = [{} for _ in groups]   # of each problem: the first of each answer, and whether algebra can be asked about it
+    # of each problem: the first of each answer, and whether algebra can be asked about it
+    leaders: list[dict[str, bool]] = [{} for _ in groups]
     found: list[dict[str, str]] = [{} for _ in groups]      # of each problem: the leader of each answer
-    wrong = [{normalize(s["answer"]): s["reason"] == "different" for s in group if s["answer"] is not None and not s["correct"]} for group in groups]
-    for turn in range(max(map(len, wrong), default=0)):     # the turn-th answer of every problem at once: workers share the questions
+    wrong = [{normalize(s["answer"]): s["reason"] == "different" for s in group
+              if s["answer"] is not None and not s["correct"]} for group in groups]
+    # the turn-th answer of every problem at once: workers share the questions
+    for turn in range(max(map(len, wrong), default=0)):
         asked = []
-        for i, (answer, settles) in ((i, list(answers.items())[turn]) for i, answers in enumerate(wrong) if len(answers) > turn):
+        for i, (answer, settles) in ((i, list(answers.items())[turn]) for i, answers in enumerate(wrong)
+                                     if len(answers) > turn):
             same = {leader: compare_exact(answer, leader) for leader in leaders[i]}
             found[i][answer] = next((leader for leader, equal in same.items() if equal), answer)
             if found[i][answer] == answer:
-                asked += [(i, answer, leader) for leader, equal in same.items() if equal is None and settles and leaders[i][leader]]
-        grades = grader.grade_batch([f"\\boxed{{{answer}}}" for _, answer, _ in asked], [leader for *_, leader in asked])
+                asked += [(i, answer, leader) for leader, equal in same.items()
+                          if equal is None and settles and leaders[i][leader]]
+        grades = grader.grade_batch([f"\\boxed{{{answer}}}" for _, answer, _ in asked],
+                                    [leader for *_, leader in asked])
         for (i, answer, leader), grade in zip(asked, grades):
             if grade.correct and found[i][answer] == answer:
                 found[i][answer] = leader
@@ -136,41 +149,51 @@ def name_votes(groups: Sequence[list[dict]], grader: Grader) -> None:
             leaders[i] |= {answer: wrong[i][answer] for answer, leader in answers.items() if answer == leader}
     for group, names in zip(groups, found):
         for s in group:
-            s["vote"] = first_gold(s["gold"]) if s["correct"] else None if s["answer"] is None else names[normalize(s["answer"])]
+            s["vote"] = first_gold(s["gold"]) if s["correct"] else (
+                None if s["answer"] is None else names[normalize(s["answer"])])
 
 
-def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig, grader: Grader,
-                  positions: Sequence[int] | None = None, progress: bool = True, desc: str = "eval") -> Iterator[list[list[dict]]]:
-    """Samples and grades every problem of `rows` config.samples times, some problems at a time; `positions` are the rows' places in the whole benchmark.
+def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig,
+                  grader: Grader, positions: Sequence[int] | None = None, progress: bool = True,
+                  desc: str = "eval") -> Iterator[list[list[dict]]]:
+    """Samples and grades every problem of `rows` config.samples times, some problems at a time.
 
-    A prompt that does not fit into the context is not sampled; its samples are wrong, with the finish "prompt".
+    `positions` are the rows' places in the whole benchmark. A prompt that does not fit into the context is not sampled;
+    its samples are wrong, with the finish "prompt".
     """
     positions = range(len(rows)) if positions is None else positions
     label = labeller(config)
     data = asked(config, data)
-    stops, begun, room = stop_ids(sampler.model, tokenizer, data), opening(tokenizer, data), sampler.model.g.context - config.max_new_tokens
+    stops, begun = stop_ids(sampler.model, tokenizer, data), opening(tokenizer, data)
+    room = sampler.model.g.context - config.max_new_tokens
     step = max(1, min(ROWS_PER_CALL, SLOTS_PER_CALL * config.slots or ROWS_PER_CALL) // config.samples)
     with tqdm(total=len(rows), desc=desc, unit="problem", disable=not progress, leave=False) as bar:
         for start in range(0, len(rows), step):
             part, places = rows[start : start + step], positions[start : start + step]
             prompts = [prompt_tokens(tokenizer, row, data) for row in part]
             fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
-            sampled = dict(zip(fits, sampler.generate([prompts[i] for i in fits], config.samples, (config.seed,), [places[i] for i in fits])))
-            texts = {i: decode(tokenizer, [completion.tokens for completion in group], stops) for i, group in sampled.items()}
-            grades = iter(grader.grade_batch([begun + text for i in fits for text in texts[i]], [part[i]["answer"] for i in fits for _ in texts[i]]))
+            groups = sampler.generate(
+                [prompts[i] for i in fits], config.samples, (config.seed,), [places[i] for i in fits])
+            sampled = dict(zip(fits, groups))
+            texts = {i: decode(tokenizer, [completion.tokens for completion in group], stops)
+                     for i, group in sampled.items()}
+            grades = iter(grader.grade_batch([begun + text for i in fits for text in texts[i]],
+                                             [part[i]["answer"] for i in fits for _ in texts[i]]))
             groups = []
             for i, (row, place) in enumerate(zip(part, places)):
-                group = [{"problem": place, "id": row["id"], "sample": j, "seed": config.seed, "gold": row["answer"]} for j in range(config.samples)]
+                group = [{"problem": place, "id": row["id"], "sample": j, "seed": config.seed, "gold": row["answer"]}
+                         for j in range(config.samples)]
                 for j, sample in enumerate(group):
                     if i in sampled:
                         item, completion = next(grades), sampled[i][j]
-                        sample |= {"text": texts[i][j], "answer": item.answer, "correct": item.correct, "reason": item.reason,
-                                   "length": len(completion.tokens), "finish": completion.finish}
+                        sample |= {"text": texts[i][j], "answer": item.answer, "correct": item.correct,
+                                   "reason": item.reason, "length": len(completion.tokens), "finish": completion.finish}
                     else:
-                        sample |= {"text": "", "answer": None, "correct": False, "reason": "prompt too long", "length": 0, "finish": "prompt"}
+                        sample |= {"text": "", "answer": None, "correct": False, "reason": "prompt too long",
+                                   "length": 0, "finish": "prompt"}
                     sample |= {"label": label(sample["text"], row)} if label else {}
                 groups.append(group)
-            name_votes(groups, grader)
+            assign_votes(groups, grader)
             yield groups
             bar.update(len(part))
 
@@ -181,13 +204,14 @@ def sample_problems(*arguments, **options) -> list[dict]:
 
 
 # ------------------------------------------------------------------------------------------------ files
-# Of a benchmark that is being sampled there is a folder NAME.parts with a file per rank, to which whole problems are appended; a kill leaves at most
-# one that is not whole, at the end of a file. What stands there is collected in one file, in the order of the problems, when the evaluation
-# goes on and when it is done: then as NAME.samples.jsonl.
+# Of a benchmark that is being sampled there is a folder NAME.parts with a file per rank, to which whole problems are
+# appended; a kill leaves at most one that is not whole, at the end of a file. What stands there is collected in one
+# file, in the order of the problems, when the evaluation goes on and when it is done: then as NAME.samples.jsonl.
 
 
 def whole_problems(path: Path, n: int) -> Iterator[tuple[list[dict], int]]:
-    """(the n samples of a problem, bytes they take) of a samples file, up to the first that are not what was written."""
+    """(the n samples of a problem, bytes they take) of a samples file, up to the first that are not what was
+    written."""
     with open(path, "rb") as file:
         while lines := list(islice(file, n)):
             try:
@@ -201,7 +225,10 @@ def whole_problems(path: Path, n: int) -> Iterator[tuple[list[dict], int]]:
 
 
 def collect(parts: Path, to: Path, n: int) -> list[int]:
-    """Puts the whole problems of all files in `parts` into the file `to`, in order, and removes those files; returns the problems."""
+    """Puts the whole problems of all files in `parts` into the file `to`, in order, and removes those files.
+
+    Returns the problems.
+    """
     sources = sorted(parts.glob("*.jsonl"))
     places: dict[int, tuple[Path, int, int]] = {}       # of each problem: file, offset, bytes; texts stay on disk
     for file in sources:

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from answers import Grade, Question, grade, grade_exact  # noqa: F401  (grade is part of this module's interface)
+from answers import Grade, Comparison, grade, grade_exact  # noqa: F401  (grade is part of this module's interface)
 
 WORKER_MEMORY = 2 * 2**30                               # bytes of address space; sympy, without a box, needs 0.3 GB
 GRACE_S = 2.0                                           # past the deadline, by when a worker should have ended itself
@@ -35,7 +35,7 @@ CACHED = 16384                                          # verdicts remembered; t
 
 
 class Worker:
-    """One child process that settles one question at a time; started when first needed."""
+    """One child process that settles one comparison at a time; started when first needed."""
 
     def __init__(self, timeout_s: float, require_box: bool = True):
         self.timeout_s, self.require_box, self.process = timeout_s, require_box, None
@@ -64,12 +64,12 @@ class Worker:
         line, _, self.unread = self.unread.partition(b"\n")
         return line
 
-    def settle(self, question: Question) -> Grade:
+    def settle(self, comparison: Comparison) -> Grade:
         if self.process is None:
             self.start()
         self.asked += 1
         deadline = time.monotonic() + self.timeout_s + GRACE_S
-        asked = json.dumps([self.asked, question.answer, question.gold, question.shown]).encode() + b"\n"
+        asked = json.dumps([self.asked, comparison.answer, comparison.gold, comparison.shown]).encode() + b"\n"
         number = 0
         try:
             while True:
@@ -80,11 +80,11 @@ class Worker:
                     break
                 number, correct, reason, answer = json.loads(line)
                 if number == self.asked:
-                    return Grade(correct, reason, question.shown if answer is None else answer)
+                    return Grade(correct, reason, comparison.shown if answer is None else answer)
         except (OSError, ValueError):                   # a broken pipe, or a line that is no reply
             line = b""
         self.stop()
-        return Grade(False, "timeout" if line is None else "crash", question.shown)
+        return Grade(False, "timeout" if line is None else "crash", comparison.shown)
 
     def stop(self) -> None:
         if self.process is not None:
@@ -103,7 +103,7 @@ class Grader:
         self.threads = ThreadPoolExecutor(workers)      # a thread only waits for its worker
         self.idle = [Worker(timeout_s, require_box) for _ in range(workers)]
         self.require_box = require_box
-        self.cache: dict[Question, Grade] = {}
+        self.cache: dict[Comparison, Grade] = {}
 
     def grade_batch(
         self, texts: Sequence[str], golds: Sequence[str | list[str]], progress: bool = False
@@ -114,9 +114,9 @@ class Grader:
         """
         found = [[grade_exact(text, one, self.require_box) for one in (gold if isinstance(gold, list) else [gold])]
                  for text, gold in zip(texts, golds, strict=True)]
-        new: dict[str, list[Question]] = {}             # by gold: one worker reads it once for all answers
+        new: dict[str, list[Comparison]] = {}             # by gold: one worker reads it once for all answers
         for item in dict.fromkeys(item for items in found for item in items):
-            if isinstance(item, Question) and item not in self.cache:
+            if isinstance(item, Comparison) and item not in self.cache:
                 new.setdefault(item.gold, []).append(item)
         run = self.threads.map if len(new) > FEW else map           # a worker takes a moment to start
         for settled in tqdm(run(self.settle, new.values()), total=len(new), desc="grade", unit="gold", leave=False,
@@ -124,7 +124,7 @@ class Grader:
             self.cache |= settled
         grades = [
             max(
-                (self.cache[item] if isinstance(item, Question) else item for item in items),
+                (self.cache[item] if isinstance(item, Comparison) else item for item in items),
                 key=lambda grade: grade.correct,
             )
             for items in found
@@ -133,10 +133,10 @@ class Grader:
             del self.cache[old]
         return grades
 
-    def settle(self, questions: Sequence[Question]) -> dict[Question, Grade]:
+    def settle(self, comparisons: Sequence[Comparison]) -> dict[Comparison, Grade]:
         worker = self.idle.pop()                        # as many workers as threads: one is always idle here
         try:
-            return {question: worker.settle(question) for question in questions}
+            return {comparison: worker.settle(comparison) for comparison in comparisons}
         finally:
             self.idle.append(worker)
 
@@ -160,7 +160,7 @@ def serve(timeout_s: float, free: bool) -> None:
         logging.disable(logging.WARNING)                # it warns at every call that its own timeout is off
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)                                       # whatever else prints must not come between the replies
-    answering = mmap.mmap(-1, 8)                        # the number of the question that the child is at, 0 for none
+    answering = mmap.mmap(-1, 8)                        # the number of the comparison that the child is at, 0 for none
     print("ready", file=replies, flush=True)
     while child := os.fork():
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -173,16 +173,16 @@ def serve(timeout_s: float, free: bool) -> None:
     try:
         for line in sys.stdin:
             number, *fields = json.loads(line)
-            question = Question(*fields)
+            comparison = Comparison(*fields)
             answering[:] = number.to_bytes(8, "little")
             # no handler: the signal ends the process wherever it is, in C code too
             signal.setitimer(signal.ITIMER_REAL, timeout_s)
             try:
-                result = question.settle()
+                result = comparison.settle()
             except MemoryError:
                 os._exit(1)
             except Exception:                           # raised on nonsense: a wrong answer, counted by its reason
-                result = Grade(False, "unparsed", question.shown)
+                result = Grade(False, "unparsed", comparison.shown)
             signal.setitimer(signal.ITIMER_REAL, 0)
             print(json.dumps([number, result.correct, result.reason, result.answer]), file=replies, flush=True)
             answering[:] = bytes(8)

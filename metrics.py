@@ -16,7 +16,7 @@ from files import read_jsonl
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Probability that k of n samples, c of them right, drawn without replacement, contain a right one: 1 - C(n-c, k) / C(n, k).
+    """Probability that k of n samples, c right, drawn without replacement, hold a right one: 1 - C(n-c, k) / C(n, k).
 
     The unbiased estimator of arXiv:2107.03374, exact in integers before the division. Copy-pasteable: needs only math.
     """
@@ -27,10 +27,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def maj_at_k(votes: Sequence[Hashable], right: Hashable, k: int) -> float:
-    """Probability that the most frequent answer among k of the n votes, drawn without replacement, is `right`; t answers that tie share it, 1/t each.
+    """Probability that the most frequent of k votes, drawn without replacement, is `right`; t that tie share it, 1/t.
 
-    `votes` names the answer of each sample, None for no answer, which nobody votes for. The expected value over all k-subsets, counted in integers:
-    for x right votes, the subsets in which no rival has more, by how many have as many. Copy-pasteable: needs only math, Counter, Hashable and Sequence.
+    `votes` names the answer of each sample, None for no answer, which nobody votes for. The expected value over all
+    k-subsets, counted in integers: for x right votes, the subsets in which no rival has more, by how many have as many.
+    Copy-pasteable: needs only math, Counter, Hashable and Sequence.
     """
     n = len(votes)
     if not 1 <= k <= n:
@@ -38,21 +39,24 @@ def maj_at_k(votes: Sequence[Hashable], right: Hashable, k: int) -> float:
     rivals = Counter(vote for vote in votes if vote is not None)
     c, total, value = rivals.pop(right, 0), math.comb(n, k), 0.0
     for x in range(1, min(c, k) + 1):
-        reach = [size for size in rivals.values() if x <= size] if 2 * x <= k else []       # rivals that can have x votes; the other votes decide nothing
+        # rivals that can have x votes; the other votes decide nothing
+        reach = [size for size in rivals.values() if x <= size] if 2 * x <= k else []
         rest = n - c - sum(reach)
-        ways = {(0, 0): 1}                              # (rivals with x votes, votes drawn from rivals): number of subsets
+        # (rivals with x votes, votes drawn from rivals): number of subsets
+        ways = {(0, 0): 1}
         for size in reach:
             wider: Counter = Counter()
             for (tied, drawn), count in ways.items():
                 for y in range(min(x, k - x - drawn) + 1):
                     wider[tied + (y == x), drawn + y] += count * math.comb(size, y)
             ways = wider
-        value += sum(math.comb(c, x) * count * math.comb(rest, k - x - drawn) / (total * (tied + 1)) for (tied, drawn), count in ways.items())
+        value += sum(math.comb(c, x) * count * math.comb(rest, k - x - drawn) / (total * (tied + 1))
+                     for (tied, drawn), count in ways.items())
     return value
 
 
 def effective_labels(labels: Sequence[str]) -> float:
-    """exp of the entropy of the labels' frequencies: k equally frequent labels give k. In [1, number of distinct labels].
+    """exp of the entropy of the labels' frequencies: k equally frequent labels give k. In [1, number of labels].
 
     Copy-pasteable: needs only math, Counter and Sequence.
     """
@@ -63,7 +67,9 @@ def effective_labels(labels: Sequence[str]) -> float:
 
 
 def vendi_score(similarity_NN: Tensor) -> float:
-    """exp of the entropy of the eigenvalues of S / N: N for N unlike texts, 1 for clones (arXiv:2210.02410); `similarity_NN` are cosines.
+    """exp of the entropy of the eigenvalues of S / N: N for N unlike texts, 1 for clones (arXiv:2210.02410).
+
+    `similarity_NN` are cosines.
 
     Copy-pasteable: needs only torch.
     """
@@ -106,14 +112,18 @@ def group_figures(records: list[dict]) -> dict:
     right = [[str(c["label"]) for c in group if c["correct"]] for group in groups if "label" in group[0]]
     modes = [effective_labels(labels) for labels in right if labels]
     return {
-        "reward": mean("reward"), "accuracy": mean("correct"), "smi": mean("smi"), "weight": mean("weight"), "adjusted": mean("adjusted"),
-        "density": 1 + mean("smi"), "weight_min": sum(map(min, weights)) / len(groups), "weight_max": sum(map(max, weights)) / len(groups),
-        "similarity": sum(similarities) / len(similarities) if similarities else None, "embed_cut": sum(c["cut"] for c in flat),
+        "reward": mean("reward"), "accuracy": mean("correct"), "smi": mean("smi"), "weight": mean("weight"),
+        "adjusted": mean("adjusted"),
+        "density": 1 + mean("smi"), "weight_min": sum(map(min, weights)) / len(groups),
+        "weight_max": sum(map(max, weights)) / len(groups),
+        "similarity": sum(similarities) / len(similarities) if similarities else None,
+        "embed_cut": sum(c["cut"] for c in flat),
         "equal_group_share": sum(push for push, same in zip(pushed, equal) if same) / (sum(pushed) or 1.0),
         "rewards": {name: sum(c["rewards"][name] for c in flat) / len(flat) for name in flat[0]["rewards"]},
         "zero_advantage": sum(all(abs(c["advantage"]) < 1e-6 for c in group) for group in groups) / len(groups),
         "modes": sum(modes) / len(modes) if modes else None,
-        "tokens": sum(c["length"] for c in flat), "length": mean("length"), "truncated": sum(c["finish"] == "length" for c in flat) / len(flat),
+        "tokens": sum(c["length"] for c in flat), "length": mean("length"),
+        "truncated": sum(c["finish"] == "length" for c in flat) / len(flat),
         "reasons": dict(Counter(c["reason"] for c in flat)),
     }
 
@@ -121,14 +131,16 @@ def group_figures(records: list[dict]) -> dict:
 def step_line(record: dict, steps: int) -> str:
     """A train record of metrics.jsonl as one line for people; docs/manual.md explains the names."""
     modes = "" if record["modes"] is None else f" | modes {record['modes']:.2f}"
-    return (f"step {record['step']}/{steps} | reward {record['reward']:.3f} | acc {record['accuracy']:.3f} | smi {record['smi']:.2f}{modes} | "
-            f"zero-adv {record['zero_advantage']:.2f} | kl {record['kl']:.4f} | ent {record['entropy']:.3f} | gnorm {record['grad_norm']:.2f} | "
-            f"len {record['length']:.0f} | trunc {record['truncated']:.2f} | gap {record['gap']:.0e} | gen {record['sample_s']:.2f}s | rew {record['reward_s']:.2f}s | "
+    return (f"step {record['step']}/{steps} | reward {record['reward']:.3f} | acc {record['accuracy']:.3f} | "
+            f"smi {record['smi']:.2f}{modes} | zero-adv {record['zero_advantage']:.2f} | kl {record['kl']:.4f} | "
+            f"ent {record['entropy']:.3f} | gnorm {record['grad_norm']:.2f} | len {record['length']:.0f} | "
+            f"trunc {record['truncated']:.2f} | gap {record['gap']:.0e} | "
+            f"gen {record['sample_s']:.2f}s | rew {record['reward_s']:.2f}s | "
             f"upd {record['update_s']:.2f}s | {record['tokens_per_s'] / 1000:.1f}k tok/s")
 
 
 def strategies_of(record: dict) -> str:
-    """Effective strategies of an evaluation's record and on how many problems they rest: "2.41 (131 of 200)"; "-" for none."""
+    """Effective strategies of an evaluation's record, and of how many problems: "2.41 (131 of 200)"; "-" for none."""
     if record.get("effective_strategies") is None:
         return "-"
     return f"{record['effective_strategies']:.2f} ({record['effective_strategies_problems']} of {record['n']})"
@@ -141,9 +153,10 @@ def before_and_after(run_dir: Path) -> str:
     for name in dict.fromkeys(record["benchmark"] for record in records):
         mine = [record for record in records if record["benchmark"] == name]
         for record in (mine[0], mine[-1]):
-            lines.append(f"{name:<20}{record['step']:>6}{record['accuracy']:>12.3f} ± {record['accuracy_se']:.3f}{strategies_of(record):>28}")
-    lines.append(f"\npolicy       {run_dir}/final\nmetrics      {run_dir}/metrics.jsonl\nsamples      {run_dir}/samples.jsonl\n"
-                 f"checkpoints  {run_dir}/checkpoints\nconfig       {run_dir}/config.toml")
+            lines.append(f"{name:<20}{record['step']:>6}{record['accuracy']:>12.3f} ± "
+                         f"{record['accuracy_se']:.3f}{strategies_of(record):>28}")
+    lines.append(f"\npolicy       {run_dir}/final\nmetrics      {run_dir}/metrics.jsonl\nsamples      "
+                 f"{run_dir}/samples.jsonl\ncheckpoints  {run_dir}/checkpoints\nconfig       {run_dir}/config.toml")
     return "\n".join(lines)
 
 
@@ -156,14 +169,16 @@ def check_trackers(names: Sequence[str]) -> None:
         if name not in ("tensorboard", "wandb"):
             raise ValueError(f'run.trackers: {name!r} is not known; use "tensorboard" or "wandb"')
         if find_spec(name) is None:
-            raise ValueError(f"run.trackers: {name!r} is not installed; pip install {name}, or take it out of run.trackers")
+            raise ValueError(f"run.trackers: {name!r} is not installed; pip install {name}, or take it out of "
+                             "run.trackers")
 
 
 def scalars(record: dict) -> dict[str, float]:
-    """Numbers of a train or eval record under "train/reward", "train/rewards/format", "eval/test/pass_at_k/4"; without the step."""
+    """Numbers of a record, but the step, under "train/reward", "train/rewards/format", "eval/test/pass_at_k/4"."""
     def flat(prefix: str, value: object) -> dict[str, float]:
         if isinstance(value, dict):
-            return {name: number for key, part in value.items() for name, number in flat(f"{prefix}/{key}", part).items()}
+            return {name: number for key, part in value.items()
+                    for name, number in flat(f"{prefix}/{key}", part).items()}
         return {prefix: value} if isinstance(value, int | float) else {}
 
     prefix = "/".join(["train"] if record["kind"] == "train" else ["eval", record["benchmark"]])
@@ -171,10 +186,14 @@ def scalars(record: dict) -> dict[str, float]:
 
 
 class Trackers:
-    """TensorBoard event files in RUN/tensorboard, or a Weights & Biases run in the group named after the run folder; metrics.jsonl has it all."""
+    """TensorBoard event files in RUN/tensorboard, or a Weights & Biases run in the group named after the run folder;
+    metrics.jsonl has it all."""
 
     def __init__(self, names: Sequence[str], run_dir: Path, config: dict, step: int):
-        """`step`: how many are done; TensorBoard hides what an interrupted run wrote behind them. A run that goes on is another one of its W&B group."""
+        """`step`: how many are done; TensorBoard hides what an interrupted run wrote after them.
+
+        A run that goes on is another one of its W&B group.
+        """
         self.writer = self.wandb = None
         if "tensorboard" in names:
             from torch.utils.tensorboard import SummaryWriter
@@ -184,10 +203,12 @@ class Trackers:
             import wandb
 
             try:
-                self.wandb = wandb.init(project="dra-grpo", group=run_dir.name, name=f"{run_dir.name} from {step}", dir=str(run_dir), config=config)
+                self.wandb = wandb.init(project="dra-grpo", group=run_dir.name, name=f"{run_dir.name} from {step}",
+                                        dir=str(run_dir), config=config)
             except Exception as error:                  # not logged in, offline: errors of many classes
                 what = (str(error).splitlines() or [repr(error)])[0]
-                raise ValueError(f"run.trackers: wandb does not start: {what}; WANDB_MODE=offline keeps its files here") from None
+                raise ValueError(f"run.trackers: wandb does not start: {what}; WANDB_MODE=offline keeps its "
+                                 "files here") from None
 
     def log(self, records: Sequence[dict]) -> None:
         for record in records:

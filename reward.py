@@ -1,13 +1,13 @@
 """From texts to advantages: grade -> embedding -> SMI -> adjusted reward -> advantage.
 
-Diversity-aware Reward Adjustment (DRA, arXiv:2505.09655) divides the reward of completion i of a prompt by its redundancy
-in the group C of completions of the same prompt,
+Diversity-aware Reward Adjustment (DRA, arXiv:2505.09655) divides the reward of completion i of a prompt by its
+redundancy in the group C of completions of the same prompt,
 
     R~_i = R_i / (1 + SMI({o_i}, C \\ {o_i})),        SMI_i = sum_{j != i} cos(e_i, e_j)      (graph cut)
 
-with e the embeddings of the completions (embedder.py). This file ends where the gradient begins: everything here is arithmetic on
-(P, G) tensors without autograd. All functions take leading batch axes, so one group is (G,) and many are (P, G); groups never
-see each other. At least float32 inside, float64 stays float64, inputs are not modified.
+with e the embeddings of the completions (embedder.py). This file ends where the gradient begins: everything here is
+arithmetic on (P, G) tensors without autograd. All functions take leading batch axes, so one group is (G,) and many are
+(P, G); groups never see each other. At least float32 inside, float64 stays float64, inputs are not modified.
 
 Departures from the paper, each an option whose published value is `clamp=False, negative="divide"`:
 (1) negative cosines count as 0 (`clamp`), so 1 + SMI is in [1, G] and no reward changes its sign;
@@ -37,13 +37,17 @@ from torch import Tensor
 @dataclass(frozen=True)
 class RewardConfig:
     functions: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0})
-    """reward functions and their weights: accuracy, format, cosine, or "path.py:function"; their weighted sum is the raw reward"""
+    """reward functions and their weights: accuracy, format, cosine, or "path.py:function"; their weighted sum is the
+    raw reward"""
     format: str = r"(<think>)?((?!</?think>).)*\n</think>\n((?!</?think>).)*"
-    """regular expression that the assistant's whole turn must match for the format reward; a <think> that the chat template writes is part of it"""
+    """regular expression that the assistant's whole turn must match for the format reward; a <think> that the chat
+    template writes is part of it"""
     cosine: Literal["tokens", "published"] = "tokens"
-    """length behind the cosine reward: tokens / max_new_tokens, at most 1; or the published characters / 1000, which oscillates in long answers"""
+    """length for the cosine reward: tokens / max_new_tokens, at most 1; or the published characters / 1000, which
+    oscillates in long answers"""
     advantage: Literal["auto", "std", "none"] = "auto"
-    """divide advantages by the group's standard deviation (std) or not (none); auto: none for the dr_grpo loss, else std"""
+    """divide advantages by the group's standard deviation (std) or not (none); auto: none for the dr_grpo loss, else
+    std"""
     workers: Annotated[int, ">= 1", "free"] = 2
     """grader processes per rank; they start when the first answer needs algebra"""
     timeout_s: Annotated[float, "> 0", "free"] = 5.0
@@ -57,7 +61,8 @@ class DraConfig:
     smi: Literal["graph_cut", "log_det"] = "graph_cut"
     """submodular mutual information of a completion and the rest of its group"""
     sharpen: Annotated[float, "> 0"] = 1.0
-    """exponent on the cosines before summing; 1 is the paper, 4 to 8 tells strategies apart that share most of their words"""
+    """exponent on the cosines before summing; 1 is the paper, 4 to 8 tells strategies apart that share most of their
+    words"""
     clamp: bool = True
     """count negative cosines as 0; false is the paper"""
     scope: Literal["all", "correct"] = "all"
@@ -67,79 +72,91 @@ class DraConfig:
     negative: Literal["keep", "divide"] = "keep"
     """what happens to rewards <= 0; divide is the paper"""
     embedder: str = "ibm-granite/granite-embedding-small-english-r2"
-    """sentence-transformers folder or hub name, or "policy" for the mean of the policy's own hidden states (no second model)"""
+    """sentence-transformers folder or hub name, or "policy" for the mean of the policy's own hidden states (no second
+    model)"""
     text: Literal["completion", "reasoning"] = "completion"
     """what is embedded: the whole completion, or what stands before </think>, else before its last box"""
     max_tokens: Annotated[int, ">= 0"] = 0
-    """tokens of a text that are embedded; 0 for all of them, and an embedder that reads fewer than sampler.max_new_tokens is refused"""
+    """tokens of a text that are embedded; 0 for all of them, and an embedder that reads fewer than
+    sampler.max_new_tokens is refused"""
     trust_remote_code: bool = False
     """run Python code that comes with the embedder's files"""
     weights: str = ""
-    """research hook "path.py:function" called with (similarity (P, G, G), rewards (P, G), rows); the (P, G) tensor of floats it returns replaces the weights"""
+    """research hook "path.py:function" called with (similarity (P, G, G), rewards (P, G), rows); the (P, G) tensor of
+    floats it returns replaces the weights"""
 
 
 # ------------------------------------------------------------------------------------------------ the arithmetic of DRA
 
 
-def at_least_float32(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
 def require_finite(x: Tensor, what: str, group_axes: int = 1) -> None:
-    """ValueError naming the first group (its index over the leading axes) with a non-finite value; a group is the last `group_axes` axes."""
+    """ValueError naming the first group (its index over the leading axes) with a non-finite value.
+
+    A group is the last `group_axes` axes.
+    """
     if not torch.isfinite(x).all():
-        raise ValueError(f"{what} of group {torch.nonzero(~torch.isfinite(x))[0].tolist()[:-group_axes]} are not finite")
+        raise ValueError(f"{what} of group {torch.nonzero(~torch.isfinite(x))[0].tolist()[:-group_axes]} are "
+                         "not finite")
 
 
 def cosine_similarity(embeddings_GD: Tensor) -> Tensor:
-    """Cosines of the embeddings of each group with each other: (..., G, D) -> (..., G, G), in [-1, 1], diagonal exactly 1.
+    """Cosines of each group's embeddings with each other: (..., G, D) -> (..., G, G), in [-1, 1], diagonal exactly 1.
 
     A zero row has similarity 0 to the others. Raises ValueError naming the group for non-finite embeddings.
-    Copy-pasteable with `at_least_float32` and `require_finite`: needs only torch.
+    Copy-pasteable with `upcast` and `require_finite`: needs only torch.
     """
-    x_GD = at_least_float32(embeddings_GD)
+    x_GD = upcast(embeddings_GD)
     largest_G1 = torch.maximum(x_GD.amax(-1, keepdim=True), -x_GD.amin(-1, keepdim=True))
     require_finite(largest_G1, "embeddings", group_axes=2)
-    x_GD = x_GD / largest_G1.clamp(min=torch.finfo(x_GD.dtype).tiny)                            # squares must not underflow
+    # squares must not underflow
+    x_GD = x_GD / largest_G1.clamp(min=torch.finfo(x_GD.dtype).tiny)
     products_GG = x_GD @ x_GD.transpose(-1, -2)
-    scale_G = products_GG.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(x_GD.dtype).tiny).rsqrt()     # a zero row has products 0
+    # a zero row has products 0
+    scale_G = products_GG.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(x_GD.dtype).tiny).rsqrt()
     similarity_GG = (products_GG * scale_G[..., :, None] * scale_G[..., None, :]).clamp(-1, 1)
     similarity_GG.diagonal(dim1=-2, dim2=-1).fill_(1)                                          # (3)
     return similarity_GG
 
 
 def graph_cut_smi(similarity_GG: Tensor) -> Tensor:
-    """Redundancy of each completion in its group: SMI_i = sum_{j != i} s_ij   (graph cut with lambda = 1/2, arXiv:2505.09655).
+    """Redundancy of each completion in its group: SMI_i = sum_{j != i} s_ij   (graph cut, arXiv:2505.09655).
 
-    (..., G, G) -> (..., G), in [0, G - 1] for similarities in [0, 1]. The diagonal is left out, so 1 + SMI is the paper's row sum.
-    Copy-pasteable with `at_least_float32`: needs only torch.
+    (..., G, G) -> (..., G), in [0, G - 1] for similarities in [0, 1]. The diagonal is left out, so 1 + SMI is the
+    paper's row sum. Copy-pasteable with `upcast`: needs only torch.
     """
-    similarity_GG = at_least_float32(similarity_GG)
+    similarity_GG = upcast(similarity_GG)
     return similarity_GG.sum(-1) - similarity_GG.diagonal(dim1=-2, dim2=-1)
 
 
 def log_det_smi(similarity_GG: Tensor, alpha: float = 1.0) -> Tensor:
     """I({i}; C \\ {i}) for f(A) = log det(I + alpha S_A): log K_ii + log (K^-1)_ii with K = I + alpha S.
 
-    (..., G, G) -> (..., G), >= 0. One factorisation per group instead of one determinant per row: det of K without row and column i
-    is det(K) (K^-1)_ii, and with K = L L^T that is a sum of squares, sum_k (L^-T)_ik ^ 2. Raises ValueError naming the group where
-    K is not positive definite: cosines are positive semi-definite, and rounding them to half precision does not come near.
-    Copy-pasteable with `at_least_float32`: needs only torch.
+    (..., G, G) -> (..., G), >= 0. One factorisation per group instead of one determinant per row: det of K without row
+    and column i is det(K) (K^-1)_ii, and with K = L L^T that is a sum of squares, sum_k (L^-T)_ik ^ 2. Raises
+    ValueError naming the group where K is not positive definite: cosines are positive semi-definite, and rounding them
+    to half precision does not come near. Copy-pasteable with `upcast`: needs only torch.
     """
-    K_GG = alpha * at_least_float32(similarity_GG)
+    K_GG = alpha * upcast(similarity_GG)
     K_GG.diagonal(dim1=-2, dim2=-1).add_(1)
     L_GG, failed = torch.linalg.cholesky_ex(K_GG)
     if failed.any():
-        raise ValueError(f"similarities of group {torch.nonzero(failed)[0].tolist()} have no log-det: I + alpha S is not positive definite; use cosines")
+        raise ValueError(f"similarities of group {torch.nonzero(failed)[0].tolist()} have no log-det: I + alpha S is "
+                         "not positive definite; use cosines")
     one_GG = torch.eye(K_GG.shape[-1], dtype=K_GG.dtype, device=K_GG.device)
-    inverse_GG = torch.linalg.solve_triangular(L_GG.transpose(-1, -2), one_GG, upper=True, left=False)      # L^-T: half the time of L^-1 on a CPU
+    # L^-T: half the time of L^-1 on a CPU
+    inverse_GG = torch.linalg.solve_triangular(L_GG.transpose(-1, -2), one_GG, upper=True, left=False)
     return (K_GG.diagonal(dim1=-2, dim2=-1) * inverse_GG.square().sum(-1)).log().clamp(min=0)
 
 
-def smi_values(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True, correct: Tensor | None = None) -> Tensor:
-    """SMI of each completion with the rest of its group under DRA's options; see `diversity_weights` for them and the errors.
+def smi_values(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
+               correct: Tensor | None = None) -> Tensor:
+    """SMI of each completion with the rest of its group under DRA's options; see `diversity_weights` for them.
 
-    Copy-pasteable with `at_least_float32`, `require_finite`, `graph_cut_smi` and `log_det_smi`: needs only torch.
+    Copy-pasteable with `upcast`, `require_finite`, `graph_cut_smi` and `log_det_smi`: needs only torch.
     """
     if similarity_GG.ndim < 2 or similarity_GG.shape[-1] != similarity_GG.shape[-2]:
         raise ValueError(f"similarity must be (..., G, G); got shape {tuple(similarity_GG.shape)}")
@@ -148,12 +165,14 @@ def smi_values(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1
     if smi not in ("graph_cut", "log_det"):
         raise ValueError(f"smi must be graph_cut or log_det; got {smi!r}")
     if smi == "log_det" and sharpen != 1:
-        raise ValueError(f"smi = log_det takes the plain cosine matrix: it does not go with sharpen = {sharpen}; use sharpen = 1")
+        raise ValueError(f"smi = log_det takes the plain cosine matrix: it does not go with sharpen = {sharpen}; use "
+                         "sharpen = 1")
     if smi == "log_det" and correct is not None:
         raise ValueError("smi = log_det does not go with scope = correct; use scope = all")
     if sharpen != 1 and not clamp:
-        raise ValueError(f"sharpen = {sharpen} does not go with clamp = false: powers of negative cosines; use clamp = true")
-    similarity_GG = at_least_float32(similarity_GG)
+        raise ValueError(f"sharpen = {sharpen} does not go with clamp = false: powers of negative cosines; use "
+                         "clamp = true")
+    similarity_GG = upcast(similarity_GG)
     require_finite(similarity_GG, "similarities", group_axes=2)
     if smi == "log_det":
         return log_det_smi(similarity_GG)
@@ -167,40 +186,47 @@ def smi_values(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1
     return graph_cut_smi(similarity_GG)
 
 
-def diversity_weights(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True, correct: Tensor | None = None,
-                      normalize: str = "none") -> Tensor:
-    """w_i = 1 / (1 + SMI_i), the factor DRA puts on a reward: (..., G, G) -> (..., G), in [1/G, 1] for graph cut with clamp.
+def diversity_weights(similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
+                      correct: Tensor | None = None, normalize: str = "none") -> Tensor:
+    """w_i = 1 / (1 + SMI_i), DRA's factor on a reward: (..., G, G) -> (..., G), in [1/G, 1] for clamped graph cut.
 
-    `clamp`: negative cosines count as 0. `sharpen`: exponent on the cosines. `correct`: boolean (..., G), only these completions
-    count as neighbours. `normalize="mean"`: weights of a group are scaled to mean 1.
-    Raises ValueError for options that exclude each other, shapes that do not fit, G < 2, and, naming the group, for non-finite
-    values and for |1 + SMI| < 1e-6, which unclamped cosines can produce. Copy-pasteable with `smi_values`
-    and `weights_of_smi`: needs only torch.
+    `clamp`: negative cosines count as 0. `sharpen`: exponent on the cosines. `correct`: boolean (..., G), only these
+    completions count as neighbours. `normalize="mean"`: weights of a group are scaled to mean 1. Raises ValueError for
+    options that exclude each other, shapes that do not fit, G < 2, and, naming the group, for non-finite values and for
+    |1 + SMI| < 1e-6, which unclamped cosines can produce. Copy-pasteable with `smi_values` and `weights_of_smi`: needs
+    only torch.
     """
     return weights_of_smi(smi_values(similarity_GG, smi, sharpen, clamp, correct), normalize)
 
 
 def weights_of_smi(smi_G: Tensor, normalize: str = "none") -> Tensor:
-    """1 / (1 + SMI), or the same scaled to mean 1 in each group; (..., G) -> (..., G). Errors as `diversity_weights`."""
+    """1 / (1 + SMI), or the same scaled to mean 1 in each group; (..., G) -> (..., G).
+
+    Errors as `diversity_weights`.
+    """
     if normalize not in ("none", "mean"):
         raise ValueError(f"normalize must be none or mean; got {normalize!r}")
     density_G = 1 + smi_G
     if (density_G.abs() < 1e-6).any():
         group = torch.nonzero(density_G.abs() < 1e-6)[0].tolist()[:-1]
-        raise ValueError(f"1 + SMI is 0 in group {group}: negative cosines cancel the self-similarity; use clamp = true")
+        raise ValueError(f"1 + SMI is 0 in group {group}: negative cosines cancel the self-similarity; use "
+                         "clamp = true")
     weights_G = 1 / density_G
     return weights_G / weights_G.mean(-1, keepdim=True) if normalize == "mean" else weights_G
 
 
 def apply_weights(rewards_G: Tensor, weights_G: Tensor, negative: str = "keep") -> Tensor:
-    """R~ = R w; with `negative="keep"` a reward <= 0 stays as it is, with "divide" it is weighted like the others (the paper).
+    """R~ = R w; with `negative="keep"` a reward <= 0 stays as it is, with "divide" it is weighted like the others (the
+    paper).
 
     Copy-pasteable: needs only torch.
     """
     if negative not in ("keep", "divide"):
         raise ValueError(f"negative must be keep or divide; got {negative!r}")
     weighted_G = rewards_G * weights_G
-    return torch.where(rewards_G > 0, weighted_G, rewards_G.to(weighted_G.dtype)) if negative == "keep" else weighted_G   # (2)
+    if negative == "divide":
+        return weighted_G
+    return torch.where(rewards_G > 0, weighted_G, rewards_G.to(weighted_G.dtype))                               # (2)
 
 
 def adjust(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
@@ -208,14 +234,14 @@ def adjust(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sha
            weights_G: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """DRA with its parts: (SMI, weights, R~), each (..., G); `weights_G` replaces the weights 1 / (1 + SMI).
 
-    Options and errors are those of `adjust_rewards`. Copy-pasteable with `at_least_float32`, `require_finite`,
+    Options and errors are those of `adjust_rewards`. Copy-pasteable with `upcast`, `require_finite`,
     `smi_values`, `weights_of_smi` and `apply_weights`: needs only torch.
     """
     if scope not in ("all", "correct"):
         raise ValueError(f"scope must be all or correct; got {scope!r}")
     if rewards_G.shape != similarity_GG.shape[:-1]:
         raise ValueError(f"rewards {tuple(rewards_G.shape)} do not fit similarity {tuple(similarity_GG.shape)}")
-    rewards_G = at_least_float32(rewards_G)
+    rewards_G = upcast(rewards_G)
     require_finite(rewards_G, "rewards")
     if scope == "all":
         correct = None
@@ -227,14 +253,15 @@ def adjust(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sha
     return smi_G, weights_G, apply_weights(rewards_G, weights_G, negative)
 
 
-def adjust_rewards(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
-                   scope: str = "all", correct: Tensor | None = None, normalize: str = "none", negative: str = "keep") -> Tensor:
+def adjust_rewards(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_cut", sharpen: float = 1.0,
+                   clamp: bool = True, scope: str = "all", correct: Tensor | None = None, normalize: str = "none",
+                   negative: str = "keep") -> Tensor:
     """DRA: R~_i = R_i / (1 + SMI_i), rewards (..., G) and similarities (..., G, G) -> (..., G).
 
-    `scope="correct"` counts only the right completions as neighbours: `correct`, a boolean mask, or reward > 0 when it is None.
-    The other options are those of `diversity_weights` and `apply_weights`; `clamp=False, negative="divide"` is the published
-    arithmetic. Raises ValueError as `diversity_weights` does, and for non-finite rewards.
-    Copy-pasteable with `adjust`: needs only torch.
+    `scope="correct"` counts only the right completions as neighbours: `correct`, a boolean mask, or reward > 0 when it
+    is None. The other options are those of `diversity_weights` and `apply_weights`; `clamp=False, negative="divide"` is
+    the published arithmetic. Raises ValueError as `diversity_weights` does, and for non-finite rewards. Copy-pasteable
+    with `adjust`: needs only torch.
     """
     *_, adjusted_G = adjust(rewards_G, similarity_GG, smi, sharpen, clamp, scope, correct, normalize, negative)
     return adjusted_G
@@ -243,13 +270,13 @@ def adjust_rewards(rewards_G: Tensor, similarity_GG: Tensor, smi: str = "graph_c
 def group_advantages(rewards_G: Tensor, scale: str = "std", eps: float = 1e-4) -> Tensor:
     """Advantage of each completion over its group, (..., G) -> (..., G).
 
-    "std": (r - mean) / (std + eps), std with ddof 1 (GRPO, arXiv:2402.03300). "none": r - mean (Dr. GRPO, arXiv:2503.20783).
-    Raises ValueError for G < 2, non-finite rewards (naming the group) and unknown scales.
-    Copy-pasteable with `at_least_float32` and `require_finite`: needs only torch.
+    "std": (r - mean) / (std + eps), std with ddof 1 (GRPO, arXiv:2402.03300). "none": r - mean (Dr. GRPO,
+    arXiv:2503.20783). Raises ValueError for G < 2, non-finite rewards (naming the group) and unknown scales.
+    Copy-pasteable with `upcast` and `require_finite`: needs only torch.
     """
     if rewards_G.ndim < 1 or rewards_G.shape[-1] < 2:
         raise ValueError(f"rewards must be (..., G) with G >= 2; got shape {tuple(rewards_G.shape)}")
-    rewards_G = at_least_float32(rewards_G)
+    rewards_G = upcast(rewards_G)
     require_finite(rewards_G, "rewards")
     centred_G = rewards_G - rewards_G.mean(-1, keepdim=True)
     match scale:
@@ -261,8 +288,8 @@ def group_advantages(rewards_G: Tensor, scale: str = "std", eps: float = 1e-4) -
 
 
 # ------------------------------------------------------------------------------------------------ reward functions
-# Called with keyword arguments: texts (the assistant's turns), golds, rows (the problems' columns), grades, lengths (tokens),
-# max_new_tokens; each is a list with one entry per completion (but the last) and so is the result.
+# Called with keyword arguments: texts (the assistant's turns), golds, rows (the problems' columns), grades, lengths
+# (tokens), max_new_tokens; each is a list with one entry per completion (but the last) and so is the result.
 
 RewardFunction = Callable[..., Sequence[float]]
 
@@ -283,13 +310,18 @@ def format_reward(pattern: re.Pattern, texts: Sequence[str], **_) -> list[float]
     return [float(pattern.fullmatch(text) is not None) for text in texts]
 
 
-def cosine_reward(progress: str, texts: Sequence[str], grades: Sequence[Grade], lengths: Sequence[int], max_new_tokens: int, **_) -> list[float]:
-    """Right: 1 down to 0.5 with length; wrong: 0 down to -0.5 (arXiv:2502.03373, with the numbers of the official recipes).
+def cosine_reward(progress: str, texts: Sequence[str], grades: Sequence[Grade], lengths: Sequence[int],
+                  max_new_tokens: int, **_) -> list[float]:
+    """Right: 1 down to 0.5 with length; wrong: 0 down to -0.5 (arXiv:2502.03373, with the numbers of the official
+    recipes).
 
-    Progress 0..1 is "tokens" / max_new_tokens, at most 1; "published" is characters / 1000 without an end, so 2,000 characters are as good as none.
+    Progress 0..1 is "tokens" / max_new_tokens, at most 1; "published" is characters / 1000 without an end, so 2,000
+    characters are as good as none.
     """
-    shares = [len(text) / 1000 for text in texts] if progress == "published" else [min(length / max_new_tokens, 1.0) for length in lengths]
-    return [item.correct - 0.5 + 0.25 * (1 + math.cos(math.pi * share)) for item, share in zip(grades, shares, strict=True)]
+    shares = [len(text) / 1000 for text in texts] if progress == "published" else [
+        min(length / max_new_tokens, 1.0) for length in lengths]
+    return [item.correct - 0.5 + 0.25 * (1 + math.cos(math.pi * share))
+            for item, share in zip(grades, shares, strict=True)]
 
 
 def reward_function(name: str, config: RewardConfig) -> RewardFunction:
@@ -311,7 +343,8 @@ def hook_weights(hook: Callable[..., Tensor], similarity_PGG: Tensor, raw_PG: Te
     """What the function of `dra.weights` returns, or ValueError; it gets copies."""
     weight_PG = hook(similarity_PGG.clone(), raw_PG.clone(), rows)
     if not isinstance(weight_PG, Tensor) or not weight_PG.is_floating_point():
-        raise ValueError(f"dra.weights returned {getattr(weight_PG, 'dtype', type(weight_PG).__name__)}; expected a tensor of floats")
+        raise ValueError(f"dra.weights returned {getattr(weight_PG, 'dtype', type(weight_PG).__name__)}; expected a "
+                         "tensor of floats")
     if weight_PG.shape != raw_PG.shape:
         raise ValueError(f"dra.weights returned shape {tuple(weight_PG.shape)}; expected {tuple(raw_PG.shape)}")
     require_finite(weight_PG, "dra.weights: the weights")
@@ -328,13 +361,15 @@ class Scores:
     correct: Tensor                                     # bool
     parts: dict[str, Tensor]                            # each reward function's value before its weight
     raw: Tensor                                         # weighted sum of the parts
-    similarity: list[float | None]                      # of each group: mean cosine of two different completions; None without DRA
+    # of each group: mean cosine of two different completions; None without DRA
+    similarity: list[float | None]
     cut: list[bool]                                     # P * G: the embedder read only the beginning
     smi: Tensor                                         # 0 without DRA
     weight: Tensor                                      # 1 without DRA
     adjusted: Tensor
     advantage: Tensor
-    seconds: dict[str, float]                           # of grading and the reward functions, of embedding, of DRA's arithmetic
+    # of grading and the reward functions, of embedding, of DRA's arithmetic
+    seconds: dict[str, float]
 
     def of(self, p: int, g: int) -> dict:
         """What samples.jsonl says of completion `g` of prompt `p`."""
@@ -375,7 +410,8 @@ class Rewarder:
 
     def __call__(self, texts: list[str], rows: list[dict], lengths: list[int], group_size: int,
                  tokens: list[list[int]] | None = None) -> Scores:
-        """`texts`, `lengths` (tokens) of P*G completions, group by group, and the P problems they answer (with an "answer" column).
+        """`texts`, `lengths` (tokens) of P*G completions, group by group, and the P problems they answer (with an
+        "answer" column).
 
         `tokens` are the completions as sampled, which `dra.embedder = "policy"` reads.
         """
@@ -401,7 +437,8 @@ class Rewarder:
                                                     correct_PG, dra.normalize, dra.negative, hooked_PG)
         advantage_PG = group_advantages(adjusted_PG, self.scale)
         seconds = {"grade_s": graded - start, "embed_s": embedded - graded, "dra_s": time.perf_counter() - embedded}
-        return Scores(grades, correct_PG, parts, raw_PG, similarity_P, cut, smi_PG, weight_PG, adjusted_PG, advantage_PG, seconds)
+        return Scores(grades, correct_PG, parts, raw_PG, similarity_P, cut, smi_PG, weight_PG, adjusted_PG,
+                      advantage_PG, seconds)
 
     def values(self, name: str, turns: list[str], rows_N: list[dict], grades: list[Grade],
                lengths: list[int]) -> Tensor:
@@ -421,7 +458,8 @@ def main() -> None:
     rewards = torch.tensor([1.0] * 6 + [0.0, 1.0])
     similarity = cosine_similarity(torch.stack((angle.cos(), angle.sin()), -1))
     adjusted = adjust_rewards(rewards, similarity)
-    columns = (rewards, group_advantages(rewards), graph_cut_smi(similarity.clamp(min=0)), adjusted, group_advantages(adjusted))
+    columns = (rewards, group_advantages(rewards), graph_cut_smi(similarity.clamp(min=0)), adjusted,
+               group_advantages(adjusted))
     print("completion    reward  advantage |    SMI  adjusted  advantage (DRA-GRPO)")
     for i, values in enumerate(zip(*(column.tolist() for column in columns))):
         kind = "clone" if i < 6 else ("wrong", "unique")[i - 6]

@@ -41,7 +41,7 @@ class Grade:
 
 
 @dataclass(frozen=True)
-class Question:
+class Comparison:
     """What is left to be read: two normalised texts, or the end of a text without a box and a gold."""
     answer: str
     gold: str
@@ -62,17 +62,17 @@ def grade(text: str, gold: str, require_box: bool = True) -> Grade:
     return result if isinstance(result, Grade) else result.settle()
 
 
-def grade_exact(text: str, gold: str, require_box: bool = True) -> Grade | Question:
+def grade_exact(text: str, gold: str, require_box: bool = True) -> Grade | Comparison:
     """The grade if nothing must be read for it, else what has to be."""
     answer = last_box(text)
     if answer is None:
         rest = "" if require_box else final_part(text).strip()
-        return Question(rest[-FREE_TEXT:], normalize(gold), None) if rest else Grade(False, "no box", None)
+        return Comparison(rest[-FREE_TEXT:], normalize(gold), None) if rest else Grade(False, "no box", None)
     if is_too_large(answer, gold):
         return Grade(False, "too large", answer[:LONG])
     plain, gold = normalize(answer), normalize(gold)
     equal = compare_exact(plain, gold) if plain else False
-    return Question(plain, gold, answer) if equal is None else Grade(equal, "equal" if equal else "different", answer)
+    return Comparison(plain, gold, answer) if equal is None else Grade(equal, "equal" if equal else "different", answer)
 
 
 def is_too_large(answer: str, gold: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from embedder import Embedder
-from reward import DraConfig, adjust_rewards, at_least_float32, cosine_similarity
+from reward import DraConfig, adjust_rewards, cosine_similarity, upcast
 
 
 class GroupRewards:
@@ -34,7 +34,7 @@ class GroupRewards:
         A group of one has no diversity and is left alone. Under `scope = correct` right means reward > 0. Raises
         ValueError for a reward that is not finite, which would silently make its whole group's advantages so.
         """
-        adjusted_N = at_least_float32(rewards_N).clone()
+        adjusted_N = upcast(rewards_N).clone()
         if not adjusted_N.isfinite().all():
             row = int(adjusted_N.isfinite().logical_not().nonzero()[0])
             raise ValueError(f"the reward of completion {row} of {len(adjusted_N)}, group {groups[row]!r}, is "

@@ -18,38 +18,47 @@ RESAMPLES = 10_000
 
 
 def paired_bootstrap(differences: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """(mean, low, high): mean over benchmarks of the mean difference over problems, and its 95 % interval over problems.
+    """(mean, low, high): mean over benchmarks of the mean difference over problems, and its 95 % interval over
+    problems.
 
-    One sequence per benchmark with the difference of the two models on each problem. Problems are drawn within each benchmark, so the interval
-    holds for problems like these, with the completions sampled anew; it knows nothing of how another training run would have ended. Plain
-    percentiles are too narrow for few problems (at avg@16 they hold the truth 85 % of the time for 5, 91 % for 10, 93 % for 30); these are
-    the expanded ones of Hesterberg (2015, arXiv:1411.5279), at the smallest benchmark's size: 95 % for each. One problem has no interval: -inf, inf.
+    One sequence per benchmark with the difference of the two models on each problem. Problems are drawn within each
+    benchmark, so the interval holds for problems like these, with the completions sampled anew; it knows nothing of how
+    another training run would have ended. Plain percentiles are too narrow for few problems (at avg@16 they hold the
+    truth 85 % of the time for 5, 91 % for 10, 93 % for 30); these are the expanded ones of Hesterberg (2015,
+    arXiv:1411.5279), at the smallest benchmark's size: 95 % for each. One problem has no interval: -inf, inf.
     """
     samples = [np.asarray(difference, float) for difference in differences]
     centre = float(np.mean([sample.mean() for sample in samples]))
     fewest = min(map(len, samples))
     if fewest < 2:
         return centre, -np.inf, np.inf
-    interval = bootstrap(samples, lambda *parts, axis: np.mean([part.mean(axis) for part in parts], 0), vectorized=True, n_resamples=RESAMPLES,
-                         batch=max(1, 10**7 // sum(map(len, samples))), method="percentile", confidence_level=1 - 2 * expanded_tail(fewest),
+    interval = bootstrap(samples, lambda *parts, axis: np.mean([part.mean(axis) for part in parts], 0), vectorized=True,
+                         n_resamples=RESAMPLES,
+                         batch=max(1, 10**7 // sum(map(len, samples))), method="percentile",
+                         confidence_level=1 - 2 * expanded_tail(fewest),
                          rng=np.random.default_rng(0)).confidence_interval
     return centre, float(interval.low), float(interval.high)
 
 
 def expanded_tail(n: int) -> float:
-    """Share of resamples beyond each end of a 95 % interval for n values: for 2.5 %, t instead of normal, and deviations with ddof 1 instead of 0."""
+    """Share of resamples beyond each end of a 95 % interval for n values.
+
+    For 2.5 %, t instead of normal, and deviations with ddof 1 instead of 0.
+    """
     return float(norm.sf(t.isf(0.025, n - 1) * np.sqrt(n / (n - 1))))
 
 
 def sign_flip_p(differences: Sequence[Sequence[float]]) -> float:
-    """Two-sided p-value of the mean difference if either model might have been A on each problem: signs are flipped at random.
+    """Two-sided p-value of the mean difference if either model might have been A on each problem: signs are flipped at
+    random.
 
     A bootstrap of few differences that are not 0 cannot see how easily they come to lie on one side; this counts it.
     """
     weighted_N = np.concatenate([np.asarray(part, float) / len(part) for part in differences])
     if len(weighted_N) == 1:
         return 1.0
-    return float(permutation_test((weighted_N,), np.sum, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
+    return float(permutation_test((weighted_N,), np.sum, permutation_type="samples", vectorized=True,
+                                  n_resamples=RESAMPLES,
                                   batch=max(1, 10**7 // len(weighted_N)), rng=np.random.default_rng(0)).pvalue)
 
 
@@ -63,9 +72,11 @@ def conclusion(centre: float, low: float, high: float, p: float, n: int, unit: s
 
 
 def measures(a: dict[int, list[dict]], b: dict[int, list[dict]]) -> dict[str, list[tuple[float, float]]]:
-    """Values (of a, of b) on each problem of one benchmark: accuracy, pass@k and maj@k in points, effective strategies where both have enough right answers.
+    """Values (of a, of b) on each problem of one benchmark: accuracy, pass@k and maj@k in points, effective strategies
+    where both have enough right answers.
 
-    pass@k and maj@k are those of as many samples as both have, their first: with more on one side, equal models would differ by the other's noise.
+    pass@k and maj@k are those of as many samples as both have, their first: with more on one side, equal models would
+    differ by the other's noise.
     """
     pairs = [(a[problem], b[problem]) for problem in a]
     n = min(len(samples) for pair in pairs for samples in pair)
@@ -79,8 +90,11 @@ def measures(a: dict[int, list[dict]], b: dict[int, list[dict]]) -> dict[str, li
     if k > 1:
         found[f"pass@{k}"] = [tuple(100 * pass_at_k(n, right(samples), k) for samples in pair) for pair in equal]
     if k > 1 and all("vote" in sample for pair in equal for samples in pair for sample in samples):
-        found[f"maj@{k}"] = [tuple(100 * maj_at_k([sample["vote"] for sample in samples], first_gold(samples[0]["gold"]), k) for samples in pair) for pair in equal]
-    labels = [tuple([str(sample["label"]) for sample in samples if sample["correct"]][:STRATEGY_SAMPLES] for samples in pair)
+        found[f"maj@{k}"] = [tuple(100 * maj_at_k([sample["vote"] for sample in samples],
+                                                  first_gold(samples[0]["gold"]), k) for samples in pair)
+                             for pair in equal]
+    labels = [
+        tuple([str(sample["label"]) for sample in samples if sample["correct"]][:STRATEGY_SAMPLES] for samples in pair)
               for pair in pairs if all("label" in sample for samples in pair for sample in samples)]
     enough = [pair for pair in labels if min(map(len, pair)) == STRATEGY_SAMPLES]
     if enough:
@@ -101,12 +115,16 @@ def require_same_problems(a: Evaluation, b: Evaluation) -> list[str]:
     """The benchmarks of both; ValueError where there is none or one of them holds other problems."""
     common = [name for name in a.problems if name in b.problems]
     if not common:
-        raise ValueError(f"{a.path} and {b.path} have no benchmark in common ({', '.join(a.problems)} and {', '.join(b.problems)})")
+        raise ValueError(f"{a.path} and {b.path} have no benchmark in common ({', '.join(a.problems)} and "
+                         f"{', '.join(b.problems)})")
     for name in common:
-        keys = [{problem: (samples[0].get("id"), samples[0]["gold"]) for problem, samples in side.problems[name].items()} for side in (a, b)]
+        keys = [{problem: (samples[0].get("id"), samples[0]["gold"])
+                 for problem, samples in side.problems[name].items()} for side in (a, b)]
         if keys[0] != keys[1]:
-            place = min(problem for problem in keys[0].keys() | keys[1].keys() if keys[0].get(problem) != keys[1].get(problem))
-            raise ValueError(f"{a.path} and {b.path} did not see the same problems of {name}: problem {place} is {keys[0].get(place)} and {keys[1].get(place)}")
+            place = min(problem for problem in keys[0].keys() | keys[1].keys()
+                        if keys[0].get(problem) != keys[1].get(problem))
+            raise ValueError(f"{a.path} and {b.path} did not see the same problems of {name}: problem {place} is "
+                             f"{keys[0].get(place)} and {keys[1].get(place)}")
     return common
 
 
@@ -117,7 +135,8 @@ def compare_two(a: Evaluation, b: Evaluation) -> list[str]:
     differ = {}
     for name in common:
         first, second = conditions(a, name), conditions(b, name)
-        differ |= {key: f"{key} differs, {first.get(key)!r} and {second.get(key)!r}" for key in {**first, **second} if first.get(key) != second.get(key)}
+        differ |= {key: f"{key} differs, {first.get(key)!r} and {second.get(key)!r}" for key in {**first, **second}
+                   if first.get(key) != second.get(key)}
     lines += [f"   note: {text}" for text in differ.values()]
     left_out = [name for name in [*a.problems, *b.problems] if name not in common]
     lines += [f"   note: only one of them has {', '.join(left_out)}"] if left_out else []
@@ -135,7 +154,10 @@ def compare_two(a: Evaluation, b: Evaluation) -> list[str]:
 
 
 def compare_measure(measure: str, parts: list[tuple[str, list[tuple[float, float]]]]) -> tuple[list[str], str]:
-    """Lines of the table for each benchmark's pairs and, of several, for their average; and the sentence about the last line."""
+    """Lines of the table for each benchmark's pairs and, of several, for their average.
+
+    And the sentence about the last line.
+    """
     rows = [(name, [pairs]) for name, pairs in parts]
     if len(parts) > 1:
         rows.append(("average", [pairs for _, pairs in parts]))
@@ -146,7 +168,8 @@ def compare_measure(measure: str, parts: list[tuple[str, list[tuple[float, float
         differences, n = [[x - y for x, y in pairs] for pairs in benchmarks], sum(map(len, benchmarks))
         (centre, low, high), p = paired_bootstrap(differences), sign_flip_p(differences)
         interval = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
-        lines.append(f"{name + ' ' + measure:<34}{a:>8.{digits}f}{b:>8.{digits}f}{centre:>+8.{digits}f}   {interval:<16}{p:>7.3f}{n:>10}")
+        lines.append(f"{name + ' ' + measure:<34}{a:>8.{digits}f}{b:>8.{digits}f}{centre:>+8.{digits}f}   "
+                     f"{interval:<16}{p:>7.3f}{n:>10}")
         sentence = f"{name}, {measure}: " + conclusion(centre, low, high, p, n, unit, digits)
     return lines, sentence
 
@@ -157,9 +180,11 @@ def expected_maximum(k: int) -> float:
 
 
 def gain_of_choosing(scores_KN: np.ndarray) -> float:
-    """What the best of K equally good checkpoints gains by chance on N problems: the bootstrap mean of max_k (resampled mean - mean of k).
+    """What the best of K equally good checkpoints gains by chance on N problems: the bootstrap mean of max_k (resampled
+    mean - mean of k).
 
-    How hard the drawn problems are is common to all K and adds 0 on average; what remains is the noise by which checkpoints differ.
+    How hard the drawn problems are is common to all K and adds 0 on average; what remains is the noise by which
+    checkpoints differ.
     """
     rng, N = np.random.default_rng(0), scores_KN.shape[1]
     counts_RN = rng.multinomial(N, np.full(N, 1 / N), size=2000)
@@ -167,11 +192,14 @@ def gain_of_choosing(scores_KN: np.ndarray) -> float:
 
 
 def curve(title: str, rows: list[tuple[str, float, float, str]], gain: float, bound: str) -> list[str]:
-    """Checkpoints of one run, rows of (name, accuracy, standard error in 0..1, effective strategies), as lines for people."""
+    """Checkpoints of one run, rows of (name, accuracy, standard error in 0..1, effective strategies), as lines for
+    people."""
     best = max(rows, key=lambda row: row[1])
     lines = [f"\n{title}", f"{'step':>8}{'accuracy':>18}{'strategies':>20}"]
-    lines += [f"{name:>8}{100 * accuracy:>10.1f} ± {100 * error:<5.1f}{strategies:>20}   " + "#" * round(50 * accuracy) for name, accuracy, error, strategies in rows]
-    return [*lines, f"warning: the best is {'step ' * best[0].isdigit()}{best[0]} with {100 * best[1]:.1f}, but the best of {len(rows)} equally good checkpoints gains {bound}{100 * gain:.1f} points "
+    lines += [f"{name:>8}{100 * accuracy:>10.1f} ± {100 * error:<5.1f}{strategies:>20}   " + "#" * round(50 * accuracy)
+              for name, accuracy, error, strategies in rows]
+    return [*lines, f"warning: the best is {'step ' * best[0].isdigit()}{best[0]} with {100 * best[1]:.1f}, but the "
+                    f"best of {len(rows)} equally good checkpoints gains {bound}{100 * gain:.1f} points "
                     "by chance alone; report the last one, or choose on other problems than you report"]
 
 
@@ -183,7 +211,8 @@ def curves_of_evaluations(evaluations: Sequence[Evaluation]) -> list[str]:
     by_run: dict[str, list[tuple[float, str, Evaluation]]] = {}
     for evaluation in evaluations:
         if match := CHECKPOINT.fullmatch(normpath(evaluation.model)):
-            by_run.setdefault(match[1], []).append((float(match[2] or "inf"), match[3] or str(int(match[2])), evaluation))
+            by_run.setdefault(match[1], []).append((float(match[2] or "inf"), match[3] or str(int(match[2])),
+                                                    evaluation))
     lines = []
     for run, found in by_run.items():
         found.sort(key=lambda item: item[0])
@@ -193,8 +222,10 @@ def curves_of_evaluations(evaluations: Sequence[Evaluation]) -> list[str]:
                 continue
             for _, evaluation in mine[1:]:
                 require_same_problems(mine[0][1], evaluation)
-            scores_KN = np.array([[np.mean([sample["correct"] for sample in samples]) for samples in evaluation.problems[name].values()] for _, evaluation in mine])
-            rows = [(step, row.mean(), standard_error(row.tolist()), strategies_of(evaluation.results[name])) for (step, evaluation), row in zip(mine, scores_KN)]
+            scores_KN = np.array([[np.mean([sample["correct"] for sample in samples])
+                                   for samples in evaluation.problems[name].values()] for _, evaluation in mine])
+            rows = [(step, row.mean(), standard_error(row.tolist()), strategies_of(evaluation.results[name]))
+                    for (step, evaluation), row in zip(mine, scores_KN)]
             lines += curve(f"checkpoints of {run} on {name}", rows, gain_of_choosing(scores_KN), "")
     return lines
 
@@ -205,8 +236,10 @@ def curves_of_run(run: Run) -> list[str]:
         raise ValueError(f"{run.path} has no evaluations; compare needs some")
     lines = []
     for name in dict.fromkeys(record["benchmark"] for record in run.evals):
-        rows = [(str(record["step"]), record["accuracy"], record["accuracy_se"], strategies_of(record)) for record in run.evals if record["benchmark"] == name]
-        lines += curve(f"{run.path} on {name}", rows, expected_maximum(len(rows)) * max(row[2] for row in rows), "up to ")
+        rows = [(str(record["step"]), record["accuracy"], record["accuracy_se"], strategies_of(record))
+                for record in run.evals if record["benchmark"] == name]
+        lines += curve(f"{run.path} on {name}", rows, expected_maximum(len(rows)) * max(row[2] for row in rows),
+                       "up to ")
     return lines
 
 
@@ -219,9 +252,11 @@ def compare(paths: Sequence[Path]) -> str:
     for other in evaluations[1:]:
         lines += [*compare_two(evaluations[0], other), ""]
     if len(evaluations) > 2:
-        lines.append(f"note: {len(evaluations) - 1} comparisons, each with its own 95 %; of 20 comparisons of equal models one is expected to exclude 0")
+        lines.append(f"note: {len(evaluations) - 1} comparisons, each with its own 95 %; of 20 comparisons of equal "
+                     "models one is expected to exclude 0")
     if len(evaluations) > 1:
-        lines.append("note: intervals are over problems and samples of these very models; whether one recipe beats another takes several training seeds of each")
+        lines.append("note: intervals are over problems and samples of these very models; whether one recipe beats "
+                     "another takes several training seeds of each")
     lines += curves_of_evaluations(evaluations)
     for run in runs:
         lines += curves_of_run(run)

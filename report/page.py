@@ -19,12 +19,17 @@ from reward import group_advantages
 
 # S seeds of a recipe, K steps that all of them have
 
-STYLES = [("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"), ("#CC79A7", ":", "D"), ("#000000", (0, (5, 1, 1, 1, 1, 1)), "v"),
-          ("#E69F00", (0, (8, 3)), "P"), ("#56B4E9", (0, (3, 1, 1, 1)), "X"), ("#7F7F7F", (0, (1, 3)), "*")]      # Okabe and Ito's colours
+STYLES = [("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"), ("#CC79A7", ":", "D"),
+          ("#000000", (0, (5, 1, 1, 1, 1, 1)), "v"),
+          # Okabe and Ito's colours
+          ("#E69F00", (0, (8, 3)), "P"), ("#56B4E9", (0, (3, 1, 1, 1)), "X"), ("#7F7F7F", (0, (1, 3)), "*")]
 TEXT = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
-LEARNING = {"reward": "raw reward", "accuracy": "accuracy", "modes": "effective strategies in a group", "entropy": "entropy, nats per token"}
-HEALTH = {"length": "tokens of a completion", "truncated": "share cut at the limit", "kl": "KL to the reference, nats per token",
-          "gap": "log-prob gap of sampler and learner", "zero_advantage": "share of groups without advantage", "similarity": "mean cosine in a group"}
+LEARNING = {"reward": "raw reward", "accuracy": "accuracy", "modes": "effective strategies in a group",
+            "entropy": "entropy, nats per token"}
+HEALTH = {"length": "tokens of a completion", "truncated": "share cut at the limit",
+          "kl": "KL to the reference, nats per token",
+          "gap": "log-prob gap of sampler and learner", "zero_advantage": "share of groups without advantage",
+          "similarity": "mean cosine in a group"}
 FINE_PARTS = ["sample_s", "grade_s", "embed_s", "dra_s", "logprob_s", "forward_s", "backward_s", "optimizer_s"]
 PARTS = ["sample_s", "reward_s", "update_s"]            # all that older records have
 
@@ -35,7 +40,8 @@ PARTS = ["sample_s", "reward_s", "update_s"]            # all that older records
 def unique_labels(labels: Sequence[str], paths: Sequence[Path]) -> list[str]:
     """Labels, with as much of the path behind those that occur twice as it takes."""
     for place in (lambda path: path.name or path, lambda path: path):
-        labels = [f"{label} ({place(path)})" if labels.count(label) > 1 else label for label, path in zip(labels, paths)]
+        labels = [f"{label} ({place(path)})" if labels.count(label) > 1 else label
+                  for label, path in zip(labels, paths)]
     return labels
 
 
@@ -52,21 +58,25 @@ def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def style(i: int) -> dict:
     """Of the i-th curve: no two of the first 64 have the same line and marker."""
     color, line, _ = STYLES[i % len(STYLES)]
-    return {"color": color, "linestyle": line, "marker": STYLES[(i + i // len(STYLES)) % len(STYLES)][2], "markersize": 4, "linewidth": 1.4}
+    return {"color": color, "linestyle": line, "marker": STYLES[(i + i // len(STYLES)) % len(STYLES)][2],
+            "markersize": 4, "linewidth": 1.4}
 
 
 def values_of(seeds: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps (K,), values (S, K)) of a key of the train records at the steps that all seeds have; nan where a record has none."""
+    """(steps (K,), values (S, K)) of a key of the train records at the steps that all seeds have; nan where a record
+    has none."""
     tables = [{record["step"]: record.get(key) for record in run.train} for run in seeds]
     steps = sorted(set.intersection(*map(set, tables)))
     for run, table in zip(seeds, tables):
         if wrong := [value for value in table.values() if not isinstance(value, int | float | None)]:
             raise ValueError(f"{run.path}: {key!r} of a train record is {str(wrong[0])[:60]!r}, not a number")
-    return np.array(steps), np.array([[np.nan if table[step] is None else table[step] for step in steps] for table in tables], float)
+    return np.array(steps), np.array(
+        [[np.nan if table[step] is None else table[step] for step in steps] for table in tables], float)
 
 
 def smooth(values_SK: np.ndarray, window: int) -> np.ndarray:
-    """Centred running mean over `window` steps, fewer at the ends; nan counts nowhere, and remains where there is nothing else."""
+    """Centred running mean over `window` steps, fewer at the ends; nan counts nowhere, and remains where there is
+    nothing else."""
     if not values_SK.size:
         return values_SK
     known, ones = ~np.isnan(values_SK), np.ones(window)
@@ -76,7 +86,8 @@ def smooth(values_SK: np.ndarray, window: int) -> np.ndarray:
 
 
 def plain(label: str) -> str:
-    """A label as matplotlib shall print it: of bearable length, no formula, and not left out of the legend because of an underscore in front."""
+    """A label as matplotlib shall print it: of bearable length, no formula, and not left out of the legend because of
+    an underscore in front."""
     label = (label if len(label) <= 56 else f"{label[:20]} … {label[-32:]}").encode(errors="replace").decode()
     return (f" {label}" if label.startswith("_") else label).replace("$", "\\$")
 
@@ -111,12 +122,16 @@ def grid(titles: Sequence[str], labels: Sequence[str], draw: Callable[[Axes, int
             ax.set_axis_off()
     if labels:
         handles = [figure.axes[0].plot([], [], **style(i))[0] for i in range(len(labels))]
-        figure.legend(handles, [plain(label) for label in labels], loc="upper center", ncols=columns, fontsize=8, frameon=False, handlelength=4.5)
+        figure.legend(handles, [plain(label) for label in labels], loc="upper center", ncols=columns, fontsize=8,
+                      frameon=False, handlelength=4.5)
     return figure
 
 
 def training_figure(recipes: dict[str, list[Run]], panels: dict[str, str], window: int) -> tuple[Figure | None, str]:
-    """(figure, titles of what is 0 in all runs and not drawn): keys of the train records over steps; nobody's keys are left out."""
+    """(figure, titles of what is 0 in all runs and not drawn).
+
+    Keys of the train records over steps; those that no run has are left out.
+    """
     curves = {key: [values_of(seeds, key) for seeds in recipes.values()] for key in panels}
     known = [key for key in panels if any(np.isfinite(values).any() for _, values in curves[key])]
     shown = [key for key in known if any(np.nan_to_num(values).any() for _, values in curves[key])]
@@ -126,7 +141,8 @@ def training_figure(recipes: dict[str, list[Run]], panels: dict[str, str], windo
     def draw(ax: Axes, i: int) -> None:
         lines(ax, [(steps, smooth(values, window)) for steps, values in curves[shown[i]]], panels[shown[i]])
 
-    return grid([panels[key] for key in shown], list(recipes), draw, "step"), ", ".join(panels[key] for key in known if key not in shown)
+    flat = ", ".join(panels[key] for key in known if key not in shown)
+    return grid([panels[key] for key in shown], list(recipes), draw, "step"), flat
 
 
 def time_figure(recipes: dict[str, list[Run]], window: int) -> Figure | None:
@@ -134,11 +150,13 @@ def time_figure(recipes: dict[str, list[Run]], window: int) -> Figure | None:
     timed = {label: seeds for label, seeds in recipes.items() if any("sample_s" in record for record in seeds[0].train)}
     if not timed:
         return None
-    parts = FINE_PARTS if all(np.isfinite(values_of(seeds, part)[1]).any() for seeds in timed.values() for part in FINE_PARTS) else PARTS
+    parts = FINE_PARTS if all(np.isfinite(values_of(seeds, part)[1]).any() for seeds in timed.values()
+                              for part in FINE_PARTS) else PARTS
 
     def draw(ax: Axes, i: int) -> None:
         label, seeds = list(timed.items())[i]
-        lines(ax, [(steps, smooth(values.mean(0, keepdims=True), window)) for steps, values in (values_of(seeds, part) for part in parts)], label)
+        lines(ax, [(steps, smooth(values.mean(0, keepdims=True), window))
+                   for steps, values in (values_of(seeds, part) for part in parts)], label)
         if any(line.get_ydata().size for line in ax.lines):             # nothing has no logarithm
             ax.set_yscale("log")
             ax.yaxis.set_major_formatter("{x:g}")
@@ -152,16 +170,20 @@ def eval_curves(recipes: dict[str, list[Run]], benchmark: str, key: str) -> list
     """(steps (K,), values (S, K)) of the recipes' evaluations on one benchmark."""
     found = []
     for seeds in recipes.values():
-        tables = [{record["step"]: record.get(key) for record in run.evals if record["benchmark"] == benchmark} for run in seeds]
+        tables = [{record["step"]: record.get(key) for record in run.evals if record["benchmark"] == benchmark}
+                  for run in seeds]
         steps = sorted(set.intersection(*map(set, tables)))
-        found.append((np.array(steps), np.array([[np.nan if table[step] is None else table[step] for step in steps] for table in tables], float)))
+        found.append((np.array(steps), np.array(
+            [[np.nan if table[step] is None else table[step] for step in steps] for table in tables], float)))
     return found
 
 
 def evaluation_figure(recipes: dict[str, list[Run]]) -> Figure | None:
     """Accuracy and effective strategies of the evaluations during training."""
-    benchmarks = list(dict.fromkeys(record["benchmark"] for seeds in recipes.values() for run in seeds for record in run.evals))
-    panels = [(benchmark, key, title) for benchmark in benchmarks for key, title in (("accuracy", "accuracy"), ("effective_strategies", "effective strategies"))]
+    benchmarks = list(
+        dict.fromkeys(record["benchmark"] for seeds in recipes.values() for run in seeds for record in run.evals))
+    panels = [(benchmark, key, title) for benchmark in benchmarks
+              for key, title in (("accuracy", "accuracy"), ("effective_strategies", "effective strategies"))]
     curves = {panel: eval_curves(recipes, *panel[:2]) for panel in panels}
     shown = [panel for panel in panels if any(np.isfinite(values).any() for _, values in curves[panel])]
     if not shown:
@@ -171,7 +193,8 @@ def evaluation_figure(recipes: dict[str, list[Run]]) -> Figure | None:
 
 
 def pass_figure(recipes: dict[str, list[Run]], evaluations: Sequence[Evaluation]) -> Figure | None:
-    """pass@k of the evaluations given, and of the first and last ones that all seeds of a recipe have (a first one that another recipe shares is drawn once)."""
+    """pass@k of the evaluations given, and of the first and last ones that all seeds of a recipe have (a first one that
+    another recipe shares is drawn once)."""
     found = [(label, [evaluation.results]) for label, evaluation in zip(labels_of(evaluations), evaluations)]
     firsts = []
     for label, seeds in recipes.items():
@@ -191,7 +214,8 @@ def pass_figure(recipes: dict[str, list[Run]], evaluations: Sequence[Evaluation]
     def draw(ax: Axes, i: int) -> None:
         curves = []
         for _, results in found:
-            tables = [{int(k): value for k, value in of_seed.get(benchmarks[i], {"pass_at_k": {}})["pass_at_k"].items()} for of_seed in results]
+            tables = [{int(k): value for k, value in of_seed.get(benchmarks[i], {"pass_at_k": {}})["pass_at_k"].items()}
+                      for of_seed in results]
             ks = sorted(set.intersection(*map(set, tables)))
             curves.append((np.array(ks, float), np.array([[table[k] for k in ks] for table in tables], float)))
         lines(ax, curves, f"{benchmarks[i]}: pass@k")
@@ -214,23 +238,29 @@ def plain_advantages(group: dict, config: dict) -> list[float]:
     """What the advantages of a group would have been without DRA, from its raw rewards and the run's settings."""
     kind = config.get("reward", {}).get("advantage", "auto")
     scale = ("none" if config.get("learner", {}).get("loss") == "dr_grpo" else "std") if kind == "auto" else kind
-    return group_advantages(torch.tensor([completion["reward"] for completion in group["completions"]], dtype=torch.float64), scale).tolist()
+    return group_advantages(torch.tensor([completion["reward"] for completion in group["completions"]],
+                                         dtype=torch.float64), scale).tolist()
 
 
 def most_changed_groups(run: Run, most: int) -> list[tuple[int, int]]:
-    """(step, position) of the group of a step in which DRA moved the advantages most, for at most `most` steps evenly spaced over the run.
+    """(step, position) of the group of a step in which DRA moved the advantages most, for at most `most` steps evenly
+    spaced over the run.
 
-    In turn of groups with different raw rewards, and of those with equal ones, where the advantages would be 0 without DRA; the other kind if a step has none.
+    In turn of groups with different raw rewards, and of those with equal ones, where the advantages would be 0 without
+    DRA; the other kind if a step has none.
     """
     best: dict[int, dict[bool, tuple[float, int]]] = {}
     for group in read_groups(run.samples):
         if "step" in group and len(group["completions"]) > 1:
-            moved = sum(abs(completion["advantage"] - value) for completion, value in zip(group["completions"], plain_advantages(group, run.config)))
-            kinds, equal = best.setdefault(group["step"], {}), len({completion["reward"] for completion in group["completions"]}) == 1
+            moved = sum(abs(completion["advantage"] - value)
+                        for completion, value in zip(group["completions"], plain_advantages(group, run.config)))
+            kinds = best.setdefault(group["step"], {})
+            equal = len({completion["reward"] for completion in group["completions"]}) == 1
             kinds[equal] = max(kinds.get(equal, (-1.0, 0)), (moved, -group["position"]))
     steps = sorted(best)
     chosen = dict.fromkeys(np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int).tolist())
-    return [(steps[i], -best[steps[i]].get(turn % 2 == 1, next(iter(best[steps[i]].values())))[1]) for turn, i in enumerate(chosen)]
+    return [(steps[i], -best[steps[i]].get(turn % 2 == 1, next(iter(best[steps[i]].values())))[1])
+            for turn, i in enumerate(chosen)]
 
 
 def bar(value: float, largest: float) -> dict:

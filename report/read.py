@@ -1,4 +1,7 @@
-"""Reads metrics.jsonl, samples.jsonl and results.jsonl; a file that is missing, empty or of another kind is a ValueError with file and line."""
+"""Reads metrics.jsonl, samples.jsonl and results.jsonl.
+
+A file that is missing, empty or of another kind is a ValueError with file and line.
+"""
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -15,7 +18,8 @@ NUMBER = (int, float)
 TRAIN = {"step": int, "reward": NUMBER, "accuracy": NUMBER}
 EVAL = {"step": int, "benchmark": str, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
 GROUP = {"step": int, "position": int, "completions": list}
-COMPLETION = {"text": str, "correct": bool, "reward": NUMBER, "smi": NUMBER, "weight": NUMBER, "adjusted": NUMBER, "advantage": NUMBER}
+COMPLETION = {"text": str, "correct": bool, "reward": NUMBER, "smi": NUMBER, "weight": NUMBER, "adjusted": NUMBER,
+              "advantage": NUMBER}
 SAMPLE = {"problem": int, "sample": int, "text": str, "gold": (str, list), "correct": bool}
 
 
@@ -23,7 +27,8 @@ SAMPLE = {"problem": int, "sample": int, "text": str, "gold": (str, list), "corr
 class Run:
     """What a metrics.jsonl holds, and where the groups are."""
     path: Path
-    label: str                                          # config file and overrides but for [run]: the same for all seeds of a recipe
+    # config file and overrides but for [run]: the same for all seeds of a recipe
+    label: str
     recipe: str                                         # resolved settings but for [run]
     config: dict
     train: list[dict]
@@ -33,7 +38,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A folder of eval.py: the record of each benchmark, and the samples of every problem in order, without their texts."""
+    """A folder of eval.py: the record of each benchmark, and the samples of every problem in order, without their
+    texts."""
     path: Path
     model: str
     results: dict[str, dict]
@@ -53,10 +59,12 @@ def read_run(path: Path) -> Run:
             records[record["kind"]].append(record)
     if config is None:
         raise ValueError(f"{file}: no record of kind \"run\", so this is not a metrics.jsonl of the trainer")
-    names = [Path(word).stem if word.endswith(".toml") else word for word in argv[1:] if not word.startswith(("-", "run."))]
+    names = [Path(word).stem if word.endswith(".toml") else word for word in argv[1:]
+             if not word.startswith(("-", "run."))]
     settings = {section: values for section, values in config.items() if section != "run"}
     samples = file.with_name("samples.jsonl")
-    return Run(path, " ".join(names) or path.name, json.dumps(settings, sort_keys=True), config, records["train"], records["eval"],
+    return Run(path, " ".join(names) or path.name, json.dumps(settings, sort_keys=True), config, records["train"],
+               records["eval"],
                samples if file.name == "metrics.jsonl" and samples.is_file() and samples.stat().st_size else None)
 
 
@@ -70,17 +78,21 @@ def read_evaluation(folder: Path) -> Evaluation:
         name, found = record["benchmark"], {}
         for line, sample in read_jsonl(folder / f"{name}.samples.jsonl"):
             require(sample, SAMPLE, line, "a sample of an evaluation")
-            found.setdefault(sample["problem"], []).append({key: sample[key] for key in ("id", "sample", "gold", "correct", "vote", "label") if key in sample})
+            found.setdefault(sample["problem"], []).append(
+                {key: sample[key] for key in ("id", "sample", "gold", "correct", "vote", "label") if key in sample})
         if (whole := sum(len(samples) == record["samples"] for samples in found.values())) != record["n"]:
-            raise ValueError(f"{folder / name}.samples.jsonl has all {record['samples']} samples of {whole} problems where {where} counts {record['n']}; evaluate again")
-        results[name], problems[name] = record, {problem: sorted(found[problem], key=lambda sample: sample["sample"]) for problem in sorted(found)}
+            raise ValueError(f"{folder / name}.samples.jsonl has all {record['samples']} samples of {whole} problems "
+                             f"where {where} counts {record['n']}; evaluate again")
+        results[name], problems[name] = record, {problem: sorted(found[problem], key=lambda sample: sample["sample"])
+                                                 for problem in sorted(found)}
     if not results:
         raise ValueError(f"{folder / 'results.jsonl'} has no record of a benchmark")
     return Evaluation(folder, next(iter(results.values()))["model"], results, problems)
 
 
 def read_any(paths: Sequence[Path]) -> tuple[list[Run], list[Evaluation]]:
-    """A folder with results.jsonl is an evaluation, and one with folders of them is all of these; one with metrics.jsonl, or a file, is a run.
+    """A folder with results.jsonl is an evaluation, and one with folders of them is all of these; one with
+    metrics.jsonl, or a file, is a run.
 
     A run that is named twice is read once: it is one seed.
     """
@@ -90,13 +102,15 @@ def read_any(paths: Sequence[Path]) -> tuple[list[Run], list[Evaluation]]:
         if not folders and (path.is_file() or (path / "metrics.jsonl").exists()):
             runs.setdefault((path / "metrics.jsonl" if path.is_dir() else path).resolve(), path)
         elif not (folders := folders or sorted(file.parent for file in path.glob("*/results.jsonl"))):
-            raise ValueError(f"{path} " + ("has neither metrics.jsonl nor results.jsonl" if path.is_dir() else "does not exist"))
+            raise ValueError(f"{path} "
+                             + ("has neither metrics.jsonl nor results.jsonl" if path.is_dir() else "does not exist"))
         evaluations += map(read_evaluation, folders)
     return list(map(read_run, runs.values())), evaluations
 
 
 def read_groups(path: Path) -> Iterator[dict]:
-    """Groups of completions: the records of a run's samples.jsonl, or the samples of an evaluation by problem, right ones with reward 1."""
+    """Groups of completions: the records of a run's samples.jsonl, or the samples of an evaluation by problem, right
+    ones with reward 1."""
     def checked() -> Iterator[dict]:
         for where, record in read_jsonl(path):
             if isinstance(record, dict) and "completions" in record:
@@ -132,7 +146,8 @@ def samples_file(path: Path) -> Path:
         return path
     found = [path / "samples.jsonl"] if (path / "samples.jsonl").exists() else sorted(path.glob("*.samples.jsonl"))
     if len(found) != 1:
-        raise ValueError(f"{path} has {len(found)} files *.samples.jsonl; name one" + "".join(f" ({file.name})" for file in found[:1]))
+        raise ValueError(f"{path} has {len(found)} files *.samples.jsonl; name one"
+                         + "".join(f" ({file.name})" for file in found[:1]))
     return found[0]
 
 
@@ -142,5 +157,6 @@ def some_groups(path: Path, most: int) -> list[dict]:
     wanted = set(np.linspace(0, total - 1, max(0, min(most, total))).round().astype(int).tolist())
     groups = [group for i, group in enumerate(read_groups(path)) if i in wanted and len(group["completions"]) > 1]
     if not groups:
-        raise ValueError(f"{path} has no group of at least 2 completions" if most > 0 else f"--groups must be >= 1; got {most}")
+        raise ValueError(f"{path} has no group of at least 2 completions" if most > 0
+                         else f"--groups must be >= 1; got {most}")
     return groups

@@ -12,7 +12,7 @@ import files
 from answers import Grade
 from data import DataConfig
 from eval import OF_RIGHT_TEXTS, summarize, with_average
-from eval_samples import by_problem, name_votes
+from eval_samples import assign_votes, by_problem
 from files import read_jsonl, require
 from grader import Grader
 from prompts import load_tokenizer, opening
@@ -51,7 +51,7 @@ def regrade(path: Path, opened: str | None, out: Path | None) -> str:
             regraded = regrade_file(file, grader, opened, save=out is not None)
             lines += regraded.lines
             if regraded.records and "completions" not in regraded.records[0]:       # of an evaluation
-                name_votes(list(by_problem(regraded.records).values()), grader)
+                assign_votes(list(by_problem(regraded.records).values()), grader)
                 name = file.name.removesuffix(".samples.jsonl")
                 known = {key: value for key, value in before.get(name, {}).items()
                          if not (regraded.changed and key in OF_RIGHT_TEXTS)}

@@ -19,42 +19,56 @@ from report.read import read_any, read_evaluation, read_groups, read_run
 from report.regrade import regrade
 
 
-def evaluation(folder: Path, right: list[list[int]], model: str = "m", gold: str = "4", labels: str = "", benchmark: str = "b") -> Path:
+def evaluation(folder: Path, right: list[list[int]], model: str = "m", gold: str = "4", labels: str = "",
+               benchmark: str = "b") -> Path:
     """A folder as eval.py writes it; right[problem][sample]."""
-    samples = [{"problem": p, "id": f"p{p}", "sample": s, "seed": 0, "text": f"so \\boxed{{{gold if value else 0}}}", "gold": gold, "answer": gold if value else "0",
-                "correct": bool(value), "reason": "equal" if value else "different", "length": 3, "finish": "stop", **({"label": labels[s % len(labels)]} if labels else {}),
-                "vote": gold if value else "0"}
+    samples = [{"problem": p, "id": f"p{p}", "sample": s, "seed": 0, "text": f"so \\boxed{{{gold if value else 0}}}",
+                "gold": gold, "answer": gold if value else "0",
+                "correct": bool(value), "reason": "equal" if value else "different", "length": 3, "finish": "stop",
+                **({"label": labels[s % len(labels)]} if labels else {}), "vote": gold if value else "0"}
                for p, row in enumerate(right) for s, value in enumerate(row)]
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / f"{benchmark}.samples.jsonl", samples[::-1])        # in any order
-    old = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()] if (folder / "results.jsonl").exists() else []
+    file = folder / "results.jsonl"
+    old = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     record = {"model": model, **summarize(benchmark, samples), "settings": {"temperature": 0.6}}
-    write_jsonl(folder / "results.jsonl", with_average([*(record for record in old if "benchmarks" not in record), record]))
+    write_jsonl(folder / "results.jsonl",
+                with_average([*(record for record in old if "benchmarks" not in record), record]))
     return folder
 
 
 def test_bootstrap_is_that_of_all_resamples():
-    """The expanded percentiles of all 5^5 means of resampled differences; 10,000 random ones hit the neighbouring value at times."""
+    """The expanded percentiles of all 5^5 means of resampled differences; 10,000 random ones hit the neighbouring value
+    at times."""
     differences = [0.0, 1.0, -2.0, 5.0, 11.0]
-    exact = np.quantile([np.mean(draw) for draw in itertools.product(differences, repeat=5)], (expanded_tail(5), 1 - expanded_tail(5)))
+    exact = np.quantile([np.mean(draw) for draw in itertools.product(differences, repeat=5)],
+                        (expanded_tail(5), 1 - expanded_tail(5)))
     centre, low, high = paired_bootstrap([differences])
-    assert centre == pytest.approx(3) and low == pytest.approx(exact[0], abs=0.25) and high == pytest.approx(exact[1], abs=0.25)
+    assert centre == pytest.approx(3) and low == pytest.approx(exact[0], abs=0.25)
+    assert high == pytest.approx(exact[1], abs=0.25)
     assert paired_bootstrap([differences]) == (centre, low, high)
 
 
 def test_bootstrap_of_an_average_draws_problems_within_each_benchmark():
-    """All combinations of resamples of two benchmarks of 5 and 6 problems; each counts half, whatever its size, and the smaller one decides how far tails reach."""
+    """All combinations of resamples of two benchmarks of 5 and 6 problems.
+
+    Each counts half, whatever its size, and the smaller one decides how far tails reach.
+    """
     a, b = [0.0, 4.0, 8.0, 20.0, 9.0], [-6.0, 0.0, 3.0, 1.0, 1.0, 2.0]
-    draws_a, draws_b = (np.unique([np.mean(draw) for draw in itertools.product(values, repeat=len(values))], return_counts=True) for values in (a, b))
+    draws_a, draws_b = (np.unique([np.mean(draw) for draw in itertools.product(values, repeat=len(values))],
+                                  return_counts=True) for values in (a, b))
     means, counts = np.add.outer(draws_a[0], draws_b[0]).ravel() / 2, np.multiply.outer(draws_a[1], draws_b[1]).ravel()
     order = np.argsort(means)
-    exact = means[order][np.searchsorted(np.cumsum(counts[order]) / counts.sum(), (expanded_tail(5), 1 - expanded_tail(5)))]
+    exact = means[order][np.searchsorted(np.cumsum(counts[order]) / counts.sum(),
+                                         (expanded_tail(5), 1 - expanded_tail(5)))]
     centre, low, high = paired_bootstrap([a, b])
-    assert centre == pytest.approx((8.2 + 1 / 6) / 2) and low == pytest.approx(exact[0], abs=0.3) and high == pytest.approx(exact[1], abs=0.3)
+    assert centre == pytest.approx((8.2 + 1 / 6) / 2) and low == pytest.approx(exact[0], abs=0.3)
+    assert high == pytest.approx(exact[1], abs=0.3)
 
 
 def test_intervals_hold_the_truth_at_few_problems():
-    """Normal differences with mean 0: 95 % of the intervals hold it at 6 problems as at 60, where plain percentiles would have 88 % and 94 %; and 2.5 % is the limit."""
+    """Normal differences with mean 0: 95 % of the intervals hold it at 6 problems as at 60, where plain percentiles
+    would have 88 % and 94 %; and 2.5 % is the limit."""
     rng, holds = np.random.default_rng(3), []
     for n in (6, 60):
         intervals = [paired_bootstrap([rng.normal(size=n)]) for _ in range(400)]
@@ -69,29 +83,37 @@ def test_pairing_takes_out_how_hard_problems_are():
 
 
 def test_sign_flips_are_counted():
-    """All 2^n signs for few problems: 2 to 0 has p = 1/2, 6 to 0 has 2/64; problems without a difference change nothing; benchmarks count alike."""
+    """All 2^n signs for few problems: 2 to 0 has p = 1/2, 6 to 0 has 2/64.
+
+    Problems without a difference change nothing; benchmarks count alike.
+    """
     assert sign_flip_p([[100.0] * 2]) == 0.5 and sign_flip_p([[5.0] * 6 + [0.0] * 3]) == pytest.approx(2 / 64)
     assert sign_flip_p([[0.0] * 4]) == sign_flip_p([[3.0]]) == 1
     a, b = [1.0, 2.0], [-9.0, 3.0, 1.0]
-    means = [abs(np.mean([x * sx for x, sx in zip(a, signs)]) + np.mean([x * sx for x, sx in zip(b, signs[2:])])) for signs in itertools.product((-1, 1), repeat=5)]
+    means = [abs(np.mean([x * sx for x, sx in zip(a, signs)]) + np.mean([x * sx for x, sx in zip(b, signs[2:])]))
+             for signs in itertools.product((-1, 1), repeat=5)]
     assert sign_flip_p([a, b]) == pytest.approx(np.mean(np.array(means) >= abs(np.mean(a) + np.mean(b)) - 1e-9))
 
 
 def test_conclusions_say_no_more_than_the_interval_and_the_signs():
     assert conclusion(1.9, -1.2, 5.0, 0.3, "30") == "A - B = +1.9 ± 3.1 points: not distinguishable at n = 30"
     assert conclusion(4.0, 1.0, 6.0, 0.01, "30") == "A - B = +4.0 ± 3.0 points: A is ahead at n = 30"
-    assert conclusion(-0.5, -0.8, -0.1, 0.01, "9", "strategies") == "A - B = -0.5 ± 0.4 strategies: B is ahead at n = 9"
-    assert "not distinguishable" in conclusion(0.0, 0.0, 0.0, 1.0, "5") and "one problem" in conclusion(1.0, -np.inf, np.inf, 1.0, "1")
+    said = conclusion(-0.5, -0.8, -0.1, 0.01, "9", "strategies")
+    assert said == "A - B = -0.5 ± 0.4 strategies: B is ahead at n = 9"
+    assert "not distinguishable" in conclusion(0.0, 0.0, 0.0, 1.0, "5")
+    assert "one problem" in conclusion(1.0, -np.inf, np.inf, 1.0, "1")
     assert "not distinguishable" in conclusion(100.0, 100.0, 100.0, 0.5, "2")
 
 
 def test_equal_models_with_unequal_samples_are_not_told_apart():
-    """The same model with 8 samples a problem and with 16: pass@8 of 8 is 0 or 1 and hides rare failures, so both get their first 8."""
+    """The same model with 8 samples a problem and with 16: pass@8 of 8 is 0 or 1 and hides rare failures, so both get
+    their first 8."""
     rng = np.random.default_rng(0)
     ahead = 0
     for _ in range(20):
         p = rng.beta(6, 3, 40)
-        a, b = ({problem: [{"correct": bool(rng.random() < p[problem])} for _ in range(n)] for problem in range(40)} for n in (8, 16))
+        a, b = ({problem: [{"correct": bool(rng.random() < p[problem])} for _ in range(n)] for problem in range(40)}
+                for n in (8, 16))
         differences = [[x - y for x, y in measures(a, b)["pass@8"]]]
         ahead += "ahead" in conclusion(*paired_bootstrap(differences), sign_flip_p(differences), "40")
     assert ahead <= 3                                   # 1 expected, more than 3 in 2 %; with all 16 samples it is 16
@@ -102,11 +124,14 @@ def test_measures_by_hand():
     def samples(right: int, n: int, labels: str) -> list[dict]:
         return [{"correct": i < right, "label": labels[i % len(labels)]} for i in range(n)]
 
-    found = measures({0: samples(16, 20, "ab"), 1: samples(20, 20, "a")}, {0: samples(30, 40, "abcd"), 1: samples(3, 40, "a")})
+    found = measures({0: samples(16, 20, "ab"), 1: samples(20, 20, "a")},
+                     {0: samples(30, 40, "abcd"), 1: samples(3, 40, "a")})
     assert found["accuracy"] == [(80, 75), (100, 7.5)]
-    assert found["pass@16"] == [(100 * pass_at_k(20, 16, 16), 100), (100, 100 * pass_at_k(20, 3, 16))]      # of the first 20 of 40
+    # of the first 20 of 40
+    assert found["pass@16"] == [(100 * pass_at_k(20, 16, 16), 100), (100, 100 * pass_at_k(20, 3, 16))]
     assert found["strategies"] == [pytest.approx((2, 4))]       # problem 1 has 3 right answers on one side: too few
-    assert "strategies" not in measures({0: [{"correct": True}]}, {0: [{"correct": True, "label": "a"}]}) and "maj@16" not in found
+    assert "strategies" not in measures({0: [{"correct": True}]}, {0: [{"correct": True, "label": "a"}]})
+    assert "maj@16" not in found
     votes = {"4": 3, "5": 2, None: 1}
     voted = [{"correct": vote == "4", "vote": vote, "gold": "4"} for vote, n in votes.items() for _ in range(n)]
     assert measures({0: voted}, {0: voted[:5]})["maj@4"] == [(100 * maj_at_k(["4", "4", "4", "5", "5"], "4", 4),) * 2]
@@ -115,11 +140,15 @@ def test_measures_by_hand():
 
 def test_expected_maximum_of_normals():
     """0 for one, 1/sqrt(pi) for two, 3/(2 sqrt(pi)) for three; 1.5388 for ten (Teichroew 1956)."""
-    assert [expected_maximum(k) for k in (1, 2, 3, 10)] == pytest.approx([0, 1 / math.sqrt(math.pi), 1.5 / math.sqrt(math.pi), 1.53875], abs=1e-5)
+    assert [expected_maximum(k) for k in (1, 2, 3, 10)] == pytest.approx(
+        [0, 1 / math.sqrt(math.pi), 1.5 / math.sqrt(math.pi), 1.53875], abs=1e-5)
 
 
 def test_gain_of_choosing_is_that_of_noise_alone():
-    """Ten checkpoints with independent noise of sd 1 on 400 problems gain 1.54 / 20; better means, or hardness they share, add nothing."""
+    """Ten checkpoints with independent noise of sd 1 on 400 problems gain 1.54 / 20.
+
+    Better means, or hardness they share, add nothing.
+    """
     rng = np.random.default_rng(1)
     noise = rng.normal(size=(10, 400))
     expected = expected_maximum(10) / 20
@@ -130,14 +159,18 @@ def test_gain_of_choosing_is_that_of_noise_alone():
 
 
 def test_compare_from_files(tmp_path):
-    """B answers one of four problems twice more often; the sign, the means and the sentence are those of A - B, and only common benchmarks count."""
+    """B answers one of four problems twice more often.
+
+    The sign, the means and the sentence are those of A - B, and only common benchmarks count.
+    """
     a = evaluation(tmp_path / "a", [[1, 0], [1, 0], [1, 0], [0, 0]], "first")
     b = evaluation(tmp_path / "b", [[1, 0], [1, 0], [1, 0], [1, 1]], "second")
     evaluation(b, [[1, 1]], "second", benchmark="extra")
     text = compare([a, b])
     line = next(line for line in text.splitlines() if line.startswith("b accuracy")).split()
     assert line[:5] == ["b", "accuracy", "37.5", "62.5", "-25.0"] and line[-1] == "4"
-    assert "b, accuracy: A - B = -25.0 ±" in text and "not distinguishable at n = 4" in text and "only one of them has extra" in text and "average" not in text
+    assert "b, accuracy: A - B = -25.0 ±" in text and "not distinguishable at n = 4" in text
+    assert "only one of them has extra" in text and "average" not in text
     assert "b pass@2" in text and "temperature" not in text
     assert "+0.0 ± 0.0 points: not distinguishable at n = 4" in compare([a, a.parent / "." / "a" / ".." / "a"])
 
@@ -150,16 +183,21 @@ def test_compare_averages_benchmarks_and_names_settings_that_differ(tmp_path):
     path = tmp_path / "b" / "results.jsonl"
     path.write_text(path.read_text().replace("0.6}", "1.0}"))
     text = compare([tmp_path / "a", tmp_path / "b"])
-    assert next(line for line in text.splitlines() if line.startswith("average accuracy")).split()[2:5] == ["62.5", "25.0", "+37.5"]
+    assert next(line for line in text.splitlines() if line.startswith("average accuracy")).split()[2:5] == [
+        "62.5", "25.0", "+37.5"]
     assert "eval.temperature differs, 0.6 and 1.0" in text and "average, accuracy: A - B = +37.5" in text
     for name, system in (("a", ""), ("b", "Be brief")):
-        (tmp_path / name / "config.toml").write_text(f'[data]\nsystem = "{system}"\n[output]\ndir = "{name}"\n[model]\npath = "{name}"\n')
+        (tmp_path / name / "config.toml").write_text(
+            f'[data]\nsystem = "{system}"\n[output]\ndir = "{name}"\n[model]\npath = "{name}"\n')
     text = compare([tmp_path / "a", tmp_path / "b"])
     assert "data.system differs, '' and 'Be brief'" in text and text.count("differs") == 2
 
 
 def test_checkpoints_of_a_run_are_a_curve_with_a_warning(tmp_path):
-    """In the order of their steps, the final policy last, whatever the order of the arguments; other runs are not in it."""
+    """In the order of their steps, the final policy last, whatever the order of the arguments.
+
+    Other runs are not in it.
+    """
     final = evaluation(tmp_path / "f", [[1, 1], [1, 0]], "runs/x/final")
     early = evaluation(tmp_path / "e", [[0, 0], [1, 0]], "runs/x/checkpoints/step-000050/policy")
     late = evaluation(tmp_path / "l", [[1, 1], [1, 1]], "runs/x/checkpoints/step-000100/policy")
@@ -167,7 +205,8 @@ def test_checkpoints_of_a_run_are_a_curve_with_a_warning(tmp_path):
     text = compare([final, late, other, early])
     curve = [line.split()[:4] for line in text[text.index("checkpoints of runs/x on b"):].splitlines()[2:5]]
     assert curve == [["50", "25.0", "±", "25.0"], ["100", "100.0", "±", "0.0"], ["final", "75.0", "±", "25.0"]]
-    assert "the best is step 100 with 100.0" in text and "best of 3 equally good" in text and "checkpoints of runs/y" not in text and "3 comparisons" in text
+    assert "the best is step 100 with 100.0" in text and "best of 3 equally good" in text
+    assert "checkpoints of runs/y" not in text and "3 comparisons" in text
 
 
 def test_a_run_alone_is_a_curve():
@@ -178,16 +217,20 @@ def test_a_run_alone_is_a_curve():
 
 def test_a_folder_of_evaluations_is_all_of_them(tmp_path):
     """output.dir holds a folder per model; names decide which is A."""
-    b, a = evaluation(tmp_path / "all" / "b", [[1], [1]], "second"), evaluation(tmp_path / "all" / "a", [[1], [0]], "first")
+    b, a = evaluation(tmp_path / "all" / "b", [[1], [1]],
+                      "second"), evaluation(tmp_path / "all" / "a", [[1], [0]], "first")
     assert compare([tmp_path / "all"]) == compare([a, b])
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     a = evaluation(tmp_path / "a", [[1], [0]])
-    for other, words in ((evaluation(tmp_path / "b", [[1]]), r"same problems of b: problem 1 is \('p1', '4'\) and None"),
-                         (evaluation(tmp_path / "c", [[1], [0]], gold="5"), "same problems of b: problem 0"), (evaluation(tmp_path / "d", [[1]], benchmark="x"), "no benchmark in common"),
-                         (tmp_path / "none", "does not exist"), (tmp_path / "empty", "has neither metrics.jsonl nor results.jsonl")):
+    for other, words in ((evaluation(tmp_path / "b", [[1]]),
+                          r"same problems of b: problem 1 is \('p1', '4'\) and None"),
+                         (evaluation(tmp_path / "c", [[1], [0]], gold="5"), "same problems of b: problem 0"),
+                         (evaluation(tmp_path / "d", [[1]], benchmark="x"), "no benchmark in common"),
+                         (tmp_path / "none", "does not exist"),
+                         (tmp_path / "empty", "has neither metrics.jsonl nor results.jsonl")):
         with pytest.raises(ValueError, match=words):
             compare([a, other])
     with pytest.raises(ValueError, match="name another evaluation"):
@@ -198,10 +241,14 @@ RUN_LINE = json.dumps({"kind": "run", "config": {}, "argv": []})
 
 
 @pytest.mark.parametrize("read, text, words", [
-    (read_run, "", "metrics.jsonl is empty"), (read_run, "{}\n", "line 1: 'kind' is missing"), (read_run, '{"kind": "run"}\n', "line 1: 'config' is missing"),
-    (read_run, RUN_LINE + '\n{"kind": "train", "step": 1, "reward": "x"}\n', "line 2: 'reward' is \"x\""), (read_run, RUN_LINE + "\nnonsense\n", "line 2: not valid JSON"),
-    (read_run, '{"kind": "eval", "step": 1, "benchmark": "b", "accuracy": true}\n', "line 1: 'accuracy' is true"), (read_run, '{"kind": "other"}\n', "no record of kind"),
-    (read_groups, "[1]\n", r"line 1: \[1\] is not a sample"), (read_groups, '{"step": 1, "position": 0, "completions": [{"text": 3}]}\n', "line 1, completion 1: 'text' is 3"),
+    (read_run, "", "metrics.jsonl is empty"), (read_run, "{}\n", "line 1: 'kind' is missing"),
+    (read_run, '{"kind": "run"}\n', "line 1: 'config' is missing"),
+    (read_run, RUN_LINE + '\n{"kind": "train", "step": 1, "reward": "x"}\n', "line 2: 'reward' is \"x\""),
+    (read_run, RUN_LINE + "\nnonsense\n", "line 2: not valid JSON"),
+    (read_run, '{"kind": "eval", "step": 1, "benchmark": "b", "accuracy": true}\n', "line 1: 'accuracy' is true"),
+    (read_run, '{"kind": "other"}\n', "no record of kind"),
+    (read_groups, "[1]\n", r"line 1: \[1\] is not a sample"),
+    (read_groups, '{"step": 1, "position": 0, "completions": [{"text": 3}]}\n', "line 1, completion 1: 'text' is 3"),
     (read_groups, '{"problem": 1}\n', "line 1: 'sample' is missing"), (read_groups, None, "does not exist")])
 def test_foreign_files_are_named_with_their_line(tmp_path, read, text, words):
     path = tmp_path / "metrics.jsonl"
@@ -222,13 +269,18 @@ def test_records_are_told_apart(tmp_path):
     """Seeds of a recipe have one name, the command's; samples of an evaluation come in order, by problem."""
     path = tmp_path / "r" / "metrics.jsonl"
     path.parent.mkdir()
-    path.write_text(json.dumps({"kind": "run", "config": {"run": {"seed": 3}, "dra": {"sharpen": 2}}, "argv": ["dra_grpo.py", "--config", "configs/x.toml", "run.seed=3", "dra.sharpen=2"]}) + "\n")
+    path.write_text(json.dumps({"kind": "run", "config": {"run": {"seed": 3}, "dra": {"sharpen": 2}},
+                                "argv": ["dra_grpo.py", "--config", "configs/x.toml", "run.seed=3", "dra.sharpen=2"]})
+                    + "\n")
     folder = evaluation(tmp_path / "e", [[1, 0, 0], [0, 1, 1]])
     runs, evaluations = read_any([tmp_path / "r", folder])
-    assert runs[0].label == "x dra.sharpen=2" and json.loads(runs[0].recipe) == {"dra": {"sharpen": 2}} and runs[0].samples is None
-    assert [[sample["correct"] for sample in samples] for samples in evaluations[0].problems["b"].values()] == [[True, False, False], [False, True, True]]
+    assert runs[0].label == "x dra.sharpen=2" and json.loads(runs[0].recipe) == {"dra": {"sharpen": 2}}
+    assert runs[0].samples is None
+    assert [[sample["correct"] for sample in samples] for samples in evaluations[0].problems["b"].values()] == [
+        [True, False, False], [False, True, True]]
     assert "text" not in evaluations[0].problems["b"][0][0] and read_evaluation(folder).model == "m"
-    assert [(group["id"], [c["reward"] for c in group["completions"]]) for group in read_groups(folder / "b.samples.jsonl")] == [("p1", [1, 1, 0]), ("p0", [0, 0, 1])]
+    assert [(group["id"], [c["reward"] for c in group["completions"]])
+            for group in read_groups(folder / "b.samples.jsonl")] == [("p1", [1, 1, 0]), ("p0", [0, 0, 1])]
 
 
 def test_a_run_named_twice_is_one_seed(tmp_path):
@@ -239,17 +291,22 @@ def test_a_run_named_twice_is_one_seed(tmp_path):
 
 
 def test_regrade_finds_wrong_verdicts(tmp_path):
-    """Two verdicts are turned around in the file; regrade turns them back, and the results it writes are those of the right ones."""
+    """Two verdicts are turned around in the file; regrade turns them back, and the results it writes are those of the
+    right ones."""
     folder, out = evaluation(tmp_path / "a", [[1, 0], [1, 1]]), tmp_path / "out"
     lines = (folder / "b.samples.jsonl").read_text().splitlines()
-    swapped = [line.replace('"correct": true', '"correct": false') if i in (0, 1) else line for i, line in enumerate(lines)]
+    swapped = [line.replace('"correct": true', '"correct": false') if i in (0, 1) else line
+               for i, line in enumerate(lines)]
     (folder / "b.samples.jsonl").write_text("\n".join(swapped) + "\n")
-    (folder / "results.jsonl").write_text((folder / "results.jsonl").read_text().replace('"settings"', '"vendi": 2.0, "settings"'))
+    (folder / "results.jsonl").write_text(
+        (folder / "results.jsonl").read_text().replace('"settings"', '"vendi": 2.0, "settings"'))
     text = regrade(folder, "", out)
-    assert "4 completions, accuracy 0.2500 -> 0.7500, 2 verdicts changed" in text and "line 1: '4' for '4'" in text and "2  equal -> equal" in text
+    assert "4 completions, accuracy 0.2500 -> 0.7500, 2 verdicts changed" in text and "line 1: '4' for '4'" in text
+    assert "2  equal -> equal" in text
     assert (out / "b.samples.jsonl").read_text().splitlines() == lines
     record = json.loads((out / "results.jsonl").read_text())
-    assert (record["model"], record["accuracy"], record["settings"]) == ("m", 0.75, {"temperature": 0.6}) and "vendi" not in record
+    assert (record["model"], record["accuracy"], record["settings"]) == ("m", 0.75, {"temperature": 0.6})
+    assert "vendi" not in record
     regrade(folder / "b.samples.jsonl", "", tmp_path / "of_a_file")
     assert (tmp_path / "of_a_file" / "results.jsonl").read_text() == (out / "results.jsonl").read_text()
     for taken in (folder, out):
@@ -260,7 +317,10 @@ def test_regrade_finds_wrong_verdicts(tmp_path):
 
 
 def test_regrade_of_several_benchmarks_averages_them_again(tmp_path):
-    """Verdicts are turned around in one of two benchmarks; what regrade writes can be compared, and its average is that of the new verdicts."""
+    """Verdicts are turned around in one of two benchmarks.
+
+    What regrade writes can be compared, and its average is that of the new verdicts.
+    """
     folder = evaluation(evaluation(tmp_path / "a", [[1, 0]], benchmark="x"), [[1, 1]], benchmark="y")
     file = folder / "y.samples.jsonl"
     file.write_text(file.read_text().replace('"correct": true', '"correct": false'))
@@ -272,7 +332,8 @@ def test_regrade_of_several_benchmarks_averages_them_again(tmp_path):
 def test_regrade_keeps_what_nothing_was_sampled_for(tmp_path):
     folder, out = evaluation(tmp_path / "a", [[0, 0]]), tmp_path / "out"
     file = folder / "b.samples.jsonl"
-    file.write_text(file.read_text().replace('"reason": "different"', '"reason": "prompt too long"').replace('"finish": "stop"', '"finish": "prompt"'))
+    file.write_text(file.read_text().replace('"reason": "different"', '"reason": "prompt too long"').replace(
+        '"finish": "stop"', '"finish": "prompt"'))
     regrade(folder, "", out)
     assert (out / "b.samples.jsonl").read_text().count("prompt too long") == 2
 
@@ -281,11 +342,14 @@ def test_samples_that_are_not_whole_are_refused_before_grading(tmp_path):
     folder = evaluation(tmp_path / "a", [[1, 0], [1, 1]])
     file = folder / "b.samples.jsonl"
     lines = file.read_text().splitlines(keepends=True)
-    for text, words in (("".join(lines[:3]), "problems have 1 to 2 samples"), (lines[0].replace('"finish"', '"end"'), "'finish' is missing"), (lines[0][:9], "has no completions")):
+    for text, words in (("".join(lines[:3]), "problems have 1 to 2 samples"),
+                        (lines[0].replace('"finish"', '"end"'), "'finish' is missing"),
+                        (lines[0][:9], "has no completions")):
         file.write_text(text)
         with pytest.raises(ValueError, match=words):
             regrade(folder, "", tmp_path / "out")
-        with pytest.raises(ValueError, match=r"has all 2 samples of [01] problems where .*results.jsonl, line 1 counts 2; evaluate again"):
+        with pytest.raises(ValueError, match=r"has all 2 samples of [01] problems where .*results.jsonl, line 1 counts "
+                                             r"2; evaluate again"):
             compare([folder, folder])
     assert not (tmp_path / "out").exists()
     (folder / "results.jsonl").write_text('{"model": "half')
@@ -302,16 +366,19 @@ def test_regrade_reads_the_whole_turn(tmp_path):
 def test_regrade_of_a_run_leaves_what_was_trained_on(finished_groups, tmp_path):
     out = tmp_path / "out"
     assert "0 verdicts changed" in regrade(finished_groups, "", out)
-    assert (out / "samples.jsonl").read_text() == (finished_groups / "samples.jsonl").read_text() and not (out / "results.jsonl").exists()
+    assert (out / "samples.jsonl").read_text() == (finished_groups / "samples.jsonl").read_text()
+    assert not (out / "results.jsonl").exists()
 
 
 @pytest.fixture
 def finished_groups(tmp_path):
-    completions = [{"text": f"\\boxed{{{answer}}}", "answer": answer, "correct": answer == "4", "reason": "equal" if answer == "4" else "different", "reward": 0.5, "smi": 1.0, "weight": 0.5,
+    completions = [{"text": f"\\boxed{{{answer}}}", "answer": answer, "correct": answer == "4",
+                    "reason": "equal" if answer == "4" else "different", "reward": 0.5, "smi": 1.0, "weight": 0.5,
                     "adjusted": 0.25, "advantage": 0.1} for answer in ("4", "5")]
     folder = tmp_path / "run"
     folder.mkdir()
-    write_jsonl(folder / "samples.jsonl", [{"step": 1, "position": 0, "id": "x", "problem": "2+2", "answer": "4", "completions": completions}])
+    write_jsonl(folder / "samples.jsonl",
+                [{"step": 1, "position": 0, "id": "x", "problem": "2+2", "answer": "4", "completions": completions}])
     return folder
 
 

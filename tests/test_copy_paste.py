@@ -1,4 +1,7 @@
-"""What a docstring calls copy-pasteable runs alone: its source text, that of the helpers it names, and the names it says it needs."""
+"""What a docstring calls copy-pasteable runs alone.
+
+Its source text, that of the helpers it names, and the names it says it needs.
+"""
 import ast
 import importlib
 import math
@@ -14,8 +17,8 @@ import torch
 from conftest import ROOT
 from test_layout import FOLDERS, LEVELS
 
-NEEDS = {"torch": {"torch": torch, "Tensor": torch.Tensor}, "math": {"math": math}, "Counter": {"Counter": Counter}, "Sequence": {"Sequence": Sequence},
-         "Hashable": {"Hashable": Hashable}, "builtins": {}}
+NEEDS = {"torch": {"torch": torch, "Tensor": torch.Tensor}, "math": {"math": math}, "Counter": {"Counter": Counter},
+         "Sequence": {"Sequence": Sequence}, "Hashable": {"Hashable": Hashable}, "builtins": {}}
 
 
 def functions(path) -> dict[str, tuple[str, str]]:
@@ -26,12 +29,14 @@ def functions(path) -> dict[str, tuple[str, str]]:
 
 
 MODULES = {path.stem: functions(path) for path in sorted(ROOT.glob("*.py"))}
-MARKED = [(module, name) for module, found in MODULES.items() for name, (_, doc) in found.items() if "copy-pasteable" in doc.lower()]
+MARKED = [(module, name) for module, found in MODULES.items() for name, (_, doc) in found.items()
+          if "copy-pasteable" in doc.lower()]
 
 
 def promise(module: str, name: str) -> tuple[list[str], list[str]]:
     """(helpers, needs) of a marked function, as its docstring has them."""
-    match = re.search(r"Copy-pasteable(?: with ((?:`\w+`(?:, | and )?)+))?: needs only ([\w, ]+)\.", " ".join(MODULES[module][name][1].split()))
+    match = re.search(r"Copy-pasteable(?: with ((?:`\w+`(?:, | and )?)+))?: needs only ([\w, ]+)\.",
+                      " ".join(MODULES[module][name][1].split()))
     assert match, f"{module}.{name} is called copy-pasteable, but not in the words that this test reads"
     return re.findall(r"\w+", (match[1] or "").replace(" and ", ", ")), re.split(", | and ", match[2])
 
@@ -62,10 +67,12 @@ CALLS = {                                               # every path through eac
     "reward.cosine_similarity": [lambda f: f(EMBEDDINGS)],
     "reward.graph_cut_smi": [lambda f: f(SIMILARITY)],
     "reward.log_det_smi": [lambda f: f(SIMILARITY), lambda f: f(SIMILARITY.bfloat16(), 0.5)],
-    "reward.smi_values": [lambda f: f(SIMILARITY), lambda f: f(SIMILARITY, "log_det"), lambda f: f(SIMILARITY, sharpen=2.0, correct=REWARDS > 0)],
+    "reward.smi_values": [lambda f: f(SIMILARITY), lambda f: f(SIMILARITY, "log_det"),
+                          lambda f: f(SIMILARITY, sharpen=2.0, correct=REWARDS > 0)],
     "reward.diversity_weights": [lambda f: f(SIMILARITY), lambda f: f(SIMILARITY, "log_det", normalize="mean")],
     "reward.apply_weights": [lambda f: f(REWARDS, SIMILARITY[0]), lambda f: f(REWARDS, SIMILARITY[0], "divide")],
-    "reward.adjust_rewards": [lambda f: f(REWARDS, SIMILARITY), lambda f: f(REWARDS, SIMILARITY, scope="correct", normalize="mean", negative="divide")],
+    "reward.adjust_rewards": [lambda f: f(REWARDS, SIMILARITY),
+                              lambda f: f(REWARDS, SIMILARITY, scope="correct", normalize="mean", negative="divide")],
     "reward.adjust": [lambda f: torch.stack(f(REWARDS, SIMILARITY, "graph_cut", 2.0, scope="correct")),
                       lambda f: torch.stack(f(REWARDS, SIMILARITY, weights_G=SIMILARITY[0]))],
     "reward.group_advantages": [lambda f: f(REWARDS), lambda f: f(REWARDS, "none")],
@@ -78,7 +85,8 @@ CALLS = {                                               # every path through eac
     "metrics.pass_at_k": [lambda f: f(8, 3, 2)],
     "metrics.maj_at_k": [lambda f, k=k: f(["a", "b", None, "a", "b", "c", "c"], "a", k) for k in (1, 3, 4, 7)],
     "metrics.vendi_score": [lambda f: f(SIMILARITY)],
-    "embedder.reasoning_span": [lambda f, text=text: torch.tensor(f(text)) for text in ("<think>a</think>b", "a \\boxed{1}", "a", "</think>")],
+    "embedder.reasoning_span": [lambda f, text=text: torch.tensor(f(text))
+                                for text in ("<think>a</think>b", "a \\boxed{1}", "a", "</think>")],
     "metrics.effective_labels": [lambda f: f(["a", "b", "b"])],
 }
 

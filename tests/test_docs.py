@@ -30,7 +30,8 @@ README = "README.md"
 PAGES = [README, *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/*.md"))), "benchmarks/RESULTS.md"]
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-BLOCKS = [(page, *match.groups()) for page, text in TEXTS.items() for match in FENCE.finditer(text)]
+BLOCKS = [(page, *match.groups()) for page, text in TEXTS.items()
+          for match in FENCE.finditer(re.sub(r"\\\n\s*", "", text))]          # commands of several lines are one
 PROSE = {page: FENCE.sub("", text) for page, text in TEXTS.items()}
 SPANS = [(page, span) for page, text in PROSE.items() for span in re.findall(r"`([^`\n]+(?:\n[^`\n]+)?)`", text)]
 SECTIONS = {**get_type_hints(evaluation.Config), **get_type_hints(dra_grpo.Config)}        # training has more keys

@@ -11,7 +11,7 @@ LEVELS = [level.split() for level in ("files config answers reward", "model metr
 FOLDERS = {"answers", "report"}
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 TREES = {path: ast.parse(path.read_text(encoding="utf-8"))
-         for path in sorted([*ROOT.glob("*.py"), *(file for folder in FOLDERS for file in ROOT.glob(f"{folder}/*.py"))])}
+         for folder in (".", *sorted(FOLDERS)) for path in sorted(ROOT.glob(f"{folder}/*.py"))}
 
 
 @pytest.mark.parametrize("path", TREES, ids=lambda path: str(path.relative_to(ROOT)))

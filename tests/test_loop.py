@@ -1,4 +1,5 @@
-"""The run loop in this process: what it hands to the learner, what it draws when, and that it continues as if never stopped."""
+"""The run loop in this process: what it hands to the learner, what it draws when, and that it continues as if never
+stopped."""
 import json
 import shutil
 import signal
@@ -18,18 +19,22 @@ from sampler import Sampler
 
 pytestmark = pytest.mark.exact
 
-TOO_LONG = "10+20+30+40+50+60"                          # in front, so that the places of the kept problems are not their rows
+# in front, so that the places of the kept problems are not their rows
+TOO_LONG = "10+20+30+40+50+60"
 PROBLEMS = [TOO_LONG, "47+38", "12+19", "60+55"]
 # every option that a tiny recipe leaves at a value under which forgetting it changes nothing
-SETTINGS = ["data.prompts_per_step=3", "sampler.group_size=3", "sampler.max_new_tokens=36", "sampler.temperature=0.8", "learner.loss=dr_grpo", "learner.lr=3e-4",
-            "learner.kl_beta=0.05", "learner.updates_per_rollout=2", "learner.warmup=0.5", "learner.mask_truncated=true", "learner.drop_equal_groups=true",
+SETTINGS = ["data.prompts_per_step=3", "sampler.group_size=3", "sampler.max_new_tokens=36", "sampler.temperature=0.8",
+            "learner.loss=dr_grpo", "learner.lr=3e-4",
+            "learner.kl_beta=0.05", "learner.updates_per_rollout=2", "learner.warmup=0.5",
+            "learner.mask_truncated=true", "learner.drop_equal_groups=true",
             "eval.benchmarks=[]", "run.steps=4", "run.save_every=2"]
 
 
 def run(folder: Path, problems: list[str], *overrides: str) -> Config:
     """Trains in `folder` on these sums and returns the settings."""
     data = folder.with_name("train.jsonl")
-    data.write_text("".join(json.dumps({"problem": text, "answer": str(sum(map(int, text.split("+"))))}) + "\n" for text in problems))
+    data.write_text("".join(json.dumps({"problem": text, "answer": str(sum(map(int, text.split("+"))))}) + "\n"
+                            for text in problems))
     config = load(Config, "configs/tiny.toml", [*SETTINGS, f"data.train={data}", f"run.dir={folder}", *overrides])
     handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
     try:
@@ -63,7 +68,10 @@ def finished(tmp_path_factory):
 
 
 def test_the_learner_gets_what_was_sampled_and_scored(finished):
-    """Prompt, completion and advantage of each row belong together and to its group in samples.jsonl; Dr. GRPO's advantages are not divided."""
+    """Prompt, completion and advantage of each row belong together and to its group in samples.jsonl; Dr.
+
+    GRPO's advantages are not divided.
+    """
     folder, config, learner, calls, sampled = finished
     tokenizer, groups = load_tokenizer("tiny/policy"), records(folder / "samples.jsonl")
     assert len(calls) == len(sampled) == 4 and len(groups) == 12
@@ -80,7 +88,8 @@ def test_the_learner_gets_what_was_sampled_and_scored(finished):
             left_out["equal"] += equal and len(set(adjusted.tolist())) > 1
             left_out["truncated"] += sum(c["finish"] == "length" for c in figures)
             prompt = prompt_tokens(tokenizer, group["problem"], DataConfig())
-            expected += [(prompt, completion, c["advantage"]) for completion, c in zip(completions, figures) if not equal and c["finish"] == "stop"]
+            expected += [(prompt, completion, c["advantage"]) for completion, c in zip(completions, figures)
+                         if not equal and c["finish"] == "stop"]
         assert rows == expected and lr == lr_at(step, config.learner, 4)
     assert all(left_out.values()), "both ways to be left out occur, and a group of right answers that DRA tells apart"
     assert learner.max_new_tokens == 36 and learner.updates == 8
@@ -104,7 +113,8 @@ def test_prompts_that_are_too_long_are_left_out(finished):
 
 
 def test_sampler_and_learner_agree_in_every_step(finished):
-    """The same weights, temperature and vocabulary on both sides: log-probs differ by fp32 rounding, also after updates of 3e-4."""
+    """The same weights, temperature and vocabulary on both sides: log-probs differ by fp32 rounding, also after updates
+    of 3e-4."""
     for record in comparable(finished[0] / "metrics.jsonl"):
         assert 0 <= record["gap"] < 1e-6 and record["gap_max"] < 5e-5, record["step"]
 
@@ -123,20 +133,30 @@ def test_a_run_continues_as_if_never_stopped(finished, tmp_path):
 
 
 def test_every_group_has_its_own_draws(tmp_path):
-    """One problem four times under weights that stand still (rate 0): no two groups of two steps and two seeds are alike."""
+    """One problem four times under weights that stand still (rate 0).
+
+    No two groups of two steps and two seeds are alike.
+    """
     for seed in (0, 1):
-        run(tmp_path / str(seed), ["47+38"] * 4, "learner.lr=0", "learner.kl_beta=0", "dra.enabled=false", "data.prompts_per_step=2", "sampler.group_size=8",
+        run(tmp_path / str(seed), ["47+38"] * 4, "learner.lr=0", "learner.kl_beta=0", "dra.enabled=false",
+            "data.prompts_per_step=2", "sampler.group_size=8",
             "sampler.temperature=1", "run.steps=2", f"run.seed={seed}")
     groups = [group for seed in "01" for group in records(tmp_path / seed / "samples.jsonl")]
     assert len({tuple(c["text"] for c in group["completions"]) for group in groups}) == len(groups) == 8
 
 
 def test_evaluation_does_not_disturb_training(finished, tmp_path):
-    """Evaluated after every step, on a prompt that does not fit too: completions and parameters are bit for bit those of the run without."""
-    (tmp_path / "e.jsonl").write_text("".join(json.dumps({"problem": text, "answer": "85"}) + "\n" for text in ("47+38", "1+" * 200 + "1")))
-    run(tmp_path / "r", PROBLEMS, f'eval.benchmarks=["{tmp_path}/e.jsonl"]', "eval.every=1", "eval.samples=3", "eval.samples_of={e = 2}", "eval.temperature=0.5")
+    """Evaluated after every step, on a prompt that does not fit too.
+
+    Completions and parameters are bit for bit those of the run without.
+    """
+    (tmp_path / "e.jsonl").write_text(
+        "".join(json.dumps({"problem": text, "answer": "85"}) + "\n" for text in ("47+38", "1+" * 200 + "1")))
+    run(tmp_path / "r", PROBLEMS, f'eval.benchmarks=["{tmp_path}/e.jsonl"]', "eval.every=1", "eval.samples=3",
+        "eval.samples_of={e = 2}", "eval.temperature=0.5")
     evaluations = [record for record in comparable(tmp_path / "r" / "metrics.jsonl") if record["kind"] == "eval"]
-    assert [(record["step"], record["samples"], record["too_long"]) for record in evaluations] == [(step, 2, 0.5) for step in range(5)]
+    assert [(record["step"], record["samples"], record["too_long"]) for record in evaluations] == [
+        (step, 2, 0.5) for step in range(5)]
     assert comparable(tmp_path / "r" / "samples.jsonl") == comparable(finished[0] / "samples.jsonl")
     ours, theirs = (Transformer.from_pretrained(path / "final").state_dict() for path in (tmp_path / "r", finished[0]))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())

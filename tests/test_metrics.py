@@ -31,7 +31,8 @@ def test_pass_at_k_equals_counting_subsets():
 
 
 def test_maj_at_k_equals_counting_subsets():
-    """Brute force over all k-subsets in rationals: a tie of t answers is worth 1/t, who gave no answer has no vote, and k = 1 is accuracy."""
+    """Brute force over all k-subsets in rationals: a tie of t answers is worth 1/t, who gave no answer has no vote, and
+    k = 1 is accuracy."""
     for votes in ("aabbc", "aaabbb", "abcd---", "aaaaaab", "a-bb-cc", "bbcc", "---", "aabbcc-"):
         names = [None if vote == "-" else vote for vote in votes]
         for k in range(1, len(votes) + 1):
@@ -49,16 +50,19 @@ def test_maj_at_k_equals_counting_subsets():
 
 
 def test_vendi_score_by_hand():
-    """Clones count once, unlike texts each; two pairs of clones are two, and cosine 1/2 has the eigenvalues 3/4 and 1/4."""
+    """Clones count once, unlike texts each; two pairs of clones are two, and cosine 1/2 has the eigenvalues 3/4 and
+    1/4."""
     pairs = torch.eye(2).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    for similarity, expected in ((torch.ones(5, 5), 1), (torch.eye(5), 5), (pairs, 2), (torch.tensor([[1, 0.5], [0.5, 1]]), math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))):
+    for similarity, expected in ((torch.ones(5, 5), 1), (torch.eye(5), 5), (pairs, 2), (
+            torch.tensor([[1, 0.5], [0.5, 1]]), math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))):
         assert vendi_score(similarity) == pytest.approx(expected, abs=1e-9)
 
 
 def test_effective_labels_by_hand():
     assert effective_labels(["a"] * 5) == 1.0
     assert effective_labels(["a", "b", "c", "d"]) == pytest.approx(4)
-    assert effective_labels(["a", "a", "b"]) == pytest.approx(math.exp(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))))
+    assert effective_labels(["a", "a",
+                             "b"]) == pytest.approx(math.exp(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))))
     with pytest.raises(ValueError):
         effective_labels([])
 
@@ -69,23 +73,32 @@ def test_standard_error_by_hand():
 
 
 def completion(correct, advantage, label, finish="stop", length=4, weight=0.5, cut=False):
-    return {"correct": correct, "reward": 2.0 * correct, "rewards": {"accuracy": float(correct), "format": 0.5}, "smi": 1.0, "weight": weight, "cut": cut, "adjusted": 1.0 * correct,
-            "advantage": advantage, "label": label, "finish": finish, "length": length, "reason": "equal" if correct else "no box"}
+    return {"correct": correct, "reward": 2.0 * correct, "rewards": {"accuracy": float(correct), "format": 0.5},
+            "smi": 1.0, "weight": weight, "cut": cut, "adjusted": 1.0 * correct,
+            "advantage": advantage, "label": label, "finish": finish, "length": length,
+            "reason": "equal" if correct else "no box"}
 
 
 def test_group_figures_by_hand():
-    """Groups of 4, 2 and 2: means count every completion once, modes count right answers of groups that have any, groups count once."""
-    groups = [[completion(True, 1.0, "a", weight=1.0), completion(True, 0.0, "b"), completion(True, 0.0, "b"), completion(False, -1.0, "c", "length", 12, cut=True)],
+    """Groups of 4, 2 and 2: means count every completion once, modes count right answers of groups that have any,
+    groups count once."""
+    groups = [[completion(True, 1.0, "a", weight=1.0), completion(True, 0.0, "b"), completion(True, 0.0, "b"),
+               completion(False, -1.0, "c", "length", 12, cut=True)],
               [completion(False, 0.25, "c", weight=0.2), completion(False, -0.25, "d")],
               [completion(True, 0.5, "a"), completion(False, -0.5, "c")]]
-    figures = group_figures([{"completions": group, "similarity": similarity} for group, similarity in zip(groups, (0.9, 0.6, 0.3))])
-    assert figures["accuracy"] == 0.5 and figures["reward"] == 1.0 and figures["adjusted"] == 0.5 and figures["rewards"] == {"accuracy": 0.5, "format": 0.5}
+    figures = group_figures(
+        [{"completions": group, "similarity": similarity} for group, similarity in zip(groups, (0.9, 0.6, 0.3))])
+    assert figures["accuracy"] == 0.5 and figures["reward"] == 1.0 and figures["adjusted"] == 0.5
+    assert figures["rewards"] == {"accuracy": 0.5, "format": 0.5}
     assert figures["length"] == 5 and figures["truncated"] == 1 / 8 and figures["reasons"] == {"equal": 4, "no box": 4}
     still = [completion(True, 0.0, "a")] * 4
-    assert group_figures([{"completions": group, "similarity": None} for group in (*groups, still)])["zero_advantage"] == 1 / 4
+    assert group_figures([{"completions": group, "similarity": None}
+                          for group in (*groups, still)])["zero_advantage"] == 1 / 4
     assert figures["similarity"] == pytest.approx(0.6) and figures["density"] == 2 and figures["embed_cut"] == 1
-    assert figures["weight_max"] == pytest.approx((1 + 0.5 + 0.5) / 3) and figures["weight_min"] == pytest.approx((0.5 + 0.2 + 0.5) / 3)
-    assert figures["equal_group_share"] == pytest.approx(0.5 / (2 + 0.5 + 1))       # the second group alone has equal raw rewards
+    assert figures["weight_max"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert figures["weight_min"] == pytest.approx((0.5 + 0.2 + 0.5) / 3)
+    # the second group alone has equal raw rewards
+    assert figures["equal_group_share"] == pytest.approx(0.5 / (2 + 0.5 + 1))
     two_to_one = math.exp(-(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)))
     assert figures["modes"] == pytest.approx((two_to_one + 1) / 2)
     without = group_figures([{"completions": [completion(False, 0.0, "c")] * 2, "similarity": None}])
@@ -93,16 +106,22 @@ def test_group_figures_by_hand():
 
 
 def test_before_and_after_are_the_first_and_the_last(tmp_path):
-    records = [{"kind": "eval", "benchmark": "x", "step": step, "accuracy": step / 100, "accuracy_se": 0.01, "pass_at_k": {}, "n": 9, "effective_strategies": None if step else 2.5, "effective_strategies_problems": 7}
+    records = [{"kind": "eval", "benchmark": "x", "step": step, "accuracy": step / 100, "accuracy_se": 0.01,
+                "pass_at_k": {}, "n": 9, "effective_strategies": None if step else 2.5,
+                "effective_strategies_problems": 7}
                for step in (0, 50, 100)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [{"kind": "run", "config": {}, "argv": []}, *records]))
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in [{"kind": "run", "config": {}, "argv": []}, *records]))
     rows = [line.split() for line in before_and_after(tmp_path).splitlines() if line.startswith("x ")]
-    assert rows == [["x", "0", "0.000", "±", "0.010", "2.50", "(7", "of", "9)"], ["x", "100", "1.000", "±", "0.010", "-"]]
+    assert rows == [["x", "0", "0.000", "±", "0.010", "2.50", "(7", "of", "9)"],
+                    ["x", "100", "1.000", "±", "0.010", "-"]]
 
 
 def test_scalars_by_hand():
-    assert scalars({"kind": "train", "step": 3, "reward": 0.5, "modes": None, "rewards": {"format": 1.0}}) == {"train/reward": 0.5, "train/rewards/format": 1.0}
-    assert scalars({"kind": "eval", "step": 3, "benchmark": "b", "accuracy": 0.5, "pass_at_k": {"2": 1.0}}) == {"eval/b/accuracy": 0.5, "eval/b/pass_at_k/2": 1.0}
+    assert scalars({"kind": "train", "step": 3, "reward": 0.5, "modes": None,
+                    "rewards": {"format": 1.0}}) == {"train/reward": 0.5, "train/rewards/format": 1.0}
+    assert scalars({"kind": "eval", "step": 3, "benchmark": "b", "accuracy": 0.5,
+                    "pass_at_k": {"2": 1.0}}) == {"eval/b/accuracy": 0.5, "eval/b/pass_at_k/2": 1.0}
 
 
 def stub(monkeypatch, name: str) -> types.ModuleType:
@@ -124,12 +143,14 @@ def test_trackers_are_checked_before_anything_is_loaded(monkeypatch):
 def test_a_tracker_gets_every_record_of_a_run(monkeypatch, tmp_path):
     """Weights & Biases, as far as we call it: one step number per record, the numbers of metrics.jsonl, and an end."""
     wandb, seen = stub(monkeypatch, "wandb"), []
-    wandb.init = lambda **settings: seen.append(settings) or types.SimpleNamespace(log=lambda values, step: seen.append((step, values)), finish=lambda: seen.append("end"))
+    wandb.init = lambda **settings: seen.append(settings) or types.SimpleNamespace(
+        log=lambda values, step: seen.append((step, values)), finish=lambda: seen.append("end"))
     config = train_here(tmp_path / "run", ["1+2", "3+4", "5+6", "7+8"], "run.steps=2", 'run.trackers=["wandb"]')
     written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert seen[0]["group"] == "run" and seen[0]["config"]["run"]["dir"] == config.run.dir and seen[-1] == "end"
     assert [step for step, _ in seen[1:-1]] == [record["step"] for record in written if record["kind"] != "run"]
-    assert [values["train/reward"] for _, values in seen[1:-1] if "train/reward" in values] == [record["reward"] for record in written if record["kind"] == "train"]
+    assert [values["train/reward"] for _, values in seen[1:-1] if "train/reward" in values] == [
+        record["reward"] for record in written if record["kind"] == "train"]
 
 
 def test_tensorboard_gets_numbers_in_the_run_folder(monkeypatch, tmp_path):
@@ -153,5 +174,6 @@ def test_a_wandb_that_does_not_start_is_a_line(monkeypatch, tmp_path):
 
 def test_a_trainer_does_not_wait_for_plots():
     """What only reports need is not imported by the trainer, and no tracker is."""
-    code = "import dra_grpo, sys; assert not {'scipy', 'matplotlib', 'wandb', 'tensorboard', 'page', 'kernel'} & set(sys.modules)"
+    code = ("import dra_grpo, sys; "
+            "assert not {'scipy', 'matplotlib', 'wandb', 'tensorboard', 'page', 'kernel'} & set(sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

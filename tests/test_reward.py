@@ -27,15 +27,18 @@ def test_golden_vectors(case, dtype):
     correct = rewards > 0 if options["scope"] == "correct" else None
     kernel = (similarity, options["smi"], options["sharpen"], options["clamp"], correct)
     adjusted = adjust_rewards(rewards, similarity, **options)
-    for got, key in ((smi_values(*kernel), "smi"), (diversity_weights(*kernel, options["normalize"]), "weights"), (adjusted, "adjusted"),
-                     (group_advantages(adjusted), "advantages_std"), (group_advantages(adjusted, "none"), "advantages_none")):
+    for got, key in ((smi_values(*kernel), "smi"), (diversity_weights(*kernel, options["normalize"]), "weights"),
+                     (adjusted, "adjusted"),
+                     (group_advantages(adjusted), "advantages_std"),
+                     (group_advantages(adjusted, "none"), "advantages_none")):
         assert got.dtype == dtype
         torch.testing.assert_close(got, torch.tensor(case[key], dtype=dtype), rtol=0, atol=1e-5, msg=key)
 
 
 def random_groups(P=5, G=6, D=9, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(P, G, D, generator=generator, dtype=torch.float64), (torch.rand(P, G, generator=generator) > 0.4).double()
+    return torch.randn(P, G, D, generator=generator,
+                       dtype=torch.float64), (torch.rand(P, G, generator=generator) > 0.4).double()
 
 
 def test_log_det_equals_brute_force_determinants():
@@ -50,18 +53,22 @@ def test_log_det_equals_brute_force_determinants():
 
 
 def log_det_by_determinants(similarity, rows):
-    """For these rows, a determinant each in float64, of whatever matrices come in; numpy's, since torch.logdet of 255 x 255 on a CPU is wrong on some numbers of threads."""
+    """For these rows, a determinant each in float64, of whatever matrices come in; numpy's, since torch.logdet of 255 x
+    255 on a CPU is wrong on some numbers of threads."""
     K = torch.eye(similarity.shape[-1], dtype=torch.float64) + similarity.double()
     rest = [[j for j in range(K.shape[-1]) if j != i] for i in rows]
-    whole, minors = (torch.from_numpy(np.asarray(np.linalg.slogdet(part.numpy())[1])) for part in (K, torch.stack([K[:, keep][:, :, keep] for keep in rest], 1)))
+    whole, minors = (torch.from_numpy(np.asarray(np.linalg.slogdet(part.numpy())[1]))
+                     for part in (K, torch.stack([K[:, keep][:, :, keep] for keep in rest], 1)))
     return K.diagonal(dim1=-2, dim2=-1)[:, rows].log() + minors - whole[:, None]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 @pytest.mark.parametrize("G", [2, 16, 256])
-@pytest.mark.parametrize("kind", ["clones", "half of them clones", "cos 0.999 up to 1e-4", "fewer dimensions than completions", "from bfloat16", "bfloat16 itself"])
+@pytest.mark.parametrize("kind", ["clones", "half of them clones", "cos 0.999 up to 1e-4",
+                                  "fewer dimensions than completions", "from bfloat16", "bfloat16 itself"])
 def test_log_det_is_exact_where_it_is_hard(kind, G, device):
-    """float32 within 2e-5 of determinants in float64 for singular and nearly singular S, and for S that rounding has made indefinite."""
+    """float32 within 2e-5 of determinants in float64 for singular and nearly singular S, and for S that rounding has
+    made indefinite."""
     generator = torch.Generator().manual_seed(G)
     x = torch.randn(1 if G == 256 else 2, G, 3 if kind.startswith("fewer") else 64, generator=generator)
     if kind == "clones":
@@ -77,32 +84,40 @@ def test_log_det_is_exact_where_it_is_hard(kind, G, device):
     got = log_det_smi(similarity)
     assert got.dtype == torch.float32 and got.min() >= 0
     rows = list(range(0, G, 1 if G < 256 else 64))
-    torch.testing.assert_close(got.cpu()[:, rows], log_det_by_determinants(similarity.cpu(), rows).float(), rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(got.cpu()[:, rows], log_det_by_determinants(similarity.cpu(), rows).float(), rtol=2e-5,
+                               atol=2e-5)
 
 
 def test_log_det_of_256_clones_by_hand():
     """S of ones: K = I + 1 1^T, K_ii = 2, (K^-1)_ii = 1 - 1 / (G + 1)."""
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-13)):
-        torch.testing.assert_close(log_det_smi(torch.ones(3, 256, 256, dtype=dtype)), torch.full((3, 256), math.log(2 * (1 - 1 / 257)), dtype=dtype), rtol=0, atol=tolerance)
+        torch.testing.assert_close(log_det_smi(torch.ones(3, 256, 256, dtype=dtype)),
+                                   torch.full((3, 256), math.log(2 * (1 - 1 / 257)), dtype=dtype), rtol=0,
+                                   atol=tolerance)
 
 
 def test_graph_cut_equals_a_loop_over_pairs():
     similarity = cosine_similarity(random_groups()[0])
     for p in range(5):
         for i in range(6):
-            assert graph_cut_smi(similarity)[p, i].item() == pytest.approx(sum(similarity[p, i, j].item() for j in range(6) if j != i))
+            assert graph_cut_smi(similarity)[p, i].item() == pytest.approx(
+                sum(similarity[p, i, j].item() for j in range(6) if j != i))
 
 
-@pytest.mark.parametrize("options", [{}, {"smi": "log_det"}, {"sharpen": 4.0, "scope": "correct", "normalize": "mean"}, {"clamp": False, "negative": "divide"}])
+@pytest.mark.parametrize("options", [{}, {"smi": "log_det"}, {"sharpen": 4.0, "scope": "correct", "normalize": "mean"},
+                                     {"clamp": False, "negative": "divide"}])
 def test_groups_never_interact_and_order_is_free(options):
     """A group's result is the same alone, in a batch, under more batch axes, and permutes with its completions."""
     embeddings, rewards = random_groups()
     full = adjust_rewards(rewards, cosine_similarity(embeddings), **options)
     for p in range(5):
-        torch.testing.assert_close(adjust_rewards(rewards[p], cosine_similarity(embeddings[p]), **options), full[p], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(adjust_rewards(rewards[p], cosine_similarity(embeddings[p]), **options), full[p],
+                                   rtol=1e-12, atol=1e-12)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    torch.testing.assert_close(adjust_rewards(rewards[:, order], cosine_similarity(embeddings[:, order]), **options), full[:, order], rtol=1e-12, atol=1e-12)
-    stacked = adjust_rewards(torch.stack((rewards, rewards)), cosine_similarity(torch.stack((embeddings, embeddings))), **options)
+    torch.testing.assert_close(adjust_rewards(rewards[:, order], cosine_similarity(embeddings[:, order]), **options),
+                               full[:, order], rtol=1e-12, atol=1e-12)
+    stacked = adjust_rewards(torch.stack((rewards, rewards)), cosine_similarity(torch.stack((embeddings, embeddings))),
+                             **options)
     torch.testing.assert_close(stacked[1], full, rtol=1e-12, atol=1e-12)
     for scale in ("std", "none"):
         alone = torch.stack([group_advantages(group, scale) for group in full])
@@ -130,8 +145,10 @@ def test_half_precision_is_computed_in_float32():
 
 
 def test_weights_stay_in_their_range():
-    """Clamped graph cut: exactly [1/G, 1] for any embeddings, clones, opposites, zeros and huge or tiny norms included."""
-    embeddings = torch.tensor([[[1.0, 0], [1, 0], [1, 0]], [[1, 0], [-1, 0], [0, 0]], [[1e-30, 0], [1e30, 1e30], [0, 1e-38]]])
+    """Clamped graph cut: exactly [1/G, 1] for any embeddings, clones, opposites, zeros and huge or tiny norms
+    included."""
+    embeddings = torch.tensor([[[1.0, 0], [1, 0], [1, 0]], [[1, 0], [-1, 0], [0, 0]],
+                               [[1e-30, 0], [1e30, 1e30], [0, 1e-38]]])
     similarity = cosine_similarity(embeddings)
     assert torch.equal(similarity.diagonal(dim1=-2, dim2=-1), torch.ones(3, 3)) and similarity.abs().max() <= 1
     weights = diversity_weights(similarity)
@@ -147,7 +164,8 @@ def test_scope_correct_without_right_answers():
     similarity = cosine_similarity(random_groups()[0])
     zeros = torch.zeros(5, 6)
     assert torch.equal(adjust_rewards(zeros, similarity, scope="correct"), zeros)
-    torch.testing.assert_close(diversity_weights(similarity, correct=torch.zeros(5, 6, dtype=torch.bool)), torch.ones(5, 6, dtype=torch.float64))
+    torch.testing.assert_close(diversity_weights(similarity, correct=torch.zeros(5, 6, dtype=torch.bool)),
+                               torch.ones(5, 6, dtype=torch.float64))
     rewards = torch.full((5, 6), 0.5)
     mask = torch.zeros(5, 6, dtype=torch.bool)
     mask[:, 0] = True
@@ -171,10 +189,12 @@ NAN = torch.full((3,), float("nan"))
     (lambda: smi_values(EYE, "log_det", sharpen=2.0), ["log_det", "sharpen"]),
     (lambda: adjust_rewards(torch.ones(3), EYE, smi="log_det", scope="correct"), ["log_det", "scope"]),
     (lambda: smi_values(EYE, sharpen=2.0, clamp=False), ["sharpen", "clamp"]),
-    (lambda: diversity_weights(torch.tensor([[[1.0, 0], [0, 1]], [[1.0, -1], [-1, 1]]]), clamp=False), ["group [1]", "clamp"]),
+    (lambda: diversity_weights(torch.tensor([[[1.0, 0], [0, 1]], [[1.0, -1], [-1, 1]]]), clamp=False),
+     ["group [1]", "clamp"]),
     (lambda: cosine_similarity(torch.stack((EYE, EYE * float("inf")))), ["group [1]", "finite"]),
     (lambda: smi_values(torch.stack((EYE, EYE * float("nan")))), ["group [1]", "finite"]),
-    (lambda: adjust_rewards(torch.stack((torch.ones(3), NAN)), EYE.expand(2, 3, 3)), ["rewards of group [1]", "finite"]),
+    (lambda: adjust_rewards(torch.stack((torch.ones(3), NAN)), EYE.expand(2, 3, 3)),
+     ["rewards of group [1]", "finite"]),
     (lambda: group_advantages(torch.stack((torch.ones(3), NAN))), ["group [1]", "finite"]),
     (lambda: log_det_smi(torch.stack((EYE, EYE - 3))), ["group [1]", "positive definite"]),
     (lambda: smi_values(torch.ones(1, 1)), ["G >= 2"]),
@@ -204,23 +224,29 @@ def test_advantages_by_hand():
 
 def test_reward_functions_by_hand():
     grades = [Grade(correct, "", None) for correct in (True, True, False, False, False)]
-    lengths = {"lengths": [0, 100, 0, 100, 200], "texts": ["", "x" * 1000, "x" * 2000, "x" * 1000, ""], "max_new_tokens": 100}
+    lengths = {"lengths": [0, 100, 0, 100, 200], "texts": ["", "x" * 1000, "x" * 2000, "x" * 1000, ""],
+               "max_new_tokens": 100}
     assert reward_function("cosine", RewardConfig())(grades=grades, **lengths) == [1.0, 0.5, 0.0, -0.5, -0.5]
-    assert reward_function("cosine", RewardConfig(cosine="published"))(grades=grades, **lengths) == [1.0, 0.5, 0.0, -0.5, 0.0]
+    assert reward_function("cosine", RewardConfig(cosine="published"))(grades=grades, **lengths) == [
+        1.0, 0.5, 0.0, -0.5, 0.0]
     assert reward_function("accuracy", RewardConfig())(grades=grades) == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(("text", "right"), [
-    ("a\n</think>\nb", 1), ("<think>\na\nb\n</think>\nc\nd", 1), ("<think>a\n</think>\n", 1), ("a</think>b", 0), ("a\n</think>\nb\n</think>\n", 0),
-    ("<think><think>a\n</think>\nb", 0), ("a\n</think>\n<think>", 0), ("a", 0), ("", 0), ("x" * 10**6 + "\n</think>\n" + "y" * 10**6, 1),
+    ("a\n</think>\nb", 1), ("<think>\na\nb\n</think>\nc\nd", 1), ("<think>a\n</think>\n", 1), ("a</think>b", 0),
+    ("a\n</think>\nb\n</think>\n", 0),
+    ("<think><think>a\n</think>\nb", 0), ("a\n</think>\n<think>", 0), ("a", 0), ("", 0),
+    ("x" * 10**6 + "\n</think>\n" + "y" * 10**6, 1),
 ])
 def test_format_is_one_closed_reasoning(text, right):
     assert reward_function("format", RewardConfig())(texts=[text]) == [right]
-    assert reward_function("format", RewardConfig(format=".*<answer>[^<]*</answer>"))(texts=[text, f"{text[:9]}\n<answer>1</answer>"]) == [0, 1]
+    function = reward_function("format", RewardConfig(format=".*<answer>[^<]*</answer>"))
+    assert function(texts=[text, f"{text[:9]}\n<answer>1</answer>"]) == [0, 1]
 
 
 def test_the_turn_begins_where_the_template_leaves_off(tmp_path):
-    """A template that writes <think>: grades and formats see the whole turn, so reasoning that never ends has no answer."""
+    """A template that writes <think>: grades and formats see the whole turn, so reasoning that never ends has no
+    answer."""
     seen = tmp_path / "seen.py"
     seen.write_text("def seen(texts, **_):\n    return [float(text.startswith('<think>')) for text in texts]\n")
     texts = ["1+1\n</think>\n\\boxed{2}", "maybe \\boxed{2} or"]
@@ -229,13 +255,20 @@ def test_the_turn_begins_where_the_template_leaves_off(tmp_path):
         for begun, accuracy in (("<think>\n", [1.0, 0.0]), ("", [1.0, 1.0])):
             rewarder = Rewarder(reward_functions(config), DraConfig(enabled=False), "none", 64, grader, None, begun)
             scores = rewarder(texts, [{"answer": "2"}], [9, 9], 2)
-            assert [part.tolist() for part in scores.parts.values()] == [[accuracy], [[1.0, 0.0]], [[1.0, 1.0] if begun else [0.0, 0.0]]]
+            assert [part.tolist() for part in scores.parts.values()] == [[accuracy], [[1.0, 0.0]],
+                                                                         [[1.0, 1.0] if begun else [0.0, 0.0]]]
 
 
-@pytest.mark.parametrize("dra", [DraConfig(embedder="tiny/embedder"), DraConfig(embedder="tiny/embedder", scope="correct", sharpen=4.0), DraConfig(enabled=False)])
+@pytest.mark.parametrize("dra",
+                         [DraConfig(embedder="tiny/embedder"),
+                          DraConfig(embedder="tiny/embedder", scope="correct", sharpen=4.0), DraConfig(enabled=False)])
 def test_rewarder_is_the_functions_in_order(dra):
-    """What a run computes is what the tested functions give on the same texts, group by group; a well formatted wrong answer has a reward and is not right."""
-    texts = ["so \\boxed{85}", "ones 7+8=15, so \\boxed{85}", "so \\boxed{84}", "ones\n</think>\nnone", "ones so \\boxed{1}", "\\boxed{2}", "tens \\boxed{2.0}", "\\boxed{2}"]
+    """What a run computes is what the tested functions give on the same texts, group by group.
+
+    A well formatted wrong answer has a reward and is not right.
+    """
+    texts = ["so \\boxed{85}", "ones 7+8=15, so \\boxed{85}", "so \\boxed{84}", "ones\n</think>\nnone",
+             "ones so \\boxed{1}", "\\boxed{2}", "tens \\boxed{2.0}", "\\boxed{2}"]
     rows = [{"answer": "85"}, {"answer": "2"}]
     with Grader(1) as grader:
         embedder = Embedder("tiny/embedder") if dra.enabled else None
@@ -251,11 +284,15 @@ def test_rewarder_is_the_functions_in_order(dra):
     assert torch.equal(scores.adjusted, expected)
     assert torch.equal(scores.advantage, group_advantages(expected))
     pairs = ~torch.eye(4, dtype=torch.bool)
-    assert scores.similarity == ([pytest.approx(group[pairs].mean().item()) for group in similarity] if dra.enabled else [None, None])
+    assert scores.similarity == ([pytest.approx(group[pairs].mean().item()) for group in similarity] if dra.enabled
+                                 else [None, None])
 
 
 def test_user_reward_functions_get_what_the_docs_say(tmp_path):
-    """The example of docs/rewards.md next to accuracy, weighted; a wrong number of values is an error that names the function."""
+    """The example of docs/rewards.md next to accuracy, weighted.
+
+    A wrong number of values is an error that names the function.
+    """
     page = (Path(__file__).parent.parent / "docs/rewards.md").read_text(encoding="utf-8")
     example = page.split("```python\n")[1].split("```")[0]
     (tmp_path / "my.py").write_text(example + "def short(rows, **_):\n    return [row['bonus'] for row in rows][1:]\n")
@@ -264,12 +301,15 @@ def test_user_reward_functions_get_what_the_docs_say(tmp_path):
         def rewarder(functions):
             named = reward_functions(RewardConfig(functions))
             return Rewarder(named, DraConfig(enabled=False), "none", 100, grader, None)
-        scores = rewarder({"accuracy": 2.0, name: 0.5})(["\\boxed{1}", "\\boxed{2}"], [{"answer": "1", "bonus": 3}], [20, 100], 2)
+        scores = rewarder({"accuracy": 2.0, name: 0.5})(["\\boxed{1}", "\\boxed{2}"], [{"answer": "1", "bonus": 3}],
+                                                        [20, 100], 2)
         torch.testing.assert_close(scores.raw, torch.tensor([[2.4, 0.0]]))
         torch.testing.assert_close(scores.parts[name], torch.tensor([[0.8, 0.0]]))
         parts = rewarder({f"{tmp_path}/my.py:graded": 1.0, f"{tmp_path}/my.py:soft_overlong": 1.0})(
-            ["\\boxed{1}", "\\boxed{0}", "\\boxed{7}", "no"], [{"answer": "1", "nearly": ["0"]}], [80, 90, 100, 10], 4).parts
-        torch.testing.assert_close(torch.cat(list(parts.values())), torch.tensor([[1.0, 0.5, 0.1, 0.0], [0.0, -0.5, -1.0, 0.0]]))
+            ["\\boxed{1}", "\\boxed{0}", "\\boxed{7}",
+             "no"], [{"answer": "1", "nearly": ["0"]}], [80, 90, 100, 10], 4).parts
+        torch.testing.assert_close(torch.cat(list(parts.values())),
+                                   torch.tensor([[1.0, 0.5, 0.1, 0.0], [0.0, -0.5, -1.0, 0.0]]))
         with pytest.raises(ValueError, match="short.*1 values for 2"):
             rewarder({f"{tmp_path}/my.py:short": 1.0})(["a", "b"], [{"answer": "1", "bonus": 3}], [1, 1], 2)
 
@@ -289,7 +329,10 @@ def fails(similarity, rewards, rows): return similarity @ torch.ones(7)
 
 
 def test_weights_hook_replaces_the_weights(tmp_path):
-    """Whatever precision it answers in, and even if it writes into what it was given; anything but (P, G) finite floats is an error that says so."""
+    """Whatever precision it answers in, and even if it writes into what it was given.
+
+    Anything but (P, G) finite floats is an error that says so.
+    """
     (tmp_path / "hook.py").write_text(HOOKS)
     texts, rows = ["\\boxed{1}", "\\boxed{1}", "\\boxed{2}", "x \\boxed{1}"], [{"answer": "1"}, {"answer": "1"}]
     with Grader(1) as grader:
@@ -298,19 +341,26 @@ def test_weights_hook_replaces_the_weights(tmp_path):
             functions, embedder = reward_functions(RewardConfig()), Embedder("tiny/embedder")
             return Rewarder(functions, DraConfig(), "none", 64, grader, embedder, hook=hook)(texts, rows, [5] * 4, 2)
         hooked, plain = scores("f"), scores("")
-        assert hooked.adjusted.tolist() == [[0.25, 0.25], [0.0, 0.25]] and hooked.adjusted.dtype == torch.float32 and not hooked.advantage.requires_grad
-        assert torch.equal(hooked.smi, plain.smi) and torch.equal(hooked.raw, plain.raw) and hooked.similarity == plain.similarity
-        for name, words in (("shape", r"shape \(2,\)"), ("numbers", "list"), ("nothing", "NoneType"), ("integers", "int64"), ("nan", r"group \[1\] are not finite"),
+        assert hooked.adjusted.tolist() == [[0.25, 0.25], [0.0, 0.25]] and hooked.adjusted.dtype == torch.float32
+        assert not hooked.advantage.requires_grad
+        assert torch.equal(hooked.smi, plain.smi) and torch.equal(hooked.raw, plain.raw)
+        assert hooked.similarity == plain.similarity
+        for name, words in (("shape", r"shape \(2,\)"), ("numbers", "list"), ("nothing", "NoneType"),
+                            ("integers", "int64"), ("nan", r"group \[1\] are not finite"),
                             ("fails", "raised RuntimeError.*hook.py, line")):
             with pytest.raises(ValueError, match=f"dra.weights.*{words}"):
                 scores(name)
 
 
 def test_tiny_embedder_reads_text_only_and_strategies_are_close():
-    """Mean cosine between different strategies of one problem at least 0.6: they share most words and numbers, as real solutions do."""
+    """Mean cosine between different strategies of one problem at least 0.6.
+
+    They share most words and numbers, as real solutions do.
+    """
     from tiny.task import STRATEGIES, problems, solution
     pairs = [tuple(map(int, row["problem"].split("+"))) for row in problems()[:100]]
-    vectors = Embedder("tiny/embedder").encode([solution(name, *pair) for pair in pairs for name in STRATEGIES]).view(100, 4, -1)
+    vectors = Embedder("tiny/embedder").encode([solution(name, *pair) for pair in pairs for name in STRATEGIES]).view(
+        100, 4, -1)
     similarity = cosine_similarity(vectors)
     off_diagonal = similarity[:, ~torch.eye(4, dtype=torch.bool)]
     assert 0.6 <= off_diagonal.mean() < 0.99

@@ -1,4 +1,5 @@
-"""The real command: what it writes, that it continues where it stopped, that ranks do not matter, and what it says to bad input."""
+"""The real command: what it writes, that it continues where it stopped, that ranks do not matter, and what it says to
+bad input."""
 import json
 import os
 import resource
@@ -64,9 +65,11 @@ def here(monkeypatch, capsys):
 def test_run_folder_holds_what_the_readme_says(run):
     folder, result, _ = run
     metrics = records(folder / "metrics.jsonl")
-    assert [(r["kind"], r["step"]) for r in metrics] == [("run", 0), ("eval", 0), ("train", 1), ("train", 2), ("train", 3), ("eval", 3)]
+    assert [(r["kind"], r["step"]) for r in metrics] == [("run", 0), ("eval", 0), ("train", 1), ("train", 2),
+                                                         ("train", 3), ("eval", 3)]
     assert {"benchmark", "accuracy", "effective_strategies", "n", "samples"} <= set(metrics[1])
-    assert all(0 <= r["gap"] < 1e-6 and r["gap_max"] < 5e-5 for r in metrics if r["kind"] == "train"), "sampler and learner agree per token"
+    assert all(0 <= r["gap"] < 1e-6 and r["gap_max"] < 5e-5 for r in metrics
+               if r["kind"] == "train"), "sampler and learner agree per token"
     assert load(Config, folder / "config.toml").data.prompts_per_step == 4
     assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == ["step-000002", "step-000003"]
     for word in ("accuracy", "effective strategies", str(folder / "final"), str(folder / "samples.jsonl")):
@@ -78,14 +81,17 @@ def test_run_folder_holds_what_the_readme_says(run):
 def test_samples_hold_whole_groups_that_add_up(run):
     """Raw reward, SMI, weight, adjusted reward and advantage of a group must follow from each other."""
     groups = records(run[0] / "samples.jsonl")
-    assert [(g["step"], g["position"]) for g in groups] == [(step, position) for step in (1, 2, 3) for position in range(4)]
+    assert [(g["step"], g["position"]) for g in groups] == [(step, position) for step in (1, 2, 3)
+                                                            for position in range(4)]
     for group in groups:
         rows = group["completions"]
         assert len(rows) == 8 and {"text", "label", "correct", "reason"} <= set(rows[0])
         adjusted = torch.tensor([r["adjusted"] for r in rows])
         for r in rows:
-            assert r["reward"] == float(r["correct"]) and r["adjusted"] == pytest.approx(r["reward"] / (1 + r["smi"]) if r["reward"] > 0 else r["reward"])
-        torch.testing.assert_close(torch.tensor([r["advantage"] for r in rows]), (adjusted - adjusted.mean()) / (adjusted.std() + 1e-4))
+            assert r["reward"] == float(r["correct"])
+            assert r["adjusted"] == pytest.approx(r["reward"] / (1 + r["smi"]) if r["reward"] > 0 else r["reward"])
+        torch.testing.assert_close(torch.tensor([r["advantage"] for r in rows]),
+                                   (adjusted - adjusted.mean()) / (adjusted.std() + 1e-4))
 
 
 @pytest.mark.exact
@@ -93,21 +99,26 @@ def test_final_folder_gives_the_same_tokens_and_logits_in_transformers(run):
     ours = Transformer.from_pretrained(run[0] / "final")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(run[0] / "final")
     tokenizer = transformers.AutoTokenizer.from_pretrained(run[0] / "final")
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "47+38"}], add_generation_prompt=True)["input_ids"]
+    messages = [{"role": "user", "content": "47+38"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     ids = torch.tensor([prompt])
-    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False)[0, len(prompt):].tolist()
+    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64,
+                               do_sample=False)[0, len(prompt):].tolist()
     got = Sampler(ours, SamplerConfig(max_new_tokens=64, temperature=0.0), [0]).generate([prompt], 1, (0,))
     assert got[0][0].tokens == expected
     with torch.no_grad():
         assert (ours(ids) - theirs(ids).logits).abs().max() < 1e-4
     start = Transformer.from_pretrained("tiny/policy").state_dict()
-    assert any(not torch.equal(tensor, start[name]) for name, tensor in ours.state_dict().items()), "training changed the policy"
+    assert any(not torch.equal(tensor, start[name])
+               for name, tensor in ours.state_dict().items()), "training changed the policy"
 
 
 def assert_same_run(a, b, exact):
     assert comparable(a / "samples.jsonl") == comparable(b / "samples.jsonl") if exact else [
-        [c["text"] for c in g["completions"]] for g in records(a / "samples.jsonl")] == [[c["text"] for c in g["completions"]] for g in records(b / "samples.jsonl")]
-    weights = [torch.cat([t.flatten() for t in Transformer.from_pretrained(x / "final").state_dict().values()]) for x in (a, b)]
+        [c["text"] for c in g["completions"]] for g in records(a / "samples.jsonl")] == [
+            [c["text"] for c in g["completions"]] for g in records(b / "samples.jsonl")]
+    weights = [torch.cat([t.flatten() for t in Transformer.from_pretrained(x / "final").state_dict().values()])
+               for x in (a, b)]
     if exact:
         assert comparable(a / "metrics.jsonl") == comparable(b / "metrics.jsonl")
         assert torch.equal(*weights)
@@ -117,16 +128,20 @@ def assert_same_run(a, b, exact):
 
 @pytest.mark.exact
 def test_two_ranks_train_the_same_policy(run, run_on_two_ranks):
-    """torchrun with two gloo ranks and FSDP2: the same completions and evaluation, and weights equal to 1e-6 (fp32, whole vector)."""
+    """torchrun with two gloo ranks and FSDP2: the same completions and evaluation, and weights equal to 1e-6 (fp32,
+    whole vector)."""
     assert_same_run(run[0], run_on_two_ranks[0], exact=False)
     assert records(run_on_two_ranks[0] / "metrics.jsonl")[0]["world"] == 2
     before = [comparable(folder / "metrics.jsonl")[0] for folder in (run[0], run_on_two_ranks[0])]
-    assert before[0] == before[1] and before[0]["kind"] == "eval", "each rank samples its share of the problems; the figures are those of all"
+    assert before[0] == before[1] and before[0]["kind"] == "eval", "ranks share the problems; figures are those of all"
 
 
 @pytest.mark.exact
 def test_the_same_command_continues_bit_equal(run, tmp_path, here):
-    """A copy cut back to step 2, with the records of a third step and half a line still in its files: the end must be that of the uninterrupted run."""
+    """A copy cut back to step 2, with the records of a third step and half a line still in its files.
+
+    The end must be that of the uninterrupted run.
+    """
     folder = tmp_path / "r"
     shutil.copytree(run[0], folder)
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -226,8 +241,12 @@ def wait_for_steps(metrics: Path) -> None:
 
 
 def stopped_midway(arguments: list[str], metrics: Path, signum: int) -> tuple[int, str]:
-    """(exit code, stderr) of a run that gets `signum` once it has logged at least three steps; it must end within 30 seconds."""
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    """(exit code, stderr) of a run that gets `signum` once it has logged at least three steps.
+
+    It must end within 30 seconds.
+    """
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
     wait_for_steps(metrics)
     process.send_signal(signum)
     _, stderr = process.communicate(timeout=30)
@@ -249,7 +268,10 @@ def test_interrupt_saves_and_the_same_command_continues(tmp_path, here):
 
 @pytest.mark.parametrize("work", ["update", "save"])
 def test_an_interrupt_outside_sampling_is_remembered(tmp_path, here, monkeypatch, work):
-    """A signal in an update or in a save, which no exception may cut short: the step counts, is saved, and the next run goes on from it."""
+    """A signal in an update or in a save, which no exception may cut short.
+
+    The step counts, is saved, and the next run goes on from it.
+    """
     owner, name = (dra_grpo.Learner, "update") if work == "update" else (checkpoint, "save")
     done, calls = getattr(owner, name), []
 
@@ -260,10 +282,12 @@ def test_an_interrupt_outside_sampling_is_remembered(tmp_path, here, monkeypatch
         return done(*arguments)
 
     monkeypatch.setattr(owner, name, interrupted)
-    code, _, error = here(*command(tmp_path / "r", *ENDLESS, "run.save_every=1" if work == "save" else "run.keep=2")[2:])
+    code, _, error = here(
+        *command(tmp_path / "r", *ENDLESS, "run.save_every=1" if work == "save" else "run.keep=2")[2:])
     assert code == 130 and "interrupted after step 2 of 100000, saved" in error and "Traceback" not in error
     code, out, _ = here(*command(tmp_path / "r", *ENDLESS, "run.steps=3")[2:])
-    assert code == 0 and "continuing at step 2" in out and "run.steps was 100000: the learning rate of the first 2 steps followed that" in out
+    assert code == 0 and "continuing at step 2" in out
+    assert "run.steps was 100000: the learning rate of the first 2 steps followed that" in out
 
 
 def test_fewer_steps_than_were_done_are_refused(run, here):
@@ -272,7 +296,8 @@ def test_fewer_steps_than_were_done_are_refused(run, here):
     assert code == 2 and "holds a run of 3 steps, run.steps = 2 is less" in error
     code, out, _ = here(*command(run[0], "run.save_every=7")[2:])
     assert code == 0 and "is complete" in out and "continuing" not in out
-    assert {path.name: path.read_bytes() for path in run[0].iterdir() if path.is_file() and path.name != "lock"} == before
+    assert {path.name: path.read_bytes() for path in run[0].iterdir() if path.is_file()
+            and path.name != "lock"} == before
 
 
 def test_interrupt_under_torchrun_saves_on_all_ranks(tmp_path):
@@ -287,7 +312,8 @@ def test_interrupt_under_torchrun_saves_on_all_ranks(tmp_path):
 
 def on_two_ranks(arguments: list[str], **options) -> subprocess.Popen:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.Popen([*launch, *arguments[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen([*launch, *arguments[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def errors(stderr: str) -> list[str]:
@@ -299,7 +325,8 @@ def errors(stderr: str) -> list[str]:
 
 @pytest.mark.slow
 def test_error_in_a_users_function_on_one_rank_ends_all_with_one_message(tmp_path):
-    """The second rank's third call raises: both ranks end, one line names rank, step, function and place, and what was saved stays."""
+    """The second rank's third call raises: both ranks end, one line names rank, step, function and place, and what was
+    saved stays."""
     (tmp_path / "mine.py").write_text("""import os
 calls = 0
 def picky(texts, **_):
@@ -335,11 +362,13 @@ def test_killed_rank_is_named_and_the_others_end(tmp_path):
 
 @pytest.mark.slow
 def test_two_nodes_train_together(run_on_two_ranks, tmp_path):
-    """Two torchrun agents of one rank each that meet over a c10d rendezvous, as on two machines: bit-equal to two ranks of one agent."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
-              "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "nodes", "--local-addr", "localhost"]
+    """Two torchrun agents of one rank each that meet over a c10d rendezvous, as on two machines: bit-equal to two ranks
+    of one agent."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend",
+              "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "nodes", "--local-addr", "localhost"]
     arguments = [*launch, *command(tmp_path / "r", run_on_two_ranks[2])[1:]]
-    nodes = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    nodes = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
     ends = [node.communicate(timeout=120) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], ends
     assert_same_run(run_on_two_ranks[0], tmp_path / "r", exact=True)
@@ -355,9 +384,11 @@ def free_port() -> int:
 def test_checkpoints_load_on_other_numbers_of_ranks(run, tmp_path):
     """A step each on two, one and four ranks: the same completions, and weights equal to 1e-6."""
     for step, ranks in ((1, 2), (2, 1), (3, 4)):
-        result = torchrun(ranks, "dra_grpo.py", *command(tmp_path / "r", run[2], f"run.steps={step}", "learner.schedule=constant", "learner.warmup=0.0")[2:])
+        result = torchrun(ranks, "dra_grpo.py", *command(tmp_path / "r", run[2], f"run.steps={step}",
+                                                         "learner.schedule=constant", "learner.warmup=0.0")[2:])
         assert result.returncode == 0, result.stderr[-3000:]
-    result = subprocess.run(command(tmp_path / "whole", run[2], "learner.schedule=constant", "learner.warmup=0.0"), capture_output=True, text=True)
+    result = subprocess.run(command(tmp_path / "whole", run[2], "learner.schedule=constant", "learner.warmup=0.0"),
+                            capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "r", exact=False)
 
@@ -420,22 +451,26 @@ def test_no_resume_refuses_a_used_folder(run, here):
 def test_resuming_with_other_settings_lists_what_differs(run, here):
     before = (run[0] / "config.toml").read_bytes()
     code, _, error = here(*command(run[0], "learner.lr=1e-3", "sampler.temperature=0.9", "run.steps=4")[2:])
-    assert code == 2 and "learner.lr: 0.0001 -> 0.001" in error and "sampler.temperature" in error and "run.steps" not in error
+    assert code == 2 and "learner.lr: 0.0001 -> 0.001" in error and "sampler.temperature" in error
+    assert "run.steps" not in error
     assert (run[0] / "config.toml").read_bytes() == before
 
 
 def test_help_lists_every_key(here):
     _, text, _ = here("--help")
-    for key in ("model.path", "data.prompts_per_step", "sampler.group_size  (int >= 2; default 8)", "dra.sharpen", "learner.clip_high", "eval.label", "run.save_every"):
+    for key in ("model.path", "data.prompts_per_step", "sampler.group_size  (int >= 2; default 8)", "dra.sharpen",
+                "learner.clip_high", "eval.label", "run.save_every"):
         assert key in text
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dra_grpo", "dra_dr_grpo", "tiny", "tiny_grpo", "tiny_dr_grpo", "tiny_dra_dr_grpo"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dra_grpo", "dra_dr_grpo", "tiny", "tiny_grpo", "tiny_dr_grpo",
+                                  "tiny_dra_dr_grpo"])
 def test_recipes_load(name):
     load(Config, f"configs/{name}.toml")
 
 
-@pytest.mark.parametrize(("baseline", "dra"), [("grpo", "dra_grpo"), ("dr_grpo", "dra_dr_grpo"), ("tiny_grpo", "tiny"), ("tiny_dr_grpo", "tiny_dra_dr_grpo")])
+@pytest.mark.parametrize(("baseline", "dra"), [("grpo", "dra_grpo"), ("dr_grpo", "dra_dr_grpo"), ("tiny_grpo", "tiny"),
+                                               ("tiny_dr_grpo", "tiny_dra_dr_grpo")])
 def test_a_baseline_differs_from_its_twin_in_one_line(baseline, dra):
     lines = [Path(f"configs/{name}.toml").read_text().splitlines() for name in (baseline, dra)]
     assert [(a, b) for a, b in zip(*lines, strict=True) if a != b] == [("enabled = false", "enabled = true")]
