@@ -28,15 +28,15 @@ import files
 from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchmarks, load_problems, remarks
 from embedder import Embedder
-from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, by_problem, check_eval, check_room, collect, eval_sampler,
-                          sample_groups, sample_problems, settings_of, whole_problems)
+from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, OwnGrader, asked, by_problem, check_eval, check_room, collect,
+                          eval_sampler, grader_of, sample_groups, sample_problems, settings_of, whole_problems)
 from files import json_lines, read_jsonl, require
 from grader import Grader
 from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
 from prompts import check_template, load_tokenizer, messages_of, model_folder, prompt_text
 from ranks import Stop, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
-from reward import cosine_similarity
+from reward import CorrectConfig, cosine_similarity
 
 # N completions
 
@@ -74,6 +74,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     eval: EvalConfig
+    reward: CorrectConfig
     diversity: DiversityConfig
     output: OutputConfig
 
@@ -98,7 +99,8 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
     ks = powers if powers[-1] == n else [*powers, n]
     counts = [sum(sample["correct"] for sample in group) for group in groups]
     flat = [sample for group in groups for sample in group]
-    votes = [[sample["vote"] for sample in group] for group in groups]
+    voted = all("vote" in sample for sample in flat)    # not with reward.correct
+    votes = [[sample["vote"] for sample in group] for group in groups] if voted else []
 
     def share(key: str, value: object) -> float:
         return sum(sample[key] == value for sample in flat) / len(flat)
@@ -109,8 +111,8 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
         "accuracy_se": standard_error([count / n for count in counts]),
         "accuracy_sd": deviation([sum(group[i]["correct"] for group in groups) / len(groups) for i in range(n)]),
         "pass_at_k": {str(k): sum(pass_at_k(n, c, k) for c in counts) / len(counts) for k in ks},
-        "maj_at_k": {str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups)) / len(groups) for k in ks},
-        "truncated": share("finish", "length"), "no_answer": share("answer", None), "timeouts": share("reason", "timeout"),
+        "maj_at_k": {str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups)) / len(groups) for k in ks * voted},
+        "truncated": share("finish", "length"), "no_answer": share("answer", None) if voted else None, "timeouts": share("reason", "timeout"),
         "too_long": share("finish", "prompt"), "reasons": dict(Counter(sample["reason"] for sample in flat)),
         "length": mean(sample["length"] for sample in flat), "length_right": mean(sample["length"] for sample in flat if sample["correct"]),
         "length_max": max(sample["length"] for sample in flat),
@@ -157,7 +159,9 @@ def format_record(record: dict) -> str:
     line += ")" if record["accuracy_sd"] is None else f"; sd over seeds {record['accuracy_sd']:.3f})"
     for name in ("pass", "maj"):
         line += " | " * (len(record[f"{name}_at_k"]) > 1) + " ".join(f"{name}@{k} {value:.3f}" for k, value in record[f"{name}_at_k"].items() if k != "1")
-    line += f" | length {record['length']:.0f} | truncated {record['truncated']:.3f} | no answer {record['no_answer']:.3f} | timeouts {record['timeouts']:.3f}"
+    line += f" | length {record['length']:.0f} | truncated {record['truncated']:.3f}"
+    if record["no_answer"] is not None:
+        line += f" | no answer {record['no_answer']:.3f} | timeouts {record['timeouts']:.3f}"
     if record["too_long"]:
         line += f" | prompt too long for the context {record['too_long']:.3f}"
     if record.get("effective_strategies") is not None and "samples" in record:
@@ -171,11 +175,11 @@ def format_record(record: dict) -> str:
 # ------------------------------------------------------------------------------------------------ the work
 
 
-def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig, grader: Grader) -> tuple[dict, list[dict]]:
+def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig, grader: Grader | OwnGrader) -> tuple[dict, list[dict]]:
     """(record, samples) of one benchmark."""
     name, source = benchmark_name(benchmark)
     config = settings_of(config, name)
-    samples = sample_problems(eval_sampler(model, tokenizer, config, data), tokenizer, load_problems(source, asked(config, data)), data, config, grader, desc=name)
+    samples = sample_problems(eval_sampler(model, tokenizer, config, data), tokenizer, load_problems(source, asked(config, data), gold=grader.reads_answers), data, config, grader, desc=name)
     return summarize(name, samples), samples
 
 
@@ -253,7 +257,8 @@ class Evaluator:
                 require(record, RESULT, where, "a record of an evaluation; remove the file, and the same command makes it again from the samples")
                 records[record["benchmark"]] = record
         checkpoint.barrier()                            # all have read them before the first rank writes more
-        with Grader(self.config.output.workers, self.config.output.timeout_s, self.config.output.require_box) as grader:
+        output = self.config.output
+        with grader_of(self.config.reward.correct, output.workers, output.timeout_s, output.require_box) as grader:
             for name in self.benchmarks:
                 if name not in records:
                     if (record := self.benchmark(name, grader)) is None:
@@ -330,7 +335,7 @@ def main(argv: list[str]) -> int:
     config = configs[0]
     if not config.eval.benchmarks:
         raise ValueError("eval.benchmarks is empty: name at least one file or hub data set")
-    check_eval(config.eval, config.data)
+    check_eval(config.eval, config.data, config.reward.correct)
     folders: dict[Path, Config] = {}
     for each in configs:
         model_folder(each.model)
@@ -338,7 +343,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"{other.model.path} and {each.model.path} would both be evaluated in {out_folder(each)}; evaluate them with an output.dir each")
     stop, skipped = Stop(f"output.dir = {config.output.dir!r}", LESS_EVAL_MEMORY), []
     with stop.users_errors():
-        benchmarks = load_benchmarks(config.eval.benchmarks, asked(config.eval, config.data), skipped)
+        benchmarks = load_benchmarks(config.eval.benchmarks, asked(config.eval, config.data), skipped, gold=not config.reward.correct)
         with ExitStack() as locks:
             for each in configs if is_first_rank() else ():
                 locks.enter_context(files.lock(out_folder(each), "output.dir"))
