@@ -30,9 +30,8 @@ from config import changes, dump, import_function, load, parse_args
 from data import DataConfig, check_source, load_benchmarks, load_problems, remarks
 from embedder import Embedder, PolicyEmbedder
 from eval import format_record, summarize
-from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, check_eval, check_room, eval_sampler, labeller,
-                          sample_problems, settings_of)
-from grader import Grader
+from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, check_eval, check_room, eval_sampler, grader_of,
+                          labeller, sample_problems, settings_of)
 from learner import Clock, Learner, LearnerConfig, Row, lr_at, rows_in_loss
 from metrics import Trackers, before_and_after, check_trackers, group_figures, step_line
 from model import DTYPES, Geometry, ModelConfig, Transformer, read_config
@@ -97,7 +96,7 @@ class Config:
 def check(config: Config, world: int) -> None:
     """ValueError for whatever can be known to be wrong before anything is loaded."""
     check_source("data.train", config.data.train)
-    check_eval(config.eval, config.data)
+    check_eval(config.eval, config.data, config.reward.correct)
     if config.data.prompts_per_step < world:
         raise ValueError(f"data.prompts_per_step = {config.data.prompts_per_step} is less than one prompt for each of "
                          f"{world} ranks")
@@ -234,12 +233,12 @@ class Trainer:
         self.sampler = Sampler(self.rollout_model, config.sampler, self.stop_ids)
         if dra.enabled and dra.embedder == "policy":
             embedder = PolicyEmbedder(self.rollout_model, lambda ids: self.decode([ids])[0], dra.max_tokens, dra.text)
-        self.grader = Grader(config.reward.workers, config.reward.timeout_s)
+        self.grader = grader_of(config.reward.correct, config.reward.workers, config.reward.timeout_s)
         hook = import_function("dra.weights", dra.weights) if dra.weights else None
         self.rewarder = Rewarder(reward_functions(config.reward), dra, advantage_scale(config),
                                  config.sampler.max_new_tokens, self.grader, embedder,
                                  opening(self.tokenizer, config.data), hook)
-        self.label = labeller(config.eval)
+        self.label = labeller(config.eval.label)
         self.done = self.saved = 0                      # steps: trained, and in a checkpoint
         self.sizes = {"metrics": 0, "samples": 0}       # bytes of the record files at that checkpoint
         if self.resumed:
@@ -253,11 +252,11 @@ class Trainer:
 
     def load_data(self) -> str:
         """Problems, benchmarks and tokenizer, then the ranks; returns the policy's folder."""
-        config, skipped = self.config, []
+        config, skipped, gold = self.config, [], not self.config.reward.correct
         folder, question = model_folder(config.model), asked(config.eval, config.data)
         self.folder_files, self.tokenizer = read_files(folder), load_tokenizer(folder, config.data)
-        problems = load_problems(config.data.train, config.data, skipped)
-        self.benchmarks = load_benchmarks(config.eval.benchmarks, question, skipped)
+        problems = load_problems(config.data.train, config.data, skipped, gold)
+        self.benchmarks = load_benchmarks(config.eval.benchmarks, question, skipped, gold)
         check_template(self.tokenizer, problems, config.data)
         for benchmark in self.benchmarks.values():
             check_template(self.tokenizer, benchmark, question)

@@ -96,7 +96,7 @@ def group_figures(records: list[dict]) -> dict:
     groups = [record["completions"] for record in records]
     flat = [completion for group in groups for completion in group]
 
-    def mean(key: str) -> float:
+    def average(key: str) -> float:
         return sum(completion[key] for completion in flat) / len(flat)
 
     weights = [[c["weight"] for c in group] for group in groups]
@@ -106,25 +106,39 @@ def group_figures(records: list[dict]) -> dict:
     right = [[str(c["label"]) for c in group if c["correct"]] for group in groups if "label" in group[0]]
     modes = [effective_labels(labels) for labels in right if labels]
     return {
-        "reward": mean("reward"), "accuracy": mean("correct"), "smi": mean("smi"), "weight": mean("weight"), "adjusted": mean("adjusted"),
-        "density": 1 + mean("smi"), "weight_min": sum(map(min, weights)) / len(groups), "weight_max": sum(map(max, weights)) / len(groups),
+        "reward": average("reward"), "accuracy": average("correct"), "smi": average("smi"), "weight": average("weight"), "adjusted": average("adjusted"),
+        "density": 1 + average("smi"), "weight_min": sum(map(min, weights)) / len(groups), "weight_max": sum(map(max, weights)) / len(groups),
         "similarity": sum(similarities) / len(similarities) if similarities else None, "embed_cut": sum(c["cut"] for c in flat),
         "equal_group_share": sum(push for push, same in zip(pushed, equal) if same) / (sum(pushed) or 1.0),
-        "rewards": {name: sum(c["rewards"][name] for c in flat) / len(flat) for name in flat[0]["rewards"]},
+        "rewards": {name: mean(c["rewards"][name] for c in flat) for name in flat[0]["rewards"]},
         "zero_advantage": sum(all(abs(c["advantage"]) < 1e-6 for c in group) for group in groups) / len(groups),
         "modes": sum(modes) / len(modes) if modes else None,
-        "tokens": sum(c["length"] for c in flat), "length": mean("length"), "truncated": sum(c["finish"] == "length" for c in flat) / len(flat),
+        "tokens": sum(c["length"] for c in flat), "length": average("length"), "truncated": sum(c["finish"] == "length" for c in flat) / len(flat),
         "reasons": dict(Counter(c["reason"] for c in flat)),
     }
 
 
 def step_line(record: dict, steps: int) -> str:
-    """A train record of metrics.jsonl as one line for people; docs/manual.md explains the names."""
-    modes = "" if record["modes"] is None else f" | modes {record['modes']:.2f}"
-    return (f"step {record['step']}/{steps} | reward {record['reward']:.3f} | acc {record['accuracy']:.3f} | smi {record['smi']:.2f}{modes} | "
-            f"zero-adv {record['zero_advantage']:.2f} | kl {record['kl']:.4f} | ent {record['entropy']:.3f} | gnorm {record['grad_norm']:.2f} | "
-            f"len {record['length']:.0f} | trunc {record['truncated']:.2f} | gap {record['gap']:.0e} | gen {record['sample_s']:.2f}s | rew {record['reward_s']:.2f}s | "
-            f"upd {record['update_s']:.2f}s | {record['tokens_per_s'] / 1000:.1f}k tok/s")
+    """A train record of metrics.jsonl as one line of at most 160 columns, with what the run has: no SMI without DRA, no
+    strategies without labels, no KL without a reference. docs/manual.md explains the names."""
+    def number(value: float, digits: int) -> str:
+        """With `digits` after the point below 10, one less below 100, and so on."""
+        return f"{value:.{max(0, digits + 1 - len(str(int(abs(value)))))}f}"
+
+    def shown(key: str, name: str, digits: int) -> list[str]:
+        return [] if record[key] is None else [f"{name} {number(record[key], digits)}"]
+
+    rewards = [f"reward {record['reward']:.3f}", f"acc {record['accuracy']:.3f}",
+               *(shown("smi", "smi", 2) if record["similarity"] is not None else []), *shown("modes", "modes", 2),
+               f"zero-adv {record['zero_advantage']:.2f}"]
+    update = [*shown("kl", "kl", 4), *shown("entropy", "ent", 2), *shown("grad_norm", "gnorm", 2)]
+    rollout = [f"len {record['length']:.0f}", f"trunc {record['truncated']:.2f}"]
+    seconds = "+".join(number(record[key], 1) for key in ("sample_s", "reward_s", "update_s"))
+    speed = record["tokens_per_s"]
+    blocks = [f"step {record['step']}/{steps}", *map(" ".join, (rewards, update, rollout)), f"{seconds} s",
+              f"{number(speed, 1)} tok/s" if speed < 10_000 else f"{number(speed / 1000, 2)}k tok/s"]
+    line = " | ".join(blocks)
+    return line if len(line) <= 160 else line.replace(" | ", " ")
 
 
 def strategies_of(record: dict) -> str:

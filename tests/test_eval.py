@@ -334,7 +334,7 @@ def test_a_start_that_failed_is_no_obstacle(tmp_path):
         with pytest.raises(ValueError, match=words):
             in_process([*one, wrong], tmp_path / "out")
     assert in_process(one, tmp_path / "out") == 0
-    assert labeller(EvalConfig()) is None and labeller(EvalConfig(label="tiny/task.py:strategy"))("nothing", {}) is None
+    assert labeller("") is None and labeller("tiny/task.py:strategy")("nothing", {}) is None
 
 
 def test_a_policy_that_cannot_be_used_is_found_before_the_first_is_sampled(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from test_loop import run as train_here
 
 import metrics
 from metrics import (Trackers, before_and_after, check_trackers, effective_labels, group_figures, maj_at_k, pass_at_k,
-                     scalars, standard_error, vendi_score)
+                     scalars, standard_error, step_line, vendi_score)
 
 
 def test_pass_at_k_equals_counting_subsets():
@@ -90,6 +90,30 @@ def test_group_figures_by_hand():
     assert figures["modes"] == pytest.approx((two_to_one + 1) / 2)
     without = group_figures([{"completions": [completion(False, 0.0, "c")] * 2, "similarity": None}])
     assert without["modes"] is None and without["similarity"] is None and without["equal_group_share"] == 0
+
+
+def test_rewards_that_do_not_apply_stay_out_of_their_mean():
+    """None is no 0: a function that judges one of four has the mean of that one, and one that judges none has none."""
+    group = [completion(True, 0.0, "a") | {"rewards": {"some": value, "never": None}} for value in (3.0, None, None, None)]
+    assert group_figures([{"completions": group, "similarity": None}])["rewards"] == {"some": 3.0, "never": None}
+
+
+LONG = {"step": 9999, "reward": -0.123, "accuracy": 0.5, "similarity": 0.5, "smi": 62.987, "modes": 12.345, "zero_advantage": 0.25,
+        "kl": 12.34567, "entropy": 11.234, "grad_norm": 123.45, "length": 32768.0, "truncated": 0.125, "gap": 1e-3,
+        "sample_s": 1234.5, "reward_s": 123.4, "update_s": 1234.5, "tokens_per_s": 123456.7}
+
+
+def test_the_step_line_has_what_the_run_has_and_fits():
+    """A run with everything and wide numbers; one without DRA, reference and labels; a step of a few tokens is no 0.0k."""
+    assert step_line(LONG, 9999) == (
+        "step 9999/9999 | reward -0.123 acc 0.500 smi 63.0 modes 12.3 zero-adv 0.25 | kl 12.346 ent 11.2 gnorm 123 | "
+        "len 32768 trunc 0.12 | 1234+123+1234 s | 123k tok/s")
+    for wide in (LONG, LONG | {"reward": -123.456, "kl": 1234.5, "grad_norm": 123456.7}):
+        assert len(step_line(wide, 999999)) <= 160
+    plain = LONG | {"similarity": None, "smi": 0.0, "modes": None, "kl": None, "sample_s": 0.04, "tokens_per_s": 3.21}
+    assert step_line(plain, 9999) == (
+        "step 9999/9999 | reward -0.123 acc 0.500 zero-adv 0.25 | ent 11.2 gnorm 123 | len 32768 trunc 0.12 | "
+        "0.0+123+1234 s | 3.2 tok/s")
 
 
 def test_before_and_after_are_the_first_and_the_last(tmp_path):
