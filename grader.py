@@ -3,7 +3,8 @@
     with Grader(workers=2, timeout_s=5.0) as grader:
         grades = grader.grade_batch(["... so \\\\boxed{1/2}"], ["0.5"])         # [Grade(correct=True, reason="equal", answer="1/2")]
 
-What equals what stands in answers/. What it settles as text is settled here and now; the rest is read and compared in processes.
+What equals what stands in answers/. What it settles as text is settled here and now; the rest is read and compared in
+processes.
 That work is bounded by the size of the answer, so a verdict does not depend on the hour; the deadline and the memory limit of a process
 are there for what nobody foresaw. A process that is late or dies is replaced at once by a fork of one that has its imports done, and its
 answer is wrong with the reason "timeout" or "crash". A worker is this file run as a script that reads and writes JSON lines; nothing is
