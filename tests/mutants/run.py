@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-AREAS = {                                               # of mutants.toml: the file or folder they change, the tests to run first
+AREAS = {                                               # of mutants.toml: file or folder changed, tests to run first
     "model": ("model.py", ["tests/test_model.py", "tests/test_sampler.py"]),
     "sampler": ("sampler.py", ["tests/test_sampler.py", "tests/test_gpu.py"]),
     "reward": ("reward.py", ["tests/test_reward.py"]),
@@ -69,7 +69,7 @@ class Mutant:
             return place
         found = [path for path in sorted((ROOT / place).glob("*.py")) if self.old in path.read_text(encoding="utf-8")]
         if len(found) != 1:
-            raise ValueError(f"mutant {self.name!r}: its old text occurs in {len(found)} files of {place}/, not in one: "
+            raise ValueError(f"mutant {self.name!r}: its old text occurs in {len(found)} files of {place}/, not one: "
                              f"{self.old!r}")
         return str(found[0].relative_to(ROOT))
 
