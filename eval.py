@@ -8,7 +8,6 @@ of right answers. Every sample is kept as it is made (eval_samples.py), and an e
 trainer uses the same functions for its own evaluations. Policies are compared by
 `python -m report compare`.
 """
-import hashlib
 import json
 import math
 import shutil
@@ -25,6 +24,7 @@ import torch
 
 import checkpoint
 import files
+import identity
 from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchmarks, load_problems, remarks
 from embedder import Embedder
@@ -194,17 +194,16 @@ def right_similarity(group: Sequence[dict], embedder: Embedder) -> tuple[int, fl
     return group[0]["problem"], cosine, vendi, sum(embedder.cut(texts))
 
 
-def identity(folder: str, benchmarks: dict[str, list[dict]], data: DataConfig) -> str:
-    """SHA-256 of the policy's files and of each benchmark's problems, as JSON: settings name both by paths, where something else may stand tomorrow."""
+def identity_of(config: Config, folder: str, benchmarks: dict[str, list[dict]]) -> dict[str, str]:
+    """SHA-256 of the policy's files, of each benchmark's problems as they are asked, and of the user's functions."""
+    data = asked(config.eval, config.data)
+
     def known(row: dict) -> dict:
         more = len(columns_of(data.template)) > 1 or "prompt_messages" in row       # than the problem is asked
         return {key: row[key] for key in ("id", "problem", "answer")} | ({"prompt": messages_of(row, data)} if more else {})
 
-    suffixes = (".safetensors", ".json", ".jinja", ".model", ".txt")
-    paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix in suffixes and path.is_file()]
-    problems = {name: hashlib.sha256(json_lines(map(known, rows))).hexdigest()
-                for name, rows in benchmarks.items()}
-    return json.dumps({**{path.name: files.digest(path) for path in paths}, **problems}, indent=2) + "\n"
+    problems = {name: identity.of_rows(map(known, rows)) for name, rows in benchmarks.items()}
+    return {**identity.of_policy(folder), **problems, **identity.of_functions(config)}
 
 
 def out_folder(config: Config) -> Path:
@@ -225,14 +224,20 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
         check_template(tokenizer, rows, data)
     first = prompt_text(tokenizer, next(iter(benchmarks.values()))[0], data)
     print(f"{config.model.path} | the first prompt: {json.dumps(first, ensure_ascii=False)}")
-    contents = identity(folder, benchmarks, data)
+    now = identity_of(config, folder, benchmarks)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
         if changed := changes(load(Config, out / "config.toml"), config, MAY_CHANGE):
             raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
-        if (out / "identity.json").read_text(encoding="utf-8") != contents:
-            raise ValueError(f"{out} holds an evaluation with other weights or problems (see its identity.json); name another output.dir")
+        before = json.loads((out / "identity.json").read_text(encoding="utf-8"))
+        unknown = [name for name in now if ": " in name and name not in before]     # written by an earlier version
+        if unknown:
+            print(f"{out / 'identity.json'} does not have {', '.join(unknown)}: whether the evaluation began with these "
+                  "files cannot be checked")
+        if changed := identity.differences(before, {name: now[name] for name in now if name not in unknown}):
+            raise ValueError(f"{out} holds an evaluation with other weights, problems or functions ({changed}); name "
+                             "another output.dir")
     files.write(out / "config.toml", dump(config))
-    files.write(out / "identity.json", contents)
+    files.write(out / "identity.json", json.dumps(now, indent=2) + "\n")
 
 
 class Evaluator:
