@@ -78,7 +78,8 @@ class RunConfig:
     resume: Annotated[bool, "free"] = True
     """continue the run in run.dir; false refuses a folder that already holds one"""
     trackers: Annotated[list[str], "free"] = field(default_factory=list)
-    """where metrics go besides metrics.jsonl: "tensorboard" (files in run.dir), "wandb" """
+    """where metrics go besides metrics.jsonl: "tensorboard" (files in run.dir), "wandb" (as WANDB_* of the environment
+    say), or "path.py:function" called with each record of it"""
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,7 @@ class Trainer:
         if not fitting:
             raise ValueError(f"data.train: all {len(problems)} prompts exceed data.max_prompt_tokens = "
                              f"{config.data.max_prompt_tokens}")
+        self.identity = self.check_identity(folder, problems) if is_first_rank() else {}
         self.problems = [problems[row] for row in fitting]
         self.first_prompt = prompt_text(self.tokenizer, self.problems[0], config.data)
         self.rank, self.world, self.device = start_ranks(config.model.dtype, config.learner.offload)
@@ -276,6 +278,18 @@ class Trainer:
             self.say(f"data.train: {remark}")
         self.say(f"the first prompt: {json.dumps(self.first_prompt, ensure_ascii=False)}")
         return folder
+
+    def check_identity(self, folder: str, problems: Sequence[dict]) -> dict[str, str]:
+        """The files of this run by SHA-256; ValueError if the run in run.dir began with others."""
+        path, now = self.run_dir / "identity.json", checkpoint.identity_of_run(self.config, folder, problems, self.benchmarks)
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if changed := checkpoint.differences(before, now, may_change="eval."):
+                raise ValueError(f"run.dir = {self.config.run.dir!r} holds a run with other files ({changed}); put them "
+                                 f"back, name another run.dir, or remove {path} to go on with these all the same")
+        elif (self.run_dir / "config.toml").exists():
+            print(f"{path} is missing: whether the run began with these files cannot be checked")
+        return now
 
     def run(self) -> int:
         """All steps that are left; 0, or 128 + signal number after an interruption."""
@@ -382,6 +396,7 @@ class Trainer:
                 if (before := load(Config, self.run_dir / "config.toml").run.steps) != steps:
                     print(f"run.steps was {before}: the learning rate of the first {self.done} steps followed that, "
                           f"that of the others follows {steps}")
+            files.write(self.run_dir / "identity.json", json.dumps(self.identity, indent=2) + "\n")
             files.write(self.run_dir / "config.toml", dump(config))
             for path, size in ((self.metrics_path, self.sizes["metrics"]), (self.samples_path, self.sizes["samples"])):
                 with open(path, "ab") as file:

@@ -8,7 +8,6 @@ maj@k, how answers fail, and the diversity of right answers. Every sample is sav
 (eval_samples.py), and an evaluation that was interrupted in any way continues where it stopped. The trainer uses the
 same functions for its own evaluations. `python -m report compare` compares policies.
 """
-import hashlib
 import json
 import math
 import shutil
@@ -30,7 +29,7 @@ from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchm
 from embedder import Embedder
 from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, OwnGrader, asked, by_problem, check_eval, check_room, collect,
                           eval_sampler, grader_of, sample_groups, sample_problems, settings_of, whole_problems)
-from files import append_jsonl, json_lines, read_jsonl, require
+from files import append_jsonl, read_jsonl, require
 from grader import Grader
 from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
@@ -206,19 +205,17 @@ def diversity_figures(similar: Sequence[tuple[int, float | None, float | None, i
             "vendi_problems": sum(score is not None for score in vendi), "embed_cut": sum(cut)}
 
 
-def identity(folder: str, benchmarks: dict[str, list[dict]], data: DataConfig) -> str:
-    """SHA-256 of the policy's files and of each benchmark's problems, as JSON: settings name both by paths, which may
-    lead to something else tomorrow."""
+def identity_of(config: Config, folder: str, benchmarks: dict[str, list[dict]]) -> dict[str, str]:
+    """SHA-256 of the policy's files, of each benchmark's problems as they are asked, and of the user's functions."""
+    data = asked(config.eval, config.data)
+
     def known(row: dict) -> dict:
         more = len(columns_of(data.template)) > 1 or "prompt_messages" in row       # than the problem is asked
         fields = {key: row[key] for key in ("id", "problem", "answer")}
         return fields | ({"prompt": messages_of(row, data)} if more else {})
 
-    suffixes = (".safetensors", ".json", ".jinja", ".model", ".txt")
-    paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix in suffixes and path.is_file()]
-    problems = {name: hashlib.sha256(json_lines(map(known, rows))).hexdigest()
-                for name, rows in benchmarks.items()}
-    return json.dumps({**{path.name: files.digest(path) for path in paths}, **problems}, indent=2) + "\n"
+    problems = {name: checkpoint.identity_of_rows(map(known, rows)) for name, rows in benchmarks.items()}
+    return {**checkpoint.identity_of_policy(folder), **problems, **checkpoint.identity_of_functions(config)}
 
 
 def out_folder(config: Config) -> Path:
@@ -236,14 +233,20 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
         check_template(tokenizer, rows, data)
     first = prompt_text(tokenizer, next(iter(benchmarks.values()))[0], data)
     print(f"{config.model.path} | the first prompt: {json.dumps(first, ensure_ascii=False)}")
-    contents = identity(folder, benchmarks, data)
+    now = identity_of(config, folder, benchmarks)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
         if changed := changes(load(Config, out / "config.toml"), config, ["model.path"]):   # its files are known
             raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
-        if (out / "identity.json").read_text(encoding="utf-8") != contents:
-            raise ValueError(f"{out} holds an evaluation with other weights or problems (see its identity.json); name another output.dir")
+        before = json.loads((out / "identity.json").read_text(encoding="utf-8"))
+        unknown = [name for name in now if ": " in name and name not in before]     # written by an earlier version
+        if unknown:
+            print(f"{out / 'identity.json'} does not have {', '.join(unknown)}: whether the evaluation began with these "
+                  "files cannot be checked")
+        if changed := checkpoint.differences(before, {name: now[name] for name in now if name not in unknown}):
+            raise ValueError(f"{out} holds an evaluation with other weights, problems or functions ({changed}); name "
+                             "another output.dir")
     files.write(out / "config.toml", dump(config))
-    files.write(out / "identity.json", contents)
+    files.write(out / "identity.json", json.dumps(now, indent=2) + "\n")
 
 
 class Evaluator:

@@ -1,5 +1,6 @@
 """Statistics of samples, the figures of a training step and their line, and trackers besides metrics.jsonl."""
 import math
+import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from config import import_function
 from files import read_jsonl
 
 # N completions
@@ -165,10 +167,13 @@ def before_and_after(run_dir: Path) -> str:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """ValueError unless each of `run.trackers` is known and installed; imports none of them."""
+    """ValueError unless each of `run.trackers` is a function of the user's, or known and installed; imports no library."""
     for name in names:
+        if ":" in name:
+            import_function("run.trackers", name)
+            continue
         if name not in ("tensorboard", "wandb"):
-            raise ValueError(f'run.trackers: {name!r} is not known; use "tensorboard" or "wandb"')
+            raise ValueError(f'run.trackers: {name!r} is not known; use "tensorboard", "wandb" or "path.py:function"')
         if find_spec(name) is None:
             raise ValueError(f"run.trackers: {name!r} is not installed; pip install {name}, or take it out of run.trackers")
 
@@ -185,11 +190,13 @@ def scalars(record: dict) -> dict[str, float]:
 
 
 class Trackers:
-    """TensorBoard event files in RUN/tensorboard, or a Weights & Biases run in the group named after the run folder; metrics.jsonl has it all."""
+    """TensorBoard event files in RUN/tensorboard, a Weights & Biases run in the group named after the run folder or as
+    WANDB_* of the environment say, functions of the user's; metrics.jsonl has it all."""
 
     def __init__(self, names: Sequence[str], run_dir: Path, config: dict, step: int):
         """`step`: how many are done; TensorBoard hides what an interrupted run wrote behind them. A run that goes on is another one of its W&B group."""
         self.writer = self.wandb = None
+        self.functions = [import_function("run.trackers", name) for name in names if ":" in name]
         if "tensorboard" in names:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -197,14 +204,18 @@ class Trackers:
         if "wandb" in names:
             import wandb
 
+            ours = {"project": "dra-grpo", "run_group": run_dir.name, "name": f"{run_dir.name} from {step}", "dir": str(run_dir)}
+            ours = {key.removeprefix("run_"): value for key, value in ours.items() if not os.environ.get(f"WANDB_{key.upper()}")}
             try:
-                self.wandb = wandb.init(project="dra-grpo", group=run_dir.name, name=f"{run_dir.name} from {step}", dir=str(run_dir), config=config)
+                self.wandb = wandb.init(**ours, config=config)
             except Exception as error:                  # not logged in, offline: errors of many classes
                 what = (str(error).splitlines() or [repr(error)])[0]
                 raise ValueError(f"run.trackers: wandb does not start: {what}; WANDB_MODE=offline keeps its files here") from None
 
     def log(self, records: Sequence[dict]) -> None:
         for record in records:
+            for function in self.functions:
+                function(record)
             if record["kind"] in ("train", "eval"):
                 values = scalars(record)
                 if self.writer:

@@ -147,6 +147,8 @@ def test_trackers_are_checked_before_anything_is_loaded(monkeypatch):
 
 def test_a_tracker_gets_every_record_of_a_run(monkeypatch, tmp_path):
     """Weights & Biases, as far as we call it: one step number per record, the numbers of metrics.jsonl, and an end."""
+    for name in ("PROJECT", "RUN_GROUP", "NAME", "DIR"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
     wandb, seen = stub(monkeypatch, "wandb"), []
     wandb.init = lambda **settings: seen.append(settings) or types.SimpleNamespace(log=lambda values, step: seen.append((step, values)), finish=lambda: seen.append("end"))
     config = train_here(tmp_path / "run", ["1+2", "3+4", "5+6", "7+8"], "run.steps=2", 'run.trackers=["wandb"]')
@@ -154,6 +156,40 @@ def test_a_tracker_gets_every_record_of_a_run(monkeypatch, tmp_path):
     assert seen[0]["group"] == "run" and seen[0]["config"]["run"]["dir"] == config.run.dir and seen[-1] == "end"
     assert [step for step, _ in seen[1:-1]] == [record["step"] for record in written if record["kind"] != "run"]
     assert [values["train/reward"] for _, values in seen[1:-1] if "train/reward" in values] == [record["reward"] for record in written if record["kind"] == "train"]
+
+
+def test_the_environment_of_wandb_wins(monkeypatch, tmp_path):
+    """An argument of init would go before its variable: ours are handed over only where the variable says nothing."""
+    seen = {}
+    stub(monkeypatch, "wandb").init = lambda **settings: seen.update(settings)
+    names = {"WANDB_PROJECT": "project", "WANDB_RUN_GROUP": "group", "WANDB_NAME": "name", "WANDB_DIR": "dir"}
+    for variable in names:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("WANDB_NAME", "")                # set to nothing
+    Trackers(["wandb"], tmp_path / "r", {}, 5)
+    ours = {"project": "dra-grpo", "group": "r", "name": "r from 5", "dir": str(tmp_path / "r"), "config": {}}
+    assert seen == ours
+    for variable, name in names.items():
+        seen.clear()
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "mine")
+            Trackers(["wandb"], tmp_path / "r", {}, 5)
+        assert seen == {key: value for key, value in ours.items() if key != name}
+
+
+def test_a_function_of_the_users_gets_every_record(tmp_path):
+    """Any other tracker: each record of metrics.jsonl in order, the run's first; what it raises names it."""
+    (tmp_path / "my.py").write_text("import json\ndef keep(record):\n    with open(__file__ + '.out', 'a') as file:\n"
+                                    "        file.write(json.dumps(record) + '\\n')\ndef fail(record):\n    1 / 0\n")
+    check_trackers([f"{tmp_path}/my.py:keep"])
+    records = [{"kind": "run", "step": 0, "config": {}}, {"kind": "train", "step": 1, "reward": 0.5}]
+    trackers = Trackers([f"{tmp_path}/my.py:keep"], tmp_path, {}, 0)
+    trackers.log(records[:1]), trackers.log(records[1:]), trackers.close()
+    assert list(map(json.loads, (tmp_path / "my.py.out").read_text().splitlines())) == records
+    with pytest.raises(ValueError, match="run.trackers: .*my.py:fail raised ZeroDivisionError"):
+        Trackers([f"{tmp_path}/my.py:fail"], tmp_path, {}, 0).log(records)
+    with pytest.raises(ValueError, match="run.trackers.*no function 'none'"):
+        check_trackers([f"{tmp_path}/my.py:none"])
 
 
 def test_tensorboard_gets_numbers_in_the_run_folder(monkeypatch, tmp_path):
