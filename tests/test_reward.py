@@ -257,7 +257,7 @@ def test_rewarder_is_the_functions_in_order(dra):
 def test_user_reward_functions_get_what_the_docs_say(tmp_path):
     """The example of docs/rewards.md next to accuracy, weighted; a wrong number of values is an error that names the function."""
     page = (Path(__file__).parent.parent / "docs/rewards.md").read_text(encoding="utf-8")
-    example = page.split("```python\n")[1].split("```")[0]
+    example = next(block.split("```")[0] for block in page.split("```python\n") if block.startswith("def brevity"))
     (tmp_path / "my.py").write_text(example + "def short(rows, **_):\n    return [row['bonus'] for row in rows][1:]\n")
     name = f"{tmp_path}/my.py:brevity"
     with Grader(1) as grader:
