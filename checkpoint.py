@@ -3,13 +3,15 @@
 `policy/` is a Hugging Face folder with the master weights, `state/` the optimizer's tensors written shard by shard
 through torch.distributed.checkpoint (it loads on another number of ranks), `meta.json` the step and whatever the run
 adds. A checkpoint is written to a temporary folder and renamed when it is complete and on disk; meta.json has the
-SHA-256 of every other file; one that is damaged later is renamed, and the one before it is used.
+SHA-256 of every other file; one that is damaged later is renamed, and the one before it is used. A run goes on only
+with the files it was made of, by their SHA-256 too (`identity_of_run`).
 """
+import hashlib
 import json
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 import files
+from data import benchmark_name, files_of
 
 
 def barrier() -> None:
@@ -113,3 +116,63 @@ def one_process_is_fine() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
+
+
+# -------------------------------------------------------------------------------------- identity
+# Settings name files by paths, where other files may stand when a run goes on. An identity is a dict
+# {"section.key: file": SHA-256}. The files are those named by settings, not what they import or include; a data set from
+# the hub counts as its problems and answers, a model from the hub as the files fetched.
+
+POLICY_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")    # of a policy's folder: those that matter
+
+
+def identity_of_policy(folder: str) -> dict[str, str]:
+    """The digest of each file of a policy's folder, by its name."""
+    paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix in POLICY_FILES and path.is_file()]
+    return {path.name: files.digest(path) for path in paths}
+
+
+def identity_of_functions(config) -> dict[str, str]:
+    """The files of the user's functions and chat template that the settings of training or of an evaluation name."""
+    named = [("eval.label", config.eval.label), ("reward.correct", config.reward.correct)]
+    named += [("reward.functions", name) for name in getattr(config.reward, "functions", ()) if ":" in name]
+    named += [("dra.weights", config.dra.weights)] if hasattr(config, "dra") else []
+    found = [(key, spec.rpartition(":")[0]) for key, spec in named if spec]
+    if config.data.chat_template not in ("", "none"):
+        found.append(("data.chat_template", config.data.chat_template))
+    return {f"{key}: {file}": files.digest(Path(file)) for key, file in found}
+
+
+def identity_of_rows(rows: Iterable[dict]) -> str:
+    """Of problems, as JSON lines."""
+    return hashlib.sha256(files.json_lines(rows)).hexdigest()
+
+
+def identity_of_source(key: str, source: str | Sequence[str], rows: Sequence[dict]) -> dict[str, str]:
+    """The files of a source of problems; `rows` is what was read from all of it."""
+    named = files_of(source)
+    known = ""
+    if any(file.startswith("hub:") for file in named):
+        known = identity_of_rows({name: row[name] for name in ("id", "problem", "answer")} for row in rows)
+    return {f"{key}: {file}": known if file.startswith("hub:") else files.digest(Path(file)) for file in named}
+
+
+def identity_of_run(config, folder: str, problems: Sequence[dict], benchmarks: dict[str, list[dict]]) -> dict[str, str]:
+    """All that decides about the course of a training run with the policy in `folder`."""
+    found = {f"model.path: {name}": digest for name, digest in identity_of_policy(folder).items()}
+    found |= identity_of_source("data.train", config.data.train, problems) | identity_of_functions(config)
+    for benchmark in config.eval.benchmarks:
+        name, source = benchmark_name(benchmark)
+        found |= identity_of_source("eval.benchmarks", source, benchmarks[name])
+    if config.dra.enabled and Path(config.dra.embedder).is_dir():
+        paths = [path for path in sorted(Path(config.dra.embedder).rglob("*")) if path.is_file()]
+        found |= {f"dra.embedder: {path}": files.digest(path) for path in paths}
+    return found
+
+
+def differences(before: dict[str, str], now: dict[str, str], may_change: str = " ") -> str:
+    """What of one identity is not that of another, in words, "" for nothing. Of settings that begin with `may_change`,
+    only files that both have are compared."""
+    return "; ".join(f"{name} is " + ("gone" if name not in now else "new" if name not in before else "another")
+                     for name in {**before, **now} if before.get(name) != now.get(name)
+                     and not (name.startswith(may_change) and (name not in before or name not in now)))

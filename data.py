@@ -152,13 +152,16 @@ def hub_rows(source: str) -> Iterable[dict]:
 # ------------------------------------------------------------------------------------------------ problems
 
 
-def load_problems(source: str | Sequence[str], data: DataConfig, skipped: list[str] | None = None) -> list[dict]:
+def load_problems(
+    source: str | Sequence[str], data: DataConfig, skipped: list[str] | None = None, gold: bool = True
+) -> list[dict]:
     """Rows of a source with "problem" as text, "answer" as text or a list of texts, and an "id" (by default their
     place) next to their other columns.
 
     A row whose problem is a list of messages has it as "prompt_messages", and the text of the last as "problem". Raises
     ValueError naming file, line (or row) and column for anything missing or malformed and for answers that nothing can
-    equal; with `data.skip_bad_rows` such rows are left out, and what was wrong with them goes to `skipped`.
+    equal; with `data.skip_bad_rows` such rows are left out, and what was wrong with them goes to `skipped`. Without
+    `gold` nothing is asked of answers: they stay what the column holds, or None.
     """
     check_source("data file", source)
     rows, complaints, place, collects = [], [], -1, gc.isenabled()
@@ -171,7 +174,7 @@ def load_problems(source: str | Sequence[str], data: DataConfig, skipped: list[s
                 if isinstance(row, bytes) and not row.strip():
                     continue
                 try:
-                    rows.append(problem_of(row, place, data))
+                    rows.append(problem_of(row, place, data, gold))
                 except ValueError as error:
                     complaints.append(f"{file}, {unit} {number}: {error}")
                     if not data.skip_bad_rows:
@@ -189,8 +192,8 @@ def load_problems(source: str | Sequence[str], data: DataConfig, skipped: list[s
     return rows
 
 
-def problem_of(row: dict | bytes, place: int, data: DataConfig) -> dict:
-    """One row with its problem and gold; ValueError for what is wrong with it."""
+def problem_of(row: dict | bytes, place: int, data: DataConfig, gold: bool = True) -> dict:
+    """One row with its problem and gold, or without `gold` whatever stands there; ValueError for what is wrong."""
     if isinstance(row, bytes):
         try:
             row = json.loads(row)
@@ -204,11 +207,38 @@ def problem_of(row: dict | bytes, place: int, data: DataConfig) -> dict:
     asked = [key for key in columns_of(data.template) if key != "problem"]
     for key in asked:
         text_in(*column(row, key, TEMPLATE))
+    answer = golds_of(row, data) if gold else any_answer(row, data)
+    if data.columns:
+        row = {
+            **{key: value for key in data.columns for _, value in columns_in(row, key)},
+            **{key: column(row, key, TEMPLATE)[1] for key in asked},
+            **({"id": row["id"]} if "id" in row else {}),
+        }
+    name = row.get("id", place)
+    return {**row, "id": name if isinstance(name, str | int | float | list | None) else str(name),
+            "problem": problem, "answer": answer, **messages}
+
+
+def any_answer(row: dict, data: DataConfig) -> object:
+    """What the answer's column holds, None if there is none; ValueError if a file of samples could not hold it."""
+    for name, answer in columns_in(row, data.answer):
+        try:
+            json.dumps(answer, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"column {name!r} cannot be written as JSON ({error}); name another with data.answer"
+            ) from None
+        return answer
+    return None
+
+
+def golds_of(row: dict, data: DataConfig) -> str | list[str]:
+    """The gold of a row, or all of several; ValueError for none and for one that nothing can equal."""
     try:
         name, answer = column(row, data.answer, "data.answer")
-    except ValueError:
+    except ValueError as missing:
         if "solution" not in row:
-            raise
+            raise ValueError(f"{missing}, or a function that says what is right with reward.correct") from None
         name, answer = "solution", row["solution"]
     golds = [text_in(name, item) for item in (answer if isinstance(answer, list) and answer else [answer])]
     if name == "solution" and any(
@@ -219,15 +249,7 @@ def problem_of(row: dict | bytes, place: int, data: DataConfig) -> dict:
             " data.answer"
         )
     golds = list(dict.fromkeys(map(gold_of, golds)))
-    if data.columns:
-        row = {
-            **{key: value for key in data.columns for _, value in columns_in(row, key)},
-            **{key: column(row, key, TEMPLATE)[1] for key in asked},
-            **({"id": row["id"]} if "id" in row else {}),
-        }
-    name = row.get("id", place)
-    return {**row, "id": name if isinstance(name, str | int | float | list | None) else str(name),
-            "problem": problem, "answer": golds[0] if len(golds) == 1 else golds, **messages}
+    return golds[0] if len(golds) == 1 else golds
 
 
 def columns_in(row: dict, names: str) -> Iterator[tuple[str, object]]:
@@ -345,18 +367,16 @@ def remarks(rows: Sequence[dict]) -> list[str]:
     return found
 
 
-def load_benchmarks(sources: Sequence[str], data: DataConfig, skipped: list[str]) -> dict[str, list[dict]]:
-    """The problems of every benchmark by its name: that of the file or data set, or NAME of `NAME=source`.
-
-    ValueError if two have the same.
-    """
+def load_benchmarks(
+    sources: Sequence[str], data: DataConfig, skipped: list[str], gold: bool = True
+) -> dict[str, list[dict]]:
+    """The problems of every benchmark by its name: that of the file or data set, or NAME of `NAME=source`. ValueError if two have the same."""
     found: dict[str, list[dict]] = {}
     for text in sources:
         name, source = benchmark_name(text)
         if name in found:
-            raise ValueError(f"eval.benchmarks has two of the name {name!r}; give {text!r} another, as in "
-                             f"other={source}")
-        found[name] = load_problems(source, data, skipped)
+            raise ValueError(f"eval.benchmarks has two of the name {name!r}; give {text!r} another, as in other={source}")
+        found[name] = load_problems(source, data, skipped, gold)
     return found
 
 

@@ -30,9 +30,8 @@ from config import changes, dump, import_function, load, parse_args
 from data import DataConfig, check_source, load_benchmarks, load_problems, remarks
 from embedder import Embedder, PolicyEmbedder
 from eval import format_record, summarize
-from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, check_eval, check_room, eval_sampler, labeller,
-                          sample_problems, settings_of)
-from grader import Grader
+from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, check_eval, check_room, eval_sampler, grader_of,
+                          labeller, sample_problems, settings_of)
 from learner import Clock, Learner, LearnerConfig, Row, lr_at, rows_in_loss
 from metrics import Trackers, before_and_after, check_trackers, group_figures, step_line
 from model import DTYPES, Geometry, ModelConfig, Transformer, read_config
@@ -79,7 +78,8 @@ class RunConfig:
     resume: Annotated[bool, "free"] = True
     """continue the run in run.dir; false refuses a folder that already holds one"""
     trackers: Annotated[list[str], "free"] = field(default_factory=list)
-    """where metrics go besides metrics.jsonl: "tensorboard" (files in run.dir), "wandb" """
+    """where metrics go besides metrics.jsonl: "tensorboard" (files in run.dir), "wandb" (as WANDB_* of the environment
+    say), or "path.py:function" called with each record of it"""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Config:
 def check(config: Config, world: int) -> None:
     """ValueError for whatever can be known to be wrong before anything is loaded."""
     check_source("data.train", config.data.train)
-    check_eval(config.eval, config.data)
+    check_eval(config.eval, config.data, config.reward.correct)
     if config.data.prompts_per_step < world:
         raise ValueError(f"data.prompts_per_step = {config.data.prompts_per_step} is less than one prompt for each of "
                          f"{world} ranks")
@@ -237,12 +237,12 @@ class Trainer:
         self.sampler = Sampler(self.rollout_model, config.sampler, self.stop_ids)
         if dra.enabled and dra.embedder == "policy":
             embedder = PolicyEmbedder(self.rollout_model, lambda ids: self.decode([ids])[0], dra.max_tokens, dra.text)
-        self.grader = Grader(config.reward.workers, config.reward.timeout_s)
+        self.grader = grader_of(config.reward.correct, config.reward.workers, config.reward.timeout_s)
         hook = import_function("dra.weights", dra.weights) if dra.weights else None
         self.rewarder = Rewarder(reward_functions(config.reward), dra, advantage_scale(config),
                                  config.sampler.max_new_tokens, self.grader, embedder,
                                  opening(self.tokenizer, config.data), hook)
-        self.label = labeller(config.eval)
+        self.label = labeller(config.eval.label)
         self.done = self.saved = 0                      # steps: trained, and in a checkpoint
         self.sizes = {"metrics": 0, "samples": 0}       # bytes of the record files at that checkpoint
         if self.resumed:
@@ -256,11 +256,11 @@ class Trainer:
 
     def load_data(self) -> str:
         """Problems, benchmarks and tokenizer, then the ranks; returns the policy's folder."""
-        config, skipped = self.config, []
+        config, skipped, gold = self.config, [], not self.config.reward.correct
         folder, question = model_folder(config.model), asked(config.eval, config.data)
         self.folder_files, self.tokenizer = read_files(folder), load_tokenizer(folder, config.data)
-        problems = load_problems(config.data.train, config.data, skipped)
-        self.benchmarks = load_benchmarks(config.eval.benchmarks, question, skipped)
+        problems = load_problems(config.data.train, config.data, skipped, gold)
+        self.benchmarks = load_benchmarks(config.eval.benchmarks, question, skipped, gold)
         check_template(self.tokenizer, problems, config.data)
         for benchmark in self.benchmarks.values():
             check_template(self.tokenizer, benchmark, question)
@@ -268,6 +268,7 @@ class Trainer:
         if not fitting:
             raise ValueError(f"data.train: all {len(problems)} prompts exceed data.max_prompt_tokens = "
                              f"{config.data.max_prompt_tokens}")
+        self.identity = self.check_identity(folder, problems) if is_first_rank() else {}
         self.problems = [problems[row] for row in fitting]
         self.first_prompt = prompt_text(self.tokenizer, self.problems[0], config.data)
         self.rank, self.world, self.device = start_ranks(config.model.dtype, config.learner.offload)
@@ -280,6 +281,18 @@ class Trainer:
             self.say(f"data.train: {remark}")
         self.say(f"the first prompt: {json.dumps(self.first_prompt, ensure_ascii=False)}")
         return folder
+
+    def check_identity(self, folder: str, problems: Sequence[dict]) -> dict[str, str]:
+        """The files of this run by SHA-256; ValueError if the run in run.dir began with others."""
+        path, now = self.run_dir / "identity.json", checkpoint.identity_of_run(self.config, folder, problems, self.benchmarks)
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if changed := checkpoint.differences(before, now, may_change="eval."):
+                raise ValueError(f"run.dir = {self.config.run.dir!r} holds a run with other files ({changed}); put them "
+                                 f"back, name another run.dir, or remove {path} to go on with these all the same")
+        elif (self.run_dir / "config.toml").exists():
+            print(f"{path} is missing: whether the run began with these files cannot be checked")
+        return now
 
     def run(self) -> int:
         """All steps that are left; 0, or 128 + signal number after an interruption."""
@@ -386,6 +399,7 @@ class Trainer:
                 if (before := load(Config, self.run_dir / "config.toml").run.steps) != steps:
                     print(f"run.steps was {before}: the learning rate of the first {self.done} steps followed that, "
                           f"that of the others follows {steps}")
+            files.write(self.run_dir / "identity.json", json.dumps(self.identity, indent=2) + "\n")
             files.write(self.run_dir / "config.toml", dump(config))
             for path, size in ((self.metrics_path, self.sizes["metrics"]), (self.samples_path, self.sizes["samples"])):
                 with open(path, "ab") as file:

@@ -9,7 +9,6 @@ maj@k, how answers fail, and the diversity of right answers. Every sample is sav
 (eval_samples.py), and an evaluation that was interrupted in any way continues where it stopped. The trainer uses the
 same functions for its own evaluations. `python -m report compare` compares policies.
 """
-import hashlib
 import json
 import math
 import shutil
@@ -29,15 +28,15 @@ import files
 from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchmarks, load_problems, remarks
 from embedder import Embedder
-from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, by_problem, check_eval, check_room, collect,
-                          eval_sampler, sample_groups, sample_problems, settings_of, whole_problems)
-from files import append_jsonl, json_lines, read_jsonl, require
+from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, OwnGrader, asked, by_problem, check_eval, check_room, collect,
+                          eval_sampler, grader_of, sample_groups, sample_problems, settings_of, whole_problems)
+from files import append_jsonl, read_jsonl, require
 from grader import Grader
 from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
 from prompts import check_template, load_tokenizer, messages_of, model_folder, prompt_text
 from ranks import Stop, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
-from reward import cosine_similarity
+from reward import CorrectConfig, cosine_similarity
 
 # N completions
 
@@ -77,6 +76,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     eval: EvalConfig
+    reward: CorrectConfig
     diversity: DiversityConfig
     output: OutputConfig
 
@@ -104,7 +104,8 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
     ks = powers if powers[-1] == n else [*powers, n]
     counts = [sum(sample["correct"] for sample in group) for group in groups]
     flat = [sample for group in groups for sample in group]
-    votes = [[sample["vote"] for sample in group] for group in groups]
+    voted = all("vote" in sample for sample in flat)    # not with reward.correct
+    votes = [[sample["vote"] for sample in group] for group in groups] if voted else []
 
     def share(key: str, value: object) -> float:
         return sum(sample[key] == value for sample in flat) / len(flat)
@@ -115,10 +116,9 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
         "accuracy_se": standard_error([count / n for count in counts]),
         "accuracy_sd": deviation([sum(group[i]["correct"] for group in groups) / len(groups) for i in range(n)]),
         "pass_at_k": {str(k): sum(pass_at_k(n, c, k) for c in counts) / len(counts) for k in ks},
-        "maj_at_k": {
-            str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups))
-                     / len(groups) for k in ks},
-        "truncated": share("finish", "length"), "no_answer": share("answer", None),
+        "maj_at_k": {str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups))
+                     / len(groups) for k in ks * voted},
+        "truncated": share("finish", "length"), "no_answer": share("answer", None) if voted else None,
         "timeouts": share("reason", "timeout"),
         "too_long": share("finish", "prompt"), "reasons": dict(Counter(sample["reason"] for sample in flat)),
         "length": mean(sample["length"] for sample in flat),
@@ -173,10 +173,10 @@ def format_record(record: dict) -> str:
     line = f"{record['benchmark']}: accuracy {record['accuracy']:.3f} ± {record['accuracy_se']:.3f} ({of}"
     line += ")" if record["accuracy_sd"] is None else f"; sd over seeds {record['accuracy_sd']:.3f})"
     for name in ("pass", "maj"):
-        line += " | " * (len(record[f"{name}_at_k"]) > 1) + " ".join(
-            f"{name}@{k} {value:.3f}" for k, value in record[f"{name}_at_k"].items() if k != "1")
-    line += (f" | length {record['length']:.0f} | truncated {record['truncated']:.3f}"
-             f" | no answer {record['no_answer']:.3f} | timeouts {record['timeouts']:.3f}")
+        line += " | " * (len(record[f"{name}_at_k"]) > 1) + " ".join(f"{name}@{k} {value:.3f}" for k, value in record[f"{name}_at_k"].items() if k != "1")
+    line += f" | length {record['length']:.0f} | truncated {record['truncated']:.3f}"
+    if record["no_answer"] is not None:
+        line += f" | no answer {record['no_answer']:.3f} | timeouts {record['timeouts']:.3f}"
     if record["too_long"]:
         line += f" | prompt too long for the context {record['too_long']:.3f}"
     if record.get("effective_strategies") is not None and "samples" in record:
@@ -191,13 +191,13 @@ def format_record(record: dict) -> str:
 # ------------------------------------------------------------------------------------------------ the work
 
 
-def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig,
-             grader: Grader) -> tuple[dict, list[dict]]:
+def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig, grader: Grader | OwnGrader) -> tuple[dict, list[dict]]:
     """(record, samples) of one benchmark."""
     name, source = benchmark_name(benchmark)
     config = settings_of(config, name)
-    samples = sample_problems(eval_sampler(model, tokenizer, config, data), tokenizer,
-                              load_problems(source, asked(config, data)), data, config, grader, desc=name)
+    problems = load_problems(source, asked(config, data), gold=grader.reads_answers)
+    sampler = eval_sampler(model, tokenizer, config, data)
+    samples = sample_problems(sampler, tokenizer, problems, data, config, grader, desc=name)
     return summarize(name, samples), samples
 
 
@@ -221,19 +221,17 @@ def diversity_figures(similar: Sequence[tuple[int, float | None, float | None, i
             "vendi_problems": sum(score is not None for score in vendi), "embed_cut": sum(cut)}
 
 
-def identity(folder: str, benchmarks: dict[str, list[dict]], data: DataConfig) -> str:
-    """SHA-256 of the policy's files and of each benchmark's problems, as JSON: settings name both by paths, which may
-    lead to something else tomorrow."""
+def identity_of(config: Config, folder: str, benchmarks: dict[str, list[dict]]) -> dict[str, str]:
+    """SHA-256 of the policy's files, of each benchmark's problems as they are asked, and of the user's functions."""
+    data = asked(config.eval, config.data)
+
     def known(row: dict) -> dict:
         more = len(columns_of(data.template)) > 1 or "prompt_messages" in row       # than the problem is asked
         fields = {key: row[key] for key in ("id", "problem", "answer")}
         return fields | ({"prompt": messages_of(row, data)} if more else {})
 
-    suffixes = (".safetensors", ".json", ".jinja", ".model", ".txt")
-    paths = [path for path in sorted(Path(folder).iterdir()) if path.suffix in suffixes and path.is_file()]
-    problems = {name: hashlib.sha256(json_lines(map(known, rows))).hexdigest()
-                for name, rows in benchmarks.items()}
-    return json.dumps({**{path.name: files.digest(path) for path in paths}, **problems}, indent=2) + "\n"
+    problems = {name: checkpoint.identity_of_rows(map(known, rows)) for name, rows in benchmarks.items()}
+    return {**checkpoint.identity_of_policy(folder), **problems, **checkpoint.identity_of_functions(config)}
 
 
 def out_folder(config: Config) -> Path:
@@ -252,16 +250,20 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
         check_template(tokenizer, rows, data)
     first = prompt_text(tokenizer, next(iter(benchmarks.values()))[0], data)
     print(f"{config.model.path} | the first prompt: {json.dumps(first, ensure_ascii=False)}")
-    contents = identity(folder, benchmarks, data)
+    now = identity_of(config, folder, benchmarks)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
         if changed := changes(load(Config, out / "config.toml"), config, ["model.path"]):   # its files are known
-            raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or "
-                             "change them back")
-        if (out / "identity.json").read_text(encoding="utf-8") != contents:
-            raise ValueError(f"{out} holds an evaluation with other weights or problems (see its identity.json); name "
+            raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
+        before = json.loads((out / "identity.json").read_text(encoding="utf-8"))
+        unknown = [name for name in now if ": " in name and name not in before]     # written by an earlier version
+        if unknown:
+            print(f"{out / 'identity.json'} does not have {', '.join(unknown)}: whether the evaluation began with these "
+                  "files cannot be checked")
+        if changed := checkpoint.differences(before, {name: now[name] for name in now if name not in unknown}):
+            raise ValueError(f"{out} holds an evaluation with other weights, problems or functions ({changed}); name "
                              "another output.dir")
     files.write(out / "config.toml", dump(config))
-    files.write(out / "identity.json", contents)
+    files.write(out / "identity.json", json.dumps(now, indent=2) + "\n")
 
 
 class Evaluator:
@@ -281,7 +283,8 @@ class Evaluator:
             self.load()
         if self.stop.any_rank():
             return False
-        with Grader(config.output.workers, config.output.timeout_s, config.output.require_box) as grader:
+        output = config.output
+        with grader_of(config.reward.correct, output.workers, output.timeout_s, output.require_box) as grader:
             for name in self.benchmarks:
                 if name not in records:
                     if (record := self.benchmark(name, grader)) is None:
@@ -416,7 +419,7 @@ def configs_of(argv: list[str]) -> list[Config]:
     configs = configs or [load(Config, args.config, overrides)]
     if not configs[0].eval.benchmarks:
         raise ValueError("eval.benchmarks is empty: name at least one file or hub data set")
-    check_eval(configs[0].eval, configs[0].data)
+    check_eval(configs[0].eval, configs[0].data, configs[0].reward.correct)
     folders: dict[Path, Config] = {}
     for config in configs:
         model_folder(config.model)
@@ -428,10 +431,11 @@ def configs_of(argv: list[str]) -> list[Config]:
 
 def evaluate_all(configs: list[Config]) -> int:
     """Evaluates policies that differ in model.path; returns 0, or 128 + signal number after an interruption."""
-    data, benchmarks, output = asked(configs[0].eval, configs[0].data), configs[0].eval.benchmarks, configs[0].output
-    stop, skipped = Stop(f"output.dir = {output.dir!r}", LESS_EVAL_MEMORY), []
+    first = configs[0]
+    stop, skipped = Stop(f"output.dir = {first.output.dir!r}", LESS_EVAL_MEMORY), []
     with stop.users_errors(), ExitStack() as locks:
-        problems = load_benchmarks(benchmarks, data, skipped)
+        problems = load_benchmarks(first.eval.benchmarks, asked(first.eval, first.data), skipped,
+                                   gold=not first.reward.correct)
         for config in configs if is_first_rank() else ():
             locks.enter_context(files.lock(out_folder(config), "output.dir"))
             claim(config, problems)

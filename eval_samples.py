@@ -1,10 +1,9 @@
 """Samples of a benchmark: problems in, graded completions out, kept as JSON lines.
 
-A sample is a dict: "problem" (its place in the benchmark), "id", "sample" (0..n-1) and "seed", which fix its random
-numbers, "gold", "text", "answer" (what was taken from the text, None for nothing), "correct", "reason" (answers/),
-"length" in tokens, "finish" ("stop", "length", or "prompt" for a prompt that leaves no room in the context), "vote"
-(what it counts for in a majority), and "label" where `eval.label` names strategies. It does not depend on ranks, on its
-neighbours or on what was sampled before (in fp32).
+A sample is a dict: "problem" (its place in the benchmark), "id", "sample" (0..n-1) and "seed", which fix its random numbers, "gold", "text", "answer" (what
+was taken from the text, None for nothing), "correct", "reason" (answers/), "length" in tokens, "finish" ("stop", "length", or "prompt" for a prompt that
+leaves no room in the context), "vote" (what it counts for in a majority; not with `reward.correct`), and "label" where `eval.label` names strategies. It does not depend on
+ranks, on its neighbours or on what was sampled before (in fp32).
 """
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,12 +15,13 @@ from typing import Annotated
 from tqdm import tqdm
 
 import files
-from answers import compare_exact, normalize
+from answers import Grade, compare_exact, normalize
 from config import import_function
 from data import DataConfig, benchmark_name, check_source, columns_of, first_gold
 from grader import Grader
 from model import Transformer
 from prompts import decode, opening, prompt_tokens, stop_ids
+from reward import per_completion
 from sampler import Sampler, SamplerConfig
 
 LESS_EVAL_MEMORY = "lower eval.slots (0 is all rows) or eval.max_new_tokens"
@@ -56,8 +56,9 @@ class EvalConfig:
     """seed of the evaluation's samples"""
 
 
-def check_eval(config: EvalConfig, data: DataConfig) -> None:
-    """ValueError for what can be known to be wrong with benchmarks and prompts before anything is loaded."""
+def check_eval(config: EvalConfig, data: DataConfig, correct: str) -> None:
+    """ValueError for what can be known to be wrong with benchmarks, prompts and the functions of `eval.label` and
+    `reward.correct` before anything is loaded."""
     names = [benchmark_name(benchmark)[0] for benchmark in config.benchmarks]
     for benchmark in config.benchmarks:
         check_source("eval.benchmarks", benchmark_name(benchmark)[1])
@@ -68,8 +69,9 @@ def check_eval(config: EvalConfig, data: DataConfig) -> None:
     for key, text in (("data.template", data.template), ("eval.prompt", config.prompt or "{problem}")):
         if "problem" not in columns_of(text):
             raise ValueError(f"{key} = {text!r} has no {{problem}} in it")
-    if config.label:
-        import_function("eval.label", config.label)
+    for key, function in (("eval.label", config.label), ("reward.correct", correct)):
+        if function:
+            import_function(key, function)
 
 
 def check_room(config: EvalConfig, context: int) -> None:
@@ -97,36 +99,70 @@ def settings_of(config: EvalConfig, benchmark: str) -> EvalConfig:
     return replace(config, samples=config.samples_of.get(benchmark, config.samples))
 
 
-def labeller(config: EvalConfig) -> Callable[[str, dict], str | None] | None:
-    """The function that `eval.label` names; it raises ValueError if that returns anything but a string or None."""
-    if not config.label:
+def labeller(spec: str, key: str = "eval.label") -> Callable[[str, dict], str | None] | None:
+    """The function that setting `key` names, None for ""; it raises ValueError if that returns anything but a string or
+    None."""
+    if not spec:
         return None
-    function = import_function("eval.label", config.label)
+    function = import_function(key, spec)
 
     def label(text: str, row: dict) -> str | None:
         if not isinstance(name := function(text, row), str | None):
-            raise ValueError(f"eval.label: {config.label} must return a string or None; got {name!r}")
+            raise ValueError(f"{key}: {spec} must return a string or None; got {name!r}")
         return name
 
     return label
 
 
-def eval_sampler(model: Transformer, tokenizer, config: EvalConfig, data: DataConfig) -> Sampler:
+class OwnGrader:
+    """The function that `reward.correct` names, in the place of grader.Grader: it reads no answers, so there are no
+    votes, and asks for no golds."""
+    reads_answers = False
+
+    def __init__(self, correct: str):
+        self.name, self.function = f"reward.correct: {correct}", import_function("reward.correct", correct)
+
+    def grade_rows(self, texts: Sequence[str], rows: Sequence[dict]) -> list[Grade]:
+        """A grade for each text, "right" or "wrong"; ValueError if the function returns anything but booleans."""
+        if not texts:
+            return []
+        verdicts = per_completion(self.name, self.function(list(texts), list(rows)), len(texts))
+        for i, verdict in enumerate(verdicts):
+            if not isinstance(verdict, int | float) or verdict not in (0, 1):
+                raise ValueError(f"{self.name} returned {repr(verdict)[:80]} for completion {i}; expected True or False")
+        return [Grade(bool(verdict), "right" if verdict else "wrong", None) for verdict in verdicts]
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> "OwnGrader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def grader_of(correct: str, workers: int, timeout_s: float, require_box: bool = True) -> Grader | OwnGrader:
+    """What says which completions are right: the function that `reward.correct` names or, without one, the grader."""
+    return OwnGrader(correct) if correct else Grader(workers, timeout_s, require_box)
+
+
+def eval_sampler(model: Transformer, tokenizer, config: EvalConfig, data: DataConfig = DataConfig()) -> Sampler:
     """A sampler with the evaluation's settings over `model`."""
     check_room(config, model.g.context)
     settings = SamplerConfig(config.samples, config.max_new_tokens, config.temperature, config.slots)
     return Sampler(model, settings, stop_ids(model, tokenizer, data), config.top_p, "eval")
 
 
-def assign_votes(groups: Sequence[list[dict]], grader: Grader) -> None:
-    """Gives each sample of each problem its "vote".
+def name_votes(groups: Sequence[list[dict]], grader: Grader | OwnGrader) -> None:
+    """Gives each sample of each problem its "vote": the (first) gold for a right answer, None for no answer, else the first equal answer of its problem.
 
-    The (first) gold for a right answer, None for no answer, else the first equal answer of its problem. Wrong answers
-    are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal
-    only as text.
+    Wrong answers are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal only as text.
+    Under `reward.correct` no answers are read, and two right completions need not agree on one: nobody votes.
     """
-    # of each problem: the first of each answer, and whether algebra can be asked about it
-    leaders: list[dict[str, bool]] = [{} for _ in groups]
+    if not grader.reads_answers:
+        return
+    leaders: list[dict[str, bool]] = [{} for _ in groups]   # of each problem: the first of each answer, and whether algebra can be asked about it
     found: list[dict[str, str]] = [{} for _ in groups]      # of each problem: the leader of each answer
     wrong = [{normalize(s["answer"]): s["reason"] == "different" for s in group
               if s["answer"] is not None and not s["correct"]} for group in groups]
@@ -153,16 +189,15 @@ def assign_votes(groups: Sequence[list[dict]], grader: Grader) -> None:
                 None if s["answer"] is None else names[normalize(s["answer"])])
 
 
-def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig,
-                  grader: Grader, positions: Sequence[int] | None = None, progress: bool = True,
-                  desc: str = "eval") -> Iterator[list[list[dict]]]:
-    """Samples and grades every problem of `rows` config.samples times, some problems at a time.
+def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig, grader: Grader | OwnGrader,
+                  positions: Sequence[int] | None = None, progress: bool = True, desc: str = "eval") -> Iterator[list[list[dict]]]:
+    """Samples and grades every problem of `rows` config.samples times, some problems at a time; `positions` are the rows' places in the whole benchmark.
 
     `positions` are the rows' places in the whole benchmark. A prompt that does not fit into the context is not sampled;
     its samples are wrong, with the finish "prompt".
     """
     positions = range(len(rows)) if positions is None else positions
-    label = labeller(config)
+    label = labeller(config.label)
     data = asked(config, data)
     stops, begun = stop_ids(sampler.model, tokenizer, data), opening(tokenizer, data)
     room = sampler.model.g.context - config.max_new_tokens
@@ -172,13 +207,10 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
             part, places = rows[start : start + step], positions[start : start + step]
             prompts = [prompt_tokens(tokenizer, row, data) for row in part]
             fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
-            groups = sampler.generate(
-                [prompts[i] for i in fits], config.samples, (config.seed,), [places[i] for i in fits])
-            sampled = dict(zip(fits, groups))
-            texts = {i: decode(tokenizer, [completion.tokens for completion in group], stops)
-                     for i, group in sampled.items()}
-            grades = iter(grader.grade_batch([begun + text for i in fits for text in texts[i]],
-                                             [part[i]["answer"] for i in fits for _ in texts[i]]))
+            sampled = dict(zip(fits, sampler.generate([prompts[i] for i in fits], config.samples, (config.seed,), [places[i] for i in fits])))
+            texts = {i: decode(tokenizer, [completion.tokens for completion in group], stops) for i, group in sampled.items()}
+            turns, asked_of = [begun + text for i in fits for text in texts[i]], [part[i] for i in fits for _ in texts[i]]
+            grades = iter(grader.grade_rows(turns, asked_of))
             groups = []
             for i, (row, place) in enumerate(zip(part, places)):
                 group = [{"problem": place, "id": row["id"], "sample": j, "seed": config.seed, "gold": row["answer"]}

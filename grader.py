@@ -98,6 +98,7 @@ class Worker:
 
 class Grader:
     """Grades batches with `workers` processes; every answer within `timeout_s` seconds, in order. A context manager."""
+    reads_answers = True
 
     def __init__(self, workers: int = 2, timeout_s: float = 5.0, require_box: bool = True):
         self.threads = ThreadPoolExecutor(workers)      # a thread only waits for its worker
@@ -133,7 +134,11 @@ class Grader:
             del self.cache[old]
         return grades
 
-    def settle(self, comparisons: Sequence[Comparison]) -> dict[Comparison, Grade]:
+    def grade_rows(self, texts: Sequence[str], rows: Sequence[dict]) -> list[Grade]:
+        """A grade for each text against the gold ("answer") of its problem."""
+        return self.grade_batch(texts, [row["answer"] for row in rows])
+
+    def settle(self, questions: Sequence[Question]) -> dict[Question, Grade]:
         worker = self.idle.pop()                        # as many workers as threads: one is always idle here
         try:
             return {comparison: worker.settle(comparison) for comparison in comparisons}

@@ -310,7 +310,8 @@ class Learner:
             grad_norm = self.optimizer_step(lr, sums.loss)
             clock.lap("optimizer_s")
         figures = sums.figures(tokens, config.updates_per_rollout)
-        return {**figures, "grad_norm": grad_norm, "lr": lr, "rows": total_rows, **clock.seconds}
+        kl = None if self.reference is None else figures["kl"]
+        return {**figures, "kl": kl, "grad_norm": grad_norm, "lr": lr, "rows": total_rows, **clock.seconds}
 
     @torch.no_grad()
     def logprobs(self, model: Transformer | None, batch: Batch) -> Tensor | None:

@@ -1,5 +1,6 @@
 """Statistics of samples, the figures of a training step and their line, and trackers besides metrics.jsonl."""
 import math
+import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from config import import_function
 from files import read_jsonl
 
 # N completions
@@ -102,7 +104,7 @@ def group_figures(records: list[dict]) -> dict:
     groups = [record["completions"] for record in records]
     flat = [completion for group in groups for completion in group]
 
-    def mean(key: str) -> float:
+    def average(key: str) -> float:
         return sum(completion[key] for completion in flat) / len(flat)
 
     weights = [[c["weight"] for c in group] for group in groups]
@@ -112,31 +114,39 @@ def group_figures(records: list[dict]) -> dict:
     right = [[str(c["label"]) for c in group if c["correct"]] for group in groups if "label" in group[0]]
     modes = [effective_labels(labels) for labels in right if labels]
     return {
-        "reward": mean("reward"), "accuracy": mean("correct"), "smi": mean("smi"), "weight": mean("weight"),
-        "adjusted": mean("adjusted"),
-        "density": 1 + mean("smi"), "weight_min": sum(map(min, weights)) / len(groups),
-        "weight_max": sum(map(max, weights)) / len(groups),
-        "similarity": sum(similarities) / len(similarities) if similarities else None,
-        "embed_cut": sum(c["cut"] for c in flat),
+        "reward": average("reward"), "accuracy": average("correct"), "smi": average("smi"), "weight": average("weight"), "adjusted": average("adjusted"),
+        "density": 1 + average("smi"), "weight_min": sum(map(min, weights)) / len(groups), "weight_max": sum(map(max, weights)) / len(groups),
+        "similarity": sum(similarities) / len(similarities) if similarities else None, "embed_cut": sum(c["cut"] for c in flat),
         "equal_group_share": sum(push for push, same in zip(pushed, equal) if same) / (sum(pushed) or 1.0),
-        "rewards": {name: sum(c["rewards"][name] for c in flat) / len(flat) for name in flat[0]["rewards"]},
+        "rewards": {name: mean(c["rewards"][name] for c in flat) for name in flat[0]["rewards"]},
         "zero_advantage": sum(all(abs(c["advantage"]) < 1e-6 for c in group) for group in groups) / len(groups),
         "modes": sum(modes) / len(modes) if modes else None,
-        "tokens": sum(c["length"] for c in flat), "length": mean("length"),
-        "truncated": sum(c["finish"] == "length" for c in flat) / len(flat),
+        "tokens": sum(c["length"] for c in flat), "length": average("length"), "truncated": sum(c["finish"] == "length" for c in flat) / len(flat),
         "reasons": dict(Counter(c["reason"] for c in flat)),
     }
 
 
 def step_line(record: dict, steps: int) -> str:
-    """A train record of metrics.jsonl as one line for people; docs/manual.md explains the names."""
-    modes = "" if record["modes"] is None else f" | modes {record['modes']:.2f}"
-    return (f"step {record['step']}/{steps} | reward {record['reward']:.3f} | acc {record['accuracy']:.3f} | "
-            f"smi {record['smi']:.2f}{modes} | zero-adv {record['zero_advantage']:.2f} | kl {record['kl']:.4f} | "
-            f"ent {record['entropy']:.3f} | gnorm {record['grad_norm']:.2f} | len {record['length']:.0f} | "
-            f"trunc {record['truncated']:.2f} | gap {record['gap']:.0e} | "
-            f"gen {record['sample_s']:.2f}s | rew {record['reward_s']:.2f}s | "
-            f"upd {record['update_s']:.2f}s | {record['tokens_per_s'] / 1000:.1f}k tok/s")
+    """A train record of metrics.jsonl as one line of at most 160 columns, with what the run has: no SMI without DRA, no
+    strategies without labels, no KL without a reference. docs/manual.md explains the names."""
+    def number(value: float, digits: int) -> str:
+        """With `digits` after the point below 10, one less below 100, and so on."""
+        return f"{value:.{max(0, digits + 1 - len(str(int(abs(value)))))}f}"
+
+    def shown(key: str, name: str, digits: int) -> list[str]:
+        return [] if record[key] is None else [f"{name} {number(record[key], digits)}"]
+
+    rewards = [f"reward {record['reward']:.3f}", f"acc {record['accuracy']:.3f}",
+               *(shown("smi", "smi", 2) if record["similarity"] is not None else []), *shown("modes", "modes", 2),
+               f"zero-adv {record['zero_advantage']:.2f}"]
+    update = [*shown("kl", "kl", 4), *shown("entropy", "ent", 2), *shown("grad_norm", "gnorm", 2)]
+    rollout = [f"len {record['length']:.0f}", f"trunc {record['truncated']:.2f}"]
+    seconds = "+".join(number(record[key], 1) for key in ("sample_s", "reward_s", "update_s"))
+    speed = record["tokens_per_s"]
+    blocks = [f"step {record['step']}/{steps}", *map(" ".join, (rewards, update, rollout)), f"{seconds} s",
+              f"{number(speed, 1)} tok/s" if speed < 10_000 else f"{number(speed / 1000, 2)}k tok/s"]
+    line = " | ".join(blocks)
+    return line if len(line) <= 160 else line.replace(" | ", " ")
 
 
 def strategies_of(record: dict) -> str:
@@ -164,10 +174,13 @@ def before_and_after(run_dir: Path) -> str:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """ValueError unless each of `run.trackers` is known and installed; imports none of them."""
+    """ValueError unless each of `run.trackers` is a function of the user's, or known and installed; imports no library."""
     for name in names:
+        if ":" in name:
+            import_function("run.trackers", name)
+            continue
         if name not in ("tensorboard", "wandb"):
-            raise ValueError(f'run.trackers: {name!r} is not known; use "tensorboard" or "wandb"')
+            raise ValueError(f'run.trackers: {name!r} is not known; use "tensorboard", "wandb" or "path.py:function"')
         if find_spec(name) is None:
             raise ValueError(f"run.trackers: {name!r} is not installed; pip install {name}, or take it out of "
                              "run.trackers")
@@ -186,8 +199,8 @@ def scalars(record: dict) -> dict[str, float]:
 
 
 class Trackers:
-    """TensorBoard event files in RUN/tensorboard, or a Weights & Biases run in the group named after the run folder;
-    metrics.jsonl has it all."""
+    """TensorBoard event files in RUN/tensorboard, a Weights & Biases run in the group named after the run folder or as
+    WANDB_* of the environment say, functions of the user's; metrics.jsonl has it all."""
 
     def __init__(self, names: Sequence[str], run_dir: Path, config: dict, step: int):
         """`step`: how many are done; TensorBoard hides what an interrupted run wrote after them.
@@ -195,6 +208,7 @@ class Trackers:
         A run that goes on is another one of its W&B group.
         """
         self.writer = self.wandb = None
+        self.functions = [import_function("run.trackers", name) for name in names if ":" in name]
         if "tensorboard" in names:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -202,9 +216,10 @@ class Trackers:
         if "wandb" in names:
             import wandb
 
+            ours = {"project": "dra-grpo", "run_group": run_dir.name, "name": f"{run_dir.name} from {step}", "dir": str(run_dir)}
+            ours = {key.removeprefix("run_"): value for key, value in ours.items() if not os.environ.get(f"WANDB_{key.upper()}")}
             try:
-                self.wandb = wandb.init(project="dra-grpo", group=run_dir.name, name=f"{run_dir.name} from {step}",
-                                        dir=str(run_dir), config=config)
+                self.wandb = wandb.init(**ours, config=config)
             except Exception as error:                  # not logged in, offline: errors of many classes
                 what = (str(error).splitlines() or [repr(error)])[0]
                 raise ValueError(f"run.trackers: wandb does not start: {what}; WANDB_MODE=offline keeps its "
@@ -212,6 +227,8 @@ class Trackers:
 
     def log(self, records: Sequence[dict]) -> None:
         for record in records:
+            for function in self.functions:
+                function(record)
             if record["kind"] in ("train", "eval"):
                 values = scalars(record)
                 if self.writer:

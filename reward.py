@@ -23,10 +23,11 @@ of users are handed to `Rewarder`.
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Literal, Protocol
+from numbers import Real
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -35,7 +36,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class RewardConfig:
+class CorrectConfig:
+    correct: str = field(default="", kw_only=True)
+    """"path.py:function" called with (texts, problems), one of each per completion; the booleans that it returns say
+    which are right, in place of the grader, and golds are not needed; empty for the grader"""
+
+
+@dataclass(frozen=True)
+class RewardConfig(CorrectConfig):
     functions: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0})
     """reward functions and their weights: accuracy, format, cosine, or "path.py:function"; their weighted sum is the
     raw reward"""
@@ -288,10 +296,27 @@ def group_advantages(rewards_G: Tensor, scale: str = "std", eps: float = 1e-4) -
 
 
 # ------------------------------------------------------------------------------------------------ reward functions
-# Called with keyword arguments: texts (the assistant's turns), golds, rows (the problems' columns), grades, lengths
-# (tokens), max_new_tokens; each is a list with one entry per completion (but the last) and so is the result.
+# Called with keyword arguments: texts (the assistant's turns), golds, rows (the problems' columns), grades, lengths (tokens),
+# max_new_tokens; each is a list with one entry per completion (but the last) and so is the result. None is "not
+# applicable": it adds nothing to the sum and stays out of the function's mean, as in TRL.
 
-RewardFunction = Callable[..., Sequence[float]]
+RewardFunction = Callable[..., Sequence[float | None]]
+
+
+def per_completion(what: str, values: Any, n: int) -> list:
+    """`values`, which the user's function `what` returned, as a list of n, numpy's and torch's scalars as Python's.
+
+    Raises ValueError for anything but a list, tuple, 1-D array or 1-D tensor with one entry per completion.
+    """
+    if not (isinstance(values, Sequence) and not isinstance(values, str | bytes) or getattr(values, "ndim", None) == 1):
+        shape = f" of shape {tuple(values.shape)}" if hasattr(values, "shape") else ""
+        if isinstance(values, Coroutine):
+            values.close()                              # or Python says later, and elsewhere, that nobody awaited it
+        raise ValueError(f"{what} returned an object of type {type(values).__name__}{shape}; expected a list with one "
+                         "value per completion")
+    if len(values) != n:
+        raise ValueError(f"{what} returned {len(values)} values for {n} completions")
+    return [value.item() if getattr(value, "ndim", None) == 0 else value for value in values]
 
 
 class Grade(Protocol):
@@ -359,10 +384,9 @@ class Scores:
     """What `Rewarder` computed for P groups of G completions; tensors are (P, G)."""
     grades: list[Grade]                                 # P * G
     correct: Tensor                                     # bool
-    parts: dict[str, Tensor]                            # each reward function's value before its weight
-    raw: Tensor                                         # weighted sum of the parts
-    # of each group: mean cosine of two different completions; None without DRA
-    similarity: list[float | None]
+    parts: dict[str, Tensor]                            # each reward function's value before its weight; nan for None
+    raw: Tensor                                         # weighted sum of the parts that are not nan
+    similarity: list[float | None]                      # of each group: mean cosine of two different completions; None without DRA
     cut: list[bool]                                     # P * G: the embedder read only the beginning
     smi: Tensor                                         # 0 without DRA
     weight: Tensor                                      # 1 without DRA
@@ -374,7 +398,8 @@ class Scores:
     def of(self, p: int, g: int) -> dict:
         """What samples.jsonl says of completion `g` of prompt `p`."""
         i = p * self.raw.shape[1] + g
-        grade, parts = self.grades[i], {name: part[p, g].item() for name, part in self.parts.items()}
+        grade = self.grades[i]
+        parts = {name: None if part[p, g].isnan() else part[p, g].item() for name, part in self.parts.items()}
         return {"correct": grade.correct, "reason": grade.reason, "answer": grade.answer, "rewards": parts,
                 "reward": self.raw[p, g].item(), "cut": self.cut[i], "smi": self.smi[p, g].item(),
                 "weight": self.weight[p, g].item(), "adjusted": self.adjusted[p, g].item(),
@@ -382,9 +407,9 @@ class Scores:
 
 
 class GraderLike(Protocol):
-    """What `Rewarder` needs of grader.Grader."""
+    """What `Rewarder` needs of grader.Grader: a verdict on each text, given the problem that it answers."""
 
-    def grade_batch(self, texts: Sequence[str], golds: Sequence[str]) -> list[Grade]: ...
+    def grade_rows(self, texts: Sequence[str], rows: Sequence[dict]) -> list[Grade]: ...
 
 
 class EmbedderLike(Protocol):
@@ -410,18 +435,17 @@ class Rewarder:
 
     def __call__(self, texts: list[str], rows: list[dict], lengths: list[int], group_size: int,
                  tokens: list[list[int]] | None = None) -> Scores:
-        """`texts`, `lengths` (tokens) of P*G completions, group by group, and the P problems they answer (with an
-        "answer" column).
+        """`texts`, `lengths` (tokens) of P*G completions, group by group, and the P problems they answer (with what
+        the grader and the functions need of them).
 
         `tokens` are the completions as sampled, which `dra.embedder = "policy"` reads.
         """
         dra, start = self.dra, time.perf_counter()
         turns, rows_N = [self.opening + text for text in texts], [row for row in rows for _ in range(group_size)]
-        grades = self.grader.grade_batch(turns, [row["answer"] for row in rows_N])
+        grades = self.grader.grade_rows(turns, rows_N)
         correct_PG = torch.tensor([item.correct for item in grades]).view(-1, group_size)
         parts = {name: self.values(name, turns, rows_N, grades, lengths).view_as(correct_PG) for name in self.functions}
-        raw_PG = sum(weight * parts[name] for name, (_, weight) in self.functions.items())
-        require_finite(raw_PG, "rewards")
+        raw_PG = self.total(parts)
         graded = time.perf_counter()
 
         smi_PG, weight_PG, adjusted_PG = torch.zeros_like(raw_PG), torch.ones_like(raw_PG), raw_PG
@@ -440,15 +464,27 @@ class Rewarder:
         return Scores(grades, correct_PG, parts, raw_PG, similarity_P, cut, smi_PG, weight_PG, adjusted_PG,
                       advantage_PG, seconds)
 
-    def values(self, name: str, turns: list[str], rows_N: list[dict], grades: list[Grade],
-               lengths: list[int]) -> Tensor:
-        """(N,) values of one reward function, before its weight."""
+    def values(self, name: str, turns: list[str], rows_N: list[dict], grades: list[Grade], lengths: list[int]) -> Tensor:
+        """(N,) values of one reward function, before its weight; nan for None. ValueError for what is no number."""
         function, _ = self.functions[name]
-        values = function(texts=turns, golds=[row["answer"] for row in rows_N], rows=rows_N, grades=grades,
-                          lengths=lengths, max_new_tokens=self.max_new_tokens)
-        if len(values) != len(turns):
-            raise ValueError(f"reward function {name!r} returned {len(values)} values for {len(turns)} completions")
-        return torch.tensor(values, dtype=torch.float32)
+        what = f"reward function {name!r}"
+        values = per_completion(what, function(
+            texts=turns, golds=[row.get("answer") for row in rows_N], rows=rows_N, grades=grades, lengths=lengths,
+            max_new_tokens=self.max_new_tokens), len(turns))
+        for i, value in enumerate(values):
+            if value is not None and not (isinstance(value, Real) and abs(value) <= torch.finfo(torch.float32).max):
+                raise ValueError(f"{what} returned {repr(value)[:80]} for completion {i}; expected one finite number, "
+                                 "or None where it does not apply")
+        return torch.tensor([math.nan if value is None else float(value) for value in values])
+
+    def total(self, parts_PG: dict[str, Tensor]) -> Tensor:
+        """(P, G) weighted sums; ValueError where all functions returned None, or the sum is not finite."""
+        if torch.stack([part_PG.isnan() for part_PG in parts_PG.values()]).all(0).any():
+            raise ValueError(f"reward functions {', '.join(map(repr, parts_PG))}: a completion got None from all of "
+                             "them; at least one must return a number")
+        raw_PG = sum(weight * parts_PG[name].nan_to_num() for name, (_, weight) in self.functions.items())
+        require_finite(raw_PG, "rewards")
+        return raw_PG
 
 
 def main() -> None:

@@ -170,19 +170,19 @@ def of_integers(operation):
     return apply
 
 
-def of_reals(operation):
+def extreme(choose):
     def apply(*numbers):
         if any(isinstance(x, mp.mpc) for x in numbers):
             raise ZeroDivisionError
-        return operation(*(numbers if all(isinstance(x, Fraction) for x in numbers) else map(inexact, numbers)))
+        return choose(*numbers) if all(isinstance(x, Fraction) for x in numbers) else choose(*map(inexact, numbers))
     return apply
 
 
-def rounded(exact, other):
-    def apply(x):
-        n = whole_number(x)
-        return Fraction(n if n is not None else exact(x) if isinstance(x, Fraction) else int(other(x)))
-    return of_reals(apply)
+def floor(x) -> Fraction:
+    if isinstance(x, mp.mpc):
+        raise ZeroDivisionError
+    n = whole_number(x)
+    return Fraction(n if n is not None else math.floor(x) if isinstance(x, Fraction) else int(mp.floor(x)))
 
 
 def of_mpmath(name: str):
@@ -192,8 +192,8 @@ def of_mpmath(name: str):
 TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
 KNOWN = {
     "factorial": factorial, "double factorial": functools.partial(factorial, step=2), "binom": binomial, "abs": abs,
-    "floor": rounded(math.floor, mp.floor), "ceil": rounded(math.ceil, mp.ceil), "max": of_reals(max),
-    "min": of_reals(min), "gcd": of_integers(math.gcd), "lcm": of_integers(math.lcm), "mod": of_integers(operator.mod),
+    "floor": floor, "ceil": lambda x: -floor(-x), "max": extreme(max), "min": extreme(min),
+    "gcd": of_integers(math.gcd), "lcm": of_integers(math.lcm), "mod": of_integers(operator.mod),
     "ln": of_mpmath("log"), "arcsin": of_mpmath("asin"), "arccos": of_mpmath("acos"), "arctan": of_mpmath("atan"),
     **{name: of_mpmath(name) for name in (*TRIGONOMETRIC, "sinh", "cosh", "tanh")}}
 ARITHMETIC = {"+": operator.add, "*": operator.mul, "/": operator.truediv}

@@ -38,12 +38,14 @@ def arguments() -> argparse.ArgumentParser:
                              help="groups that are looked at, evenly spaced over the file (default 1000)")
         if name == "kernel":
             command.add_argument("--label", default="",
-                                 help='"path.py:function" called with (text, record of the samples file), instead of '
+                                 help='"path.py:function" called with (text, problem row) as eval.label is, instead of '
                                       'the labels in the file')
     command = commands.add_parser("regrade", help="grades all saved completions again")
     command.add_argument("path", type=Path, metavar="RUN_OR_EVAL")
     command.add_argument("--opening", help="what the chat template writes of the assistant's turn; by default that of "
                                            "the tokenizer at model.path")
+    command.add_argument("--correct", help='"path.py:function" called with (texts, problem rows), instead of '
+                                           'reward.correct in config.toml or the grader')
     command.add_argument("--out", type=Path, help="folder for samples and results with the new verdicts")
     return parser
 
@@ -71,7 +73,7 @@ def output_of(args: argparse.Namespace) -> str:
         case "regrade":
             from report.regrade import regrade
 
-            return regrade(args.path, args.opening, args.out)
+            return regrade(args.path, args.opening, args.out, args.correct)
 
 
 def main(argv: list[str]) -> int:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from scipy.stats import mannwhitneyu, norm, pearsonr, rankdata, spearmanr, t
 
-from config import build, import_function, parse_value
+from config import build, parse_value
 from embedder import Embedder
-from report.read import config_of, samples_file, some_groups
+from eval_samples import labeller
+from report.read import config_of, problem_finder, samples_file, some_groups
 from reward import DraConfig, cosine_similarity, smi_values, weights_of_smi
 
 # G completions of a group, P pairs of them, D embedding size, R permutations
@@ -163,21 +164,33 @@ def same_label_auc(groups: Sequence[tuple[np.ndarray, Sequence[str | None]]]) ->
     return wins / total if total else None
 
 
+def labels_of(file: Path, groups: Sequence[dict], label: str) -> tuple[list[list[str | None]], list[str]]:
+    """The labels of each group's completions, those in the file or those of the function `label`, and what to say of it."""
+    if not label:
+        return [[completion.get("label") for completion in group["completions"]] for group in groups], []
+    function, notes = labeller(label, "--label"), []
+    try:
+        find = problem_finder(file, gold=not config_of(file).get("reward", {}).get("correct"))
+        rows = list(map(find, groups))
+    except ValueError as error:
+        rows = [{key: group[key] for key in ("id", "problem", "answer") if key in group} for group in groups]
+        notes = [f"note: --label gets of the problems only {', '.join(rows[0])} ({error})"]
+    return [[function(completion["text"], row) for completion in group["completions"]]
+            for group, row in zip(groups, rows)], notes
+
+
 def kernel(path: Path, overrides: Sequence[str], most: int, label: str) -> str:
     """Whether similarities by this embedder, and the weights made of them, know what the labels know."""
     file = samples_file(path)
     dra, groups = dra_config(file, overrides), some_groups(file, most)
-    function = import_function("--label", label) if label else None
-    labels = [[function(c["text"], group) if function else c.get("label") for c in group["completions"]]
-              for group in groups]
+    labels, notes = labels_of(file, groups, label)
     if dra.weights:
         raise ValueError(f"dra.weights = {dra.weights!r} takes the place of what is tested here; leave it empty")
     kernels, cut = similarities(groups, dra)
     values = np.concatenate([similarity_GG[np.triu_indices(len(similarity_GG), 1)] for similarity_GG in kernels])
     low, q1, middle, q3, high = np.quantile(values, (0, 0.05, 0.5, 0.95, 1))
     lines = [f"{file}: {len(groups)} groups, {len(values)} pairs, embedder {dra.embedder}",
-             f"similarity: {low:.3f} to {high:.3f}, median {middle:.3f}, 90 % of the pairs in {q1:.3f} to {q3:.3f}",
-             *about_cut(cut, groups)]
+             f"similarity: {low:.3f} to {high:.3f}, median {middle:.3f}, 90 % of the pairs in {q1:.3f} to {q3:.3f}", *about_cut(cut, groups), *notes]
     auc = same_label_auc(list(zip(kernels, labels)))
     if auc is not None:
         lines.append(f"AUC of similarity, same against different label: {auc:.3f} (0.5 knows nothing, 1 knows all)")

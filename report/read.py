@@ -4,13 +4,14 @@ A file that is missing, empty or of another kind is a ValueError with file and l
 """
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
+from data import DataConfig, benchmark_name, load_problems
 from eval import RESULT
 from files import read_jsonl, require
 
@@ -18,9 +19,8 @@ NUMBER = (int, float)
 TRAIN = {"step": int, "reward": NUMBER, "accuracy": NUMBER}
 EVAL = {"step": int, "benchmark": str, "accuracy": NUMBER, "accuracy_se": NUMBER, "pass_at_k": dict}
 GROUP = {"step": int, "position": int, "completions": list}
-COMPLETION = {"text": str, "correct": bool, "reward": NUMBER, "smi": NUMBER, "weight": NUMBER, "adjusted": NUMBER,
-              "advantage": NUMBER}
-SAMPLE = {"problem": int, "sample": int, "text": str, "gold": (str, list), "correct": bool}
+COMPLETION = {"text": str, "correct": bool, "reward": NUMBER, "smi": NUMBER, "weight": NUMBER, "adjusted": NUMBER, "advantage": NUMBER}
+SAMPLE = {"problem": int, "sample": int, "text": str, "correct": bool}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def read_groups(path: Path) -> Iterator[dict]:
             yield from records
         else:
             samples = [sample | {"reward": float(sample["correct"])} for sample in records]
-            yield {"id": samples[0].get("id"), "answer": samples[0]["gold"], "completions": samples}
+            yield {"id": samples[0].get("id"), "place": problem, "answer": samples[0].get("gold"), "completions": samples}
 
 
 def config_of(path: Path) -> dict:
@@ -138,6 +138,44 @@ def config_of(path: Path) -> dict:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid TOML: {error}") from None
+
+
+def data_of(settings: dict) -> DataConfig:
+    """The [data] section of `settings`, with the user turn that its evaluations ask with."""
+    keys = {field.name for field in fields(DataConfig)}
+    data = DataConfig(**{key: value for key, value in settings.get("data", {}).items() if key in keys})
+    prompt = "" if "run" in settings else settings.get("eval", {}).get("prompt")
+    return replace(data, template=prompt) if prompt else data
+
+
+def problem_finder(file: Path, gold: bool) -> Callable[[dict], dict]:
+    """A function from a record of the samples file `file` to its problem with all columns, as functions of users saw it.
+
+    Problems are read again from the data that config.toml next to the file names, with checked golds or, without
+    `gold`, whatever answers they have. Raises ValueError where that is not there or holds other problems.
+    """
+    settings = config_of(file)
+    if "run" in settings:
+        source = settings["data"]["train"]
+    else:
+        names = dict(map(benchmark_name, settings.get("eval", {}).get("benchmarks", [])))
+        source = names.get(file.name.removesuffix(".samples.jsonl"))
+    if source is None:
+        raise ValueError(f"{file.with_name('config.toml')} names no data with the problems of {file.name}")
+    rows = load_problems(source, data_of(settings), gold=gold)
+    places = {json.dumps([row["id"], row["problem"]]): row for row in reversed(rows)}
+
+    def find(record: dict) -> dict:
+        if "step" in record:
+            row = places.get(json.dumps([record["id"], record["problem"]]))
+        else:
+            place = record.get("place", record["problem"])
+            row = rows[place] if place < len(rows) and rows[place]["id"] == record.get("id") else None
+        if row is None:
+            raise ValueError(f"{file}: {source!r} no longer has the problem with the id {record.get('id')!r}")
+        return row
+
+    return find
 
 
 def samples_file(path: Path) -> Path:

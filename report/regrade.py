@@ -1,7 +1,6 @@
 """The saved completions of a run or an evaluation, graded again by the grader as it is now."""
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -10,22 +9,21 @@ import numpy as np
 
 import files
 from answers import Grade
-from data import DataConfig
 from eval import OF_RIGHT_TEXTS, summarize, with_average
-from eval_samples import assign_votes, by_problem
+from eval_samples import OwnGrader, by_problem, grader_of, name_votes
 from files import read_jsonl, require
 from grader import Grader
 from prompts import load_tokenizer, opening
-from report.read import config_of, read_groups
+from report.read import config_of, data_of, problem_finder, read_groups
 
 CHUNK = 256                                             # records graded at a time
 
 
-def regrade(path: Path, opened: str | None, out: Path | None) -> str:
+def regrade(path: Path, opened: str | None, out: Path | None, correct: str | None = None) -> str:
     """Verdicts of now against those that were written, as lines for people.
 
     `opened` is what the chat template writes of the assistant's turn, None to ask the tokenizer at the config's
-    model.path. With `out`, samples with the new verdicts and results made of them go there; a run's rewards and
+    model.path. `correct` names a function in place of the grader, None the one of the config. With `out`, samples with the new verdicts and results made of them go there; a run's rewards and
     advantages stay what the policy was trained with.
     """
     sources = sorted(path.glob("*samples.jsonl")) if path.is_dir() else [path]
@@ -35,6 +33,7 @@ def regrade(path: Path, opened: str | None, out: Path | None) -> str:
         check_samples(file)
     config, results = sources[0].with_name("config.toml"), sources[0].with_name("results.jsonl")
     settings = config_of(path)
+    correct = settings.get("reward", {}).get("correct", "") if correct is None else correct
     before = {record["benchmark"]: record for _, record in read_jsonl(results)} if results.exists() else {}
     if opened is None:
         opened = opening_of(settings, config)
@@ -46,7 +45,8 @@ def regrade(path: Path, opened: str | None, out: Path | None) -> str:
             files.write(out / config.name, config.read_text(encoding="utf-8"))
     strict = {**settings.get("reward", {}), **settings.get("output", {})}
     lines, now = [], []
-    with Grader(strict.get("workers", 2), strict.get("timeout_s", 5.0), strict.get("require_box", True)) as grader:
+    with grader_of(correct, strict.get("workers", 2), strict.get("timeout_s", 5.0),
+                   strict.get("require_box", True)) as grader:
         for file in sources:
             regraded = regrade_file(file, grader, opened, save=out is not None)
             lines += regraded.lines
@@ -68,7 +68,6 @@ def check_samples(file: Path) -> None:
     """ValueError unless `file` holds completions that can be graded and, of an evaluation, what results are made of."""
     sizes = set()
     for group in read_groups(file):
-        require(group, {"answer": (str, list)}, str(file), "a file of saved completions")
         sizes.add(len(group["completions"]))
         for completion in group["completions"] if "step" not in group else ():
             require(completion, {"length": int, "finish": str, "reason": str},
@@ -88,10 +87,7 @@ def opening_of(settings: dict, config: Path) -> str:
             missing = f"model.path = {folder!r} in {config} is no folder here"
         raise ValueError(f"{missing}: give what its chat template writes of the assistant's turn as --opening, \"\" "
                          "for nothing")
-    keys = ("chat_template", "template_args", "template")
-    data = DataConfig(**{key: value for key, value in settings.get("data", {}).items() if key in keys})
-    if "run" not in settings and (prompt := settings.get("eval", {}).get("prompt")):
-        data = replace(data, template=prompt)
+    data = data_of(settings)
     return opening(load_tokenizer(folder, data), data)
 
 
@@ -102,7 +98,7 @@ class Regraded(NamedTuple):
     changed: bool                                       # whether any verdict did
 
 
-def regrade_file(file: Path, grader: Grader, opened: str, save: bool) -> Regraded:
+def regrade_file(file: Path, grader: Grader | OwnGrader, opened: str, save: bool) -> Regraded:
     before, after, records, examples, changes = [], [], [], [], Counter()
     for where, record, graded in graded_again(file, grader, opened):
         for completion, gold, now in graded:
@@ -111,6 +107,8 @@ def regrade_file(file: Path, grader: Grader, opened: str, save: bool) -> Regrade
             if completion["correct"] != now.correct:
                 changes[f"{completion.get('reason')} -> {now.reason}"] += 1
                 examples.append(f"    {where}: {now.answer!r} for {gold!r}")
+            if not grader.reads_answers:
+                completion.pop("vote", None)            # of an answer that the grader had read
             if completion.get("finish") != "prompt":    # which was not sampled, and says so in its reason
                 completion |= {"correct": now.correct, "reason": now.reason, "answer": now.answer}
         if save:
@@ -121,13 +119,29 @@ def regrade_file(file: Path, grader: Grader, opened: str, save: bool) -> Regrade
     return Regraded(lines, records, bool(changes))
 
 
-def graded_again(file: Path, grader: Grader, opened: str) -> Iterator[tuple[str, dict, list[tuple[dict, str, Grade]]]]:
+def problems_for(file: Path, grader: Grader | OwnGrader) -> Callable[[dict], dict]:
+    """A function from a record of `file` to the problem that `grader` needs: of ours, the gold alone."""
+    if not grader.reads_answers:
+        return problem_finder(file, gold=False)
+
+    def gold(record: dict) -> dict:
+        answer = record.get("gold", record.get("answer"))
+        golds = answer if isinstance(answer, list) and answer else [answer]
+        if not all(isinstance(each, str) for each in golds):
+            raise ValueError(f"{file} has {answer!r} where a gold should be; name a function that says what is right "
+                             "with --correct")
+        return {"answer": answer}
+
+    return gold
+
+
+def graded_again(file: Path, grader: Grader | OwnGrader, opened: str
+                 ) -> Iterator[tuple[str, dict, list[tuple[dict, str, Grade]]]]:
     """(place, record, [(completion, gold, verdict of now) of each completion in it]) of a samples file."""
-    reader = read_jsonl(file)
+    reader, problem = read_jsonl(file), problems_for(file, grader)
     while chunk := list(islice(reader, CHUNK)):
-        groups = [(where, record, record.get("completions", [record]), record.get("gold", record.get("answer")))
-                  for where, record in chunk]
+        groups = [(where, record, record.get("completions", [record]), problem(record)) for where, record in chunk]
         texts = [opened + completion["text"] for _, _, group, _ in groups for completion in group]
-        grades = iter(grader.grade_batch(texts, [gold for _, _, group, gold in groups for _ in group]))
-        for where, record, group, gold in groups:
-            yield where, record, [(completion, gold, next(grades)) for completion in group]
+        grades = iter(grader.grade_rows(texts, [row for _, _, group, row in groups for _ in group]))
+        for where, record, group, row in groups:
+            yield where, record, [(completion, row["answer"], next(grades)) for completion in group]

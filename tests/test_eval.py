@@ -362,7 +362,7 @@ def test_another_evaluation_in_the_same_folder_is_refused(finished, tmp_path):
     source = folder.parent / "a.jsonl"
     text = source.read_text()
     source.write_text(text.replace("85", "86", 1))
-    with pytest.raises(ValueError, match="other weights or problems.*identity.json"):
+    with pytest.raises(ValueError, match=r"other weights, problems or functions \(a is another"):
         in_process(finished[0], folder)
     source.write_text(text)
     assert contents(finished[1]) == before
@@ -389,7 +389,7 @@ def test_a_start_that_failed_is_no_obstacle(tmp_path):
         with pytest.raises(ValueError, match=words):
             in_process([*one, wrong], tmp_path / "out")
     assert in_process(one, tmp_path / "out") == 0
-    assert labeller(EvalConfig()) is None and labeller(EvalConfig(label="tiny/task.py:strategy"))("nothing", {}) is None
+    assert labeller("") is None and labeller("tiny/task.py:strategy")("nothing", {}) is None
 
 
 def test_a_policy_that_cannot_be_used_is_found_before_the_first_is_sampled(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from conftest import ROOT
 
 # bottom up: a module imports only from lower levels; report/ stands on everything, and nothing on it
 LEVELS = [level.split() for level in ("files config answers reward", "model metrics",
-                                      "grader ranks sampler embedder data checkpoint", "learner memory prompts",
+                                      "grader ranks sampler embedder data", "learner memory prompts checkpoint",
                                       "eval_samples", "eval", "dra_grpo report")]
 FOLDERS = {"answers", "report"}
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}

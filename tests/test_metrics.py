@@ -14,7 +14,7 @@ from test_loop import run as train_here
 
 import metrics
 from metrics import (Trackers, before_and_after, check_trackers, effective_labels, group_figures, maj_at_k, pass_at_k,
-                     scalars, standard_error, vendi_score)
+                     scalars, standard_error, step_line, vendi_score)
 
 
 def test_pass_at_k_equals_counting_subsets():
@@ -105,6 +105,30 @@ def test_group_figures_by_hand():
     assert without["modes"] is None and without["similarity"] is None and without["equal_group_share"] == 0
 
 
+def test_rewards_that_do_not_apply_stay_out_of_their_mean():
+    """None is no 0: a function that judges one of four has the mean of that one, and one that judges none has none."""
+    group = [completion(True, 0.0, "a") | {"rewards": {"some": value, "never": None}} for value in (3.0, None, None, None)]
+    assert group_figures([{"completions": group, "similarity": None}])["rewards"] == {"some": 3.0, "never": None}
+
+
+LONG = {"step": 9999, "reward": -0.123, "accuracy": 0.5, "similarity": 0.5, "smi": 62.987, "modes": 12.345, "zero_advantage": 0.25,
+        "kl": 12.34567, "entropy": 11.234, "grad_norm": 123.45, "length": 32768.0, "truncated": 0.125, "gap": 1e-3,
+        "sample_s": 1234.5, "reward_s": 123.4, "update_s": 1234.5, "tokens_per_s": 123456.7}
+
+
+def test_the_step_line_has_what_the_run_has_and_fits():
+    """A run with everything and wide numbers; one without DRA, reference and labels; a step of a few tokens is no 0.0k."""
+    assert step_line(LONG, 9999) == (
+        "step 9999/9999 | reward -0.123 acc 0.500 smi 63.0 modes 12.3 zero-adv 0.25 | kl 12.346 ent 11.2 gnorm 123 | "
+        "len 32768 trunc 0.12 | 1234+123+1234 s | 123k tok/s")
+    for wide in (LONG, LONG | {"reward": -123.456, "kl": 1234.5, "grad_norm": 123456.7}):
+        assert len(step_line(wide, 999999)) <= 160
+    plain = LONG | {"similarity": None, "smi": 0.0, "modes": None, "kl": None, "sample_s": 0.04, "tokens_per_s": 3.21}
+    assert step_line(plain, 9999) == (
+        "step 9999/9999 | reward -0.123 acc 0.500 zero-adv 0.25 | ent 11.2 gnorm 123 | len 32768 trunc 0.12 | "
+        "0.0+123+1234 s | 3.2 tok/s")
+
+
 def test_before_and_after_are_the_first_and_the_last(tmp_path):
     records = [{"kind": "eval", "benchmark": "x", "step": step, "accuracy": step / 100, "accuracy_se": 0.01,
                 "pass_at_k": {}, "n": 9, "effective_strategies": None if step else 2.5,
@@ -142,6 +166,8 @@ def test_trackers_are_checked_before_anything_is_loaded(monkeypatch):
 
 def test_a_tracker_gets_every_record_of_a_run(monkeypatch, tmp_path):
     """Weights & Biases, as far as we call it: one step number per record, the numbers of metrics.jsonl, and an end."""
+    for name in ("PROJECT", "RUN_GROUP", "NAME", "DIR"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
     wandb, seen = stub(monkeypatch, "wandb"), []
     wandb.init = lambda **settings: seen.append(settings) or types.SimpleNamespace(
         log=lambda values, step: seen.append((step, values)), finish=lambda: seen.append("end"))
@@ -151,6 +177,40 @@ def test_a_tracker_gets_every_record_of_a_run(monkeypatch, tmp_path):
     assert [step for step, _ in seen[1:-1]] == [record["step"] for record in written if record["kind"] != "run"]
     assert [values["train/reward"] for _, values in seen[1:-1] if "train/reward" in values] == [
         record["reward"] for record in written if record["kind"] == "train"]
+
+
+def test_the_environment_of_wandb_wins(monkeypatch, tmp_path):
+    """An argument of init would go before its variable: ours are handed over only where the variable says nothing."""
+    seen = {}
+    stub(monkeypatch, "wandb").init = lambda **settings: seen.update(settings)
+    names = {"WANDB_PROJECT": "project", "WANDB_RUN_GROUP": "group", "WANDB_NAME": "name", "WANDB_DIR": "dir"}
+    for variable in names:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("WANDB_NAME", "")                # set to nothing
+    Trackers(["wandb"], tmp_path / "r", {}, 5)
+    ours = {"project": "dra-grpo", "group": "r", "name": "r from 5", "dir": str(tmp_path / "r"), "config": {}}
+    assert seen == ours
+    for variable, name in names.items():
+        seen.clear()
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "mine")
+            Trackers(["wandb"], tmp_path / "r", {}, 5)
+        assert seen == {key: value for key, value in ours.items() if key != name}
+
+
+def test_a_function_of_the_users_gets_every_record(tmp_path):
+    """Any other tracker: each record of metrics.jsonl in order, the run's first; what it raises names it."""
+    (tmp_path / "my.py").write_text("import json\ndef keep(record):\n    with open(__file__ + '.out', 'a') as file:\n"
+                                    "        file.write(json.dumps(record) + '\\n')\ndef fail(record):\n    1 / 0\n")
+    check_trackers([f"{tmp_path}/my.py:keep"])
+    records = [{"kind": "run", "step": 0, "config": {}}, {"kind": "train", "step": 1, "reward": 0.5}]
+    trackers = Trackers([f"{tmp_path}/my.py:keep"], tmp_path, {}, 0)
+    trackers.log(records[:1]), trackers.log(records[1:]), trackers.close()
+    assert list(map(json.loads, (tmp_path / "my.py.out").read_text().splitlines())) == records
+    with pytest.raises(ValueError, match="run.trackers: .*my.py:fail raised ZeroDivisionError"):
+        Trackers([f"{tmp_path}/my.py:fail"], tmp_path, {}, 0).log(records)
+    with pytest.raises(ValueError, match="run.trackers.*no function 'none'"):
+        check_trackers([f"{tmp_path}/my.py:none"])
 
 
 def test_tensorboard_gets_numbers_in_the_run_folder(monkeypatch, tmp_path):

@@ -294,7 +294,7 @@ def test_user_reward_functions_get_what_the_docs_say(tmp_path):
     A wrong number of values is an error that names the function.
     """
     page = (Path(__file__).parent.parent / "docs/rewards.md").read_text(encoding="utf-8")
-    example = page.split("```python\n")[1].split("```")[0]
+    example = next(block.split("```")[0] for block in page.split("```python\n") if block.startswith("def brevity"))
     (tmp_path / "my.py").write_text(example + "def short(rows, **_):\n    return [row['bonus'] for row in rows][1:]\n")
     name = f"{tmp_path}/my.py:brevity"
     with Grader(1) as grader:
@@ -312,6 +312,61 @@ def test_user_reward_functions_get_what_the_docs_say(tmp_path):
                                    torch.tensor([[1.0, 0.5, 0.1, 0.0], [0.0, -0.5, -1.0, 0.0]]))
         with pytest.raises(ValueError, match="short.*1 values for 2"):
             rewarder({f"{tmp_path}/my.py:short": 1.0})(["a", "b"], [{"answer": "1", "bonus": 3}], [1, 1], 2)
+
+
+VALUES = """import torch, numpy as np
+def right(texts, **_): return [1, True, np.float32(0.5), torch.tensor(0.25)]
+def array(texts, **_): return np.arange(4)
+def tensor(texts, **_): return torch.arange(4.0, requires_grad=True)
+def some(texts, **_): return [None, 2.0, None, 0.0]
+def none(texts, **_): pass
+def nones(texts, **_): return [None] * 4
+def dictionary(texts, **_): return {text: 1.0 for text in texts}
+def generator(texts, **_): return (1.0 for _ in texts)
+def text(texts, **_): return "1111"
+def texts_(texts, **_): return ["1"] * 4
+def lists(texts, **_): return [[1.0, 0.0]] * 4
+def pairs(texts, **_): return [(1.0, "why")] * 4
+def table(texts, **_): return torch.ones(4, 2)
+def column(texts, **_): return np.ones((4, 1))
+def scalar(texts, **_): return torch.tensor(1.0)
+def number(texts, **_): return 1.0
+def vectors(texts, **_): return [torch.ones(1)] * 4
+def nan(texts, **_): return [0.0, float("nan"), 0.0, 0.0]
+def large(texts, **_): return [0.0, 0.0, 0.0, 10**400]
+def imaginary(texts, **_): return [1j] * 4
+async def later(texts, **_): return [1.0] * 4
+"""
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_reward_function_returns_one_number_per_completion(tmp_path):
+    """Scalars of numpy and torch too; whatever else it returns is a line that names it, not values at other completions.
+    None is "not applicable", as in TRL: it is left out of the sum, but some function must have a number."""
+    (tmp_path / "v.py").write_text(VALUES)
+
+    def rewarder(*names):
+        config = RewardConfig({f"{tmp_path}/v.py:{name}": 1.0 for name in names})
+        return Rewarder(reward_functions(config), DraConfig(enabled=False), "none", 64, Grader(1), None)
+
+    def scores(*names):
+        return rewarder(*names)(["a", "b", "c", "d"], [{"answer": "1"}], [1] * 4, 4)
+
+    for name, values in (("right", [1, 1, 0.5, 0.25]), ("array", [0, 1, 2, 3]), ("tensor", [0, 1, 2, 3])):
+        assert scores(name).raw.tolist() == [values] and not scores(name).raw.requires_grad
+    both = scores("some", "array")
+    assert both.raw.tolist() == [[0, 3, 2, 3]]
+    assert [list(both.of(0, i)["rewards"].values()) for i in range(2)] == [[None, 0.0], [2.0, 1.0]]
+    for name, words in (
+        ("none", "NoneType"), ("dictionary", "type dict"), ("generator", "generator"), ("text", "type str"),
+        ("later", "coroutine"), ("table", r"Tensor of shape \(4, 2\)"), ("column", r"ndarray of shape \(4, 1\)"),
+        ("scalar", r"shape \(\)"), ("number", "type float"), ("texts_", "returned '1' for completion 0"),
+        ("lists", r"returned \[1.0, 0.0\] for completion 0"), ("pairs", r"\(1.0, 'why'\) for completion 0"),
+        ("vectors", r"tensor\(\[1.\]\) for"), ("nan", "nan for completion 1"), ("large", "for completion 3"),
+        ("imaginary", "1j for completion 0"), ("nones", "got None from all"),
+    ):
+        with pytest.raises(ValueError, match=f"(?s)^reward function.*v.py:{name}'.*{words}"):
+            scores(name)
 
 
 HOOKS = """import torch

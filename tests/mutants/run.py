@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-AREAS = {                                               # of mutants.toml: what they change, the tests to run first
+AREAS = {                                               # of mutants.toml: file or folder changed, tests to run first
     "model": ("model.py", ["tests/test_model.py", "tests/test_sampler.py"]),
     "sampler": ("sampler.py", ["tests/test_sampler.py", "tests/test_gpu.py"]),
     "reward": ("reward.py", ["tests/test_reward.py"]),
@@ -33,13 +33,13 @@ AREAS = {                                               # of mutants.toml: what 
     "ranks": ("ranks.py", ["tests/test_ranks.py", "tests/test_learner.py", "tests/test_gpu.py"]),
     "loop": ("dra_grpo.py", ["tests/test_loop.py", "tests/test_run.py", "tests/test_gpu.py"]),
     "settings": ("dra_grpo.py", ["tests/test_settings.py"]),
-    "checkpoint": ("checkpoint.py", ["tests/test_checkpoint.py"]),
+    "checkpoint": ("checkpoint.py", ["tests/test_checkpoint.py", "tests/test_identity.py"]),
     "files": ("files.py", ["tests/test_files.py", "tests/test_checkpoint.py", "tests/test_compare.py"]),
     "memory": ("memory.py", ["tests/test_memory.py"]),
     "config": ("config.py", ["tests/test_config.py"]),
     "data": ("data.py", ["tests/test_data.py"]),
     "prompts": ("prompts.py", ["tests/test_prompts.py"]),
-    "eval_samples": ("eval_samples.py", ["tests/test_eval.py"]),
+    "eval_samples": ("eval_samples.py", ["tests/test_correct.py", "tests/test_eval.py"]),
     "eval": ("eval.py", ["tests/test_eval.py"]),
     "metrics": ("metrics.py", ["tests/test_metrics.py"]),
     "compare": ("report/compare.py", ["tests/test_compare.py"]),
@@ -69,8 +69,8 @@ class Mutant:
             return place
         found = [path for path in sorted((ROOT / place).glob("*.py")) if self.old in path.read_text(encoding="utf-8")]
         if len(found) != 1:
-            raise ValueError(f"mutant {self.name!r}: its old text occurs in {len(found)} files of {place}/, not "
-                             f"in one: {self.old!r}")
+            raise ValueError(f"mutant {self.name!r}: its old text occurs in {len(found)} files of {place}/, not one: "
+                             f"{self.old!r}")
         return str(found[0].relative_to(ROOT))
 
     def apply(self, source: str) -> str:
