@@ -119,9 +119,9 @@ def one_process_is_fine() -> Iterator[None]:
 
 
 # -------------------------------------------------------------------------------------- identity
-# Settings name files by paths, where other files may stand when a run goes on. An identity is a dict
-# {"section.key: file": SHA-256}. The files are those named by settings, not what they import or include; a data set from
-# the hub counts as its problems and answers, a model from the hub as the files fetched.
+# Settings name files by paths, where other files may stand when a run goes on. An identity is a dict {"section.key:
+# file": SHA-256}. The files are those named by settings, not what they import or include; a data set from the hub
+# counts as its problems and answers, a model from the hub as the files fetched.
 
 POLICY_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")    # of a policy's folder: those that matter
 

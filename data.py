@@ -370,12 +370,16 @@ def remarks(rows: Sequence[dict]) -> list[str]:
 def load_benchmarks(
     sources: Sequence[str], data: DataConfig, skipped: list[str], gold: bool = True
 ) -> dict[str, list[dict]]:
-    """The problems of every benchmark by its name: that of the file or data set, or NAME of `NAME=source`. ValueError if two have the same."""
+    """The problems of every benchmark by its name: that of the file or data set, or NAME of `NAME=source`.
+
+    ValueError if two have the same.
+    """
     found: dict[str, list[dict]] = {}
     for text in sources:
         name, source = benchmark_name(text)
         if name in found:
-            raise ValueError(f"eval.benchmarks has two of the name {name!r}; give {text!r} another, as in other={source}")
+            raise ValueError(f"eval.benchmarks has two of the name {name!r}; give {text!r} another, as in "
+                             f"other={source}")
         found[name] = load_problems(source, data, skipped, gold)
     return found
 

@@ -284,11 +284,13 @@ class Trainer:
 
     def check_identity(self, folder: str, problems: Sequence[dict]) -> dict[str, str]:
         """The files of this run by SHA-256; ValueError if the run in run.dir began with others."""
-        path, now = self.run_dir / "identity.json", checkpoint.identity_of_run(self.config, folder, problems, self.benchmarks)
+        path = self.run_dir / "identity.json"
+        now = checkpoint.identity_of_run(self.config, folder, problems, self.benchmarks)
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             if changed := checkpoint.differences(before, now, may_change="eval."):
-                raise ValueError(f"run.dir = {self.config.run.dir!r} holds a run with other files ({changed}); put them "
+                raise ValueError(f"run.dir = {self.config.run.dir!r} holds a run with other files ({changed}); "
+                                 "put them "
                                  f"back, name another run.dir, or remove {path} to go on with these all the same")
         elif (self.run_dir / "config.toml").exists():
             print(f"{path} is missing: whether the run began with these files cannot be checked")

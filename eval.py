@@ -116,7 +116,8 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
         "accuracy_se": standard_error([count / n for count in counts]),
         "accuracy_sd": deviation([sum(group[i]["correct"] for group in groups) / len(groups) for i in range(n)]),
         "pass_at_k": {str(k): sum(pass_at_k(n, c, k) for c in counts) / len(counts) for k in ks},
-        "maj_at_k": {str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups))
+        "maj_at_k": {
+            str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups))
                      / len(groups) for k in ks * voted},
         "truncated": share("finish", "length"), "no_answer": share("answer", None) if voted else None,
         "timeouts": share("reason", "timeout"),
@@ -173,7 +174,8 @@ def format_record(record: dict) -> str:
     line = f"{record['benchmark']}: accuracy {record['accuracy']:.3f} ± {record['accuracy_se']:.3f} ({of}"
     line += ")" if record["accuracy_sd"] is None else f"; sd over seeds {record['accuracy_sd']:.3f})"
     for name in ("pass", "maj"):
-        line += " | " * (len(record[f"{name}_at_k"]) > 1) + " ".join(f"{name}@{k} {value:.3f}" for k, value in record[f"{name}_at_k"].items() if k != "1")
+        line += " | " * (len(record[f"{name}_at_k"]) > 1) + " ".join(
+            f"{name}@{k} {value:.3f}" for k, value in record[f"{name}_at_k"].items() if k != "1")
     line += f" | length {record['length']:.0f} | truncated {record['truncated']:.3f}"
     if record["no_answer"] is not None:
         line += f" | no answer {record['no_answer']:.3f} | timeouts {record['timeouts']:.3f}"
@@ -191,7 +193,8 @@ def format_record(record: dict) -> str:
 # ------------------------------------------------------------------------------------------------ the work
 
 
-def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig, grader: Grader | OwnGrader) -> tuple[dict, list[dict]]:
+def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig,
+             grader: Grader | OwnGrader) -> tuple[dict, list[dict]]:
     """(record, samples) of one benchmark."""
     name, source = benchmark_name(benchmark)
     config = settings_of(config, name)
@@ -253,12 +256,13 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     now = identity_of(config, folder, benchmarks)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
         if changed := changes(load(Config, out / "config.toml"), config, ["model.path"]):   # its files are known
-            raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or change them back")
+            raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or "
+                             "change them back")
         before = json.loads((out / "identity.json").read_text(encoding="utf-8"))
         unknown = [name for name in now if ": " in name and name not in before]     # written by an earlier version
         if unknown:
-            print(f"{out / 'identity.json'} does not have {', '.join(unknown)}: whether the evaluation began with these "
-                  "files cannot be checked")
+            print(f"{out / 'identity.json'} does not have {', '.join(unknown)}: whether the evaluation began "
+                  "with these files cannot be checked")
         if changed := checkpoint.differences(before, {name: now[name] for name in now if name not in unknown}):
             raise ValueError(f"{out} holds an evaluation with other weights, problems or functions ({changed}); name "
                              "another output.dir")

@@ -1,9 +1,10 @@
 """Samples of a benchmark: problems in, graded completions out, kept as JSON lines.
 
-A sample is a dict: "problem" (its place in the benchmark), "id", "sample" (0..n-1) and "seed", which fix its random numbers, "gold", "text", "answer" (what
-was taken from the text, None for nothing), "correct", "reason" (answers/), "length" in tokens, "finish" ("stop", "length", or "prompt" for a prompt that
-leaves no room in the context), "vote" (what it counts for in a majority; not with `reward.correct`), and "label" where `eval.label` names strategies. It does not depend on
-ranks, on its neighbours or on what was sampled before (in fp32).
+A sample is a dict: "problem" (its place in the benchmark), "id", "sample" (0..n-1) and "seed", which fix its random
+numbers, "gold", "text", "answer" (what was taken from the text, None for nothing), "correct", "reason" (answers/),
+"length" in tokens, "finish" ("stop", "length", or "prompt" for a prompt that leaves no room in the context), "vote"
+(what it counts for in a majority; not with `reward.correct`), and "label" where `eval.label` names strategies. It does
+not depend on ranks, on its neighbours or on what was sampled before (in fp32).
 """
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -129,7 +130,8 @@ class OwnGrader:
         verdicts = per_completion(self.name, self.function(list(texts), list(rows)), len(texts))
         for i, verdict in enumerate(verdicts):
             if not isinstance(verdict, int | float) or verdict not in (0, 1):
-                raise ValueError(f"{self.name} returned {repr(verdict)[:80]} for completion {i}; expected True or False")
+                raise ValueError(f"{self.name} returned {repr(verdict)[:80]} for completion {i}; expected True "
+                                 "or False")
         return [Grade(bool(verdict), "right" if verdict else "wrong", None) for verdict in verdicts]
 
     def close(self) -> None:
@@ -154,15 +156,18 @@ def eval_sampler(model: Transformer, tokenizer, config: EvalConfig, data: DataCo
     return Sampler(model, settings, stop_ids(model, tokenizer, data), config.top_p, "eval")
 
 
-def name_votes(groups: Sequence[list[dict]], grader: Grader | OwnGrader) -> None:
-    """Gives each sample of each problem its "vote": the (first) gold for a right answer, None for no answer, else the first equal answer of its problem.
+def assign_votes(groups: Sequence[list[dict]], grader: Grader | OwnGrader) -> None:
+    """Gives each sample of each problem its "vote".
 
-    Wrong answers are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal only as text.
-    Under `reward.correct` no answers are read, and two right completions need not agree on one: nobody votes.
+    The (first) gold for a right answer, None for no answer, else the first equal answer of its problem. Wrong answers
+    are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal
+    only as text. Under `reward.correct` no answers are read, and two right completions need not agree on one: nobody
+    votes.
     """
     if not grader.reads_answers:
         return
-    leaders: list[dict[str, bool]] = [{} for _ in groups]   # of each problem: the first of each answer, and whether algebra can be asked about it
+    # of each problem: the first of each answer, and whether algebra can be asked about it
+    leaders: list[dict[str, bool]] = [{} for _ in groups]
     found: list[dict[str, str]] = [{} for _ in groups]      # of each problem: the leader of each answer
     wrong = [{normalize(s["answer"]): s["reason"] == "different" for s in group
               if s["answer"] is not None and not s["correct"]} for group in groups]
@@ -189,9 +194,11 @@ def name_votes(groups: Sequence[list[dict]], grader: Grader | OwnGrader) -> None
                 None if s["answer"] is None else names[normalize(s["answer"])])
 
 
-def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig, grader: Grader | OwnGrader,
-                  positions: Sequence[int] | None = None, progress: bool = True, desc: str = "eval") -> Iterator[list[list[dict]]]:
-    """Samples and grades every problem of `rows` config.samples times, some problems at a time; `positions` are the rows' places in the whole benchmark.
+def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig,
+                  grader: Grader | OwnGrader, positions: Sequence[int] | None = None, progress: bool = True,
+                  desc: str = "eval") -> Iterator[list[list[dict]]]:
+    """Samples and grades every problem of `rows` config.samples times, some problems at a time; `positions` are the
+    rows' places in the whole benchmark.
 
     `positions` are the rows' places in the whole benchmark. A prompt that does not fit into the context is not sampled;
     its samples are wrong, with the finish "prompt".
@@ -207,9 +214,13 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
             part, places = rows[start : start + step], positions[start : start + step]
             prompts = [prompt_tokens(tokenizer, row, data) for row in part]
             fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
-            sampled = dict(zip(fits, sampler.generate([prompts[i] for i in fits], config.samples, (config.seed,), [places[i] for i in fits])))
-            texts = {i: decode(tokenizer, [completion.tokens for completion in group], stops) for i, group in sampled.items()}
-            turns, asked_of = [begun + text for i in fits for text in texts[i]], [part[i] for i in fits for _ in texts[i]]
+            drawn = sampler.generate(
+                [prompts[i] for i in fits], config.samples, (config.seed,), [places[i] for i in fits])
+            sampled = dict(zip(fits, drawn))
+            texts = {i: decode(tokenizer, [completion.tokens for completion in group], stops)
+                     for i, group in sampled.items()}
+            turns = [begun + text for i in fits for text in texts[i]]
+            asked_of = [part[i] for i in fits for _ in texts[i]]
             grades = iter(grader.grade_rows(turns, asked_of))
             groups = []
             for i, (row, place) in enumerate(zip(part, places)):

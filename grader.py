@@ -138,7 +138,7 @@ class Grader:
         """A grade for each text against the gold ("answer") of its problem."""
         return self.grade_batch(texts, [row["answer"] for row in rows])
 
-    def settle(self, questions: Sequence[Question]) -> dict[Question, Grade]:
+    def settle(self, comparisons: Sequence[Comparison]) -> dict[Comparison, Grade]:
         worker = self.idle.pop()                        # as many workers as threads: one is always idle here
         try:
             return {comparison: worker.settle(comparison) for comparison in comparisons}

@@ -296,9 +296,9 @@ def group_advantages(rewards_G: Tensor, scale: str = "std", eps: float = 1e-4) -
 
 
 # ------------------------------------------------------------------------------------------------ reward functions
-# Called with keyword arguments: texts (the assistant's turns), golds, rows (the problems' columns), grades, lengths (tokens),
-# max_new_tokens; each is a list with one entry per completion (but the last) and so is the result. None is "not
-# applicable": it adds nothing to the sum and stays out of the function's mean, as in TRL.
+# Called with keyword arguments: texts (the assistant's turns), golds, rows (the problems' columns), grades, lengths
+# (tokens), max_new_tokens; each is a list with one entry per completion (but the last) and so is the result. None is
+# "not applicable": it adds nothing to the sum and stays out of the function's mean, as in TRL.
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
@@ -386,7 +386,8 @@ class Scores:
     correct: Tensor                                     # bool
     parts: dict[str, Tensor]                            # each reward function's value before its weight; nan for None
     raw: Tensor                                         # weighted sum of the parts that are not nan
-    similarity: list[float | None]                      # of each group: mean cosine of two different completions; None without DRA
+    # of each group: mean cosine of two different completions; None without DRA
+    similarity: list[float | None]
     cut: list[bool]                                     # P * G: the embedder read only the beginning
     smi: Tensor                                         # 0 without DRA
     weight: Tensor                                      # 1 without DRA
@@ -464,7 +465,8 @@ class Rewarder:
         return Scores(grades, correct_PG, parts, raw_PG, similarity_P, cut, smi_PG, weight_PG, adjusted_PG,
                       advantage_PG, seconds)
 
-    def values(self, name: str, turns: list[str], rows_N: list[dict], grades: list[Grade], lengths: list[int]) -> Tensor:
+    def values(self, name: str, turns: list[str], rows_N: list[dict], grades: list[Grade],
+               lengths: list[int]) -> Tensor:
         """(N,) values of one reward function, before its weight; nan for None. ValueError for what is no number."""
         function, _ = self.functions[name]
         what = f"reward function {name!r}"

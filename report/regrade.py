@@ -10,7 +10,7 @@ import numpy as np
 import files
 from answers import Grade
 from eval import OF_RIGHT_TEXTS, summarize, with_average
-from eval_samples import OwnGrader, by_problem, grader_of, name_votes
+from eval_samples import OwnGrader, assign_votes, by_problem, grader_of
 from files import read_jsonl, require
 from grader import Grader
 from prompts import load_tokenizer, opening
@@ -23,8 +23,9 @@ def regrade(path: Path, opened: str | None, out: Path | None, correct: str | Non
     """Verdicts of now against those that were written, as lines for people.
 
     `opened` is what the chat template writes of the assistant's turn, None to ask the tokenizer at the config's
-    model.path. `correct` names a function in place of the grader, None the one of the config. With `out`, samples with the new verdicts and results made of them go there; a run's rewards and
-    advantages stay what the policy was trained with.
+    model.path. `correct` names a function in place of the grader, None the one of the config. With `out`, samples with
+    the new verdicts and results made of them go there; a run's rewards and advantages stay what the policy was trained
+    with.
     """
     sources = sorted(path.glob("*samples.jsonl")) if path.is_dir() else [path]
     if not sources:
