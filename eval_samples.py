@@ -197,8 +197,7 @@ def assign_votes(groups: Sequence[list[dict]], grader: Grader | OwnGrader) -> No
 def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig,
                   grader: Grader | OwnGrader, positions: Sequence[int] | None = None, progress: bool = True,
                   desc: str = "eval") -> Iterator[list[list[dict]]]:
-    """Samples and grades every problem of `rows` config.samples times, some problems at a time; `positions` are the
-    rows' places in the whole benchmark.
+    """Samples and grades every problem of `rows` config.samples times, some problems at a time.
 
     `positions` are the rows' places in the whole benchmark. A prompt that does not fit into the context is not sampled;
     its samples are wrong, with the finish "prompt".
