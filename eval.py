@@ -111,8 +111,10 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
         "accuracy_se": standard_error([count / n for count in counts]),
         "accuracy_sd": deviation([sum(group[i]["correct"] for group in groups) / len(groups) for i in range(n)]),
         "pass_at_k": {str(k): sum(pass_at_k(n, c, k) for c in counts) / len(counts) for k in ks},
-        "maj_at_k": {str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k) for names, group in zip(votes, groups)) / len(groups) for k in ks * voted},
-        "truncated": share("finish", "length"), "no_answer": share("answer", None) if voted else None, "timeouts": share("reason", "timeout"),
+        "maj_at_k": {str(k): sum(maj_at_k(names, first_gold(group[0]["gold"]), k)
+                                 for names, group in zip(votes, groups)) / len(groups) for k in ks * voted},
+        "truncated": share("finish", "length"), "no_answer": share("answer", None) if voted else None,
+        "timeouts": share("reason", "timeout"),
         "too_long": share("finish", "prompt"), "reasons": dict(Counter(sample["reason"] for sample in flat)),
         "length": mean(sample["length"] for sample in flat), "length_right": mean(sample["length"] for sample in flat if sample["correct"]),
         "length_max": max(sample["length"] for sample in flat),
@@ -175,11 +177,14 @@ def format_record(record: dict) -> str:
 # ------------------------------------------------------------------------------------------------ the work
 
 
-def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig, grader: Grader | OwnGrader) -> tuple[dict, list[dict]]:
+def evaluate(model: Transformer, tokenizer, benchmark: str, data: DataConfig, config: EvalConfig,
+             grader: Grader | OwnGrader) -> tuple[dict, list[dict]]:
     """(record, samples) of one benchmark."""
     name, source = benchmark_name(benchmark)
     config = settings_of(config, name)
-    samples = sample_problems(eval_sampler(model, tokenizer, config, data), tokenizer, load_problems(source, asked(config, data), gold=grader.reads_answers), data, config, grader, desc=name)
+    problems = load_problems(source, asked(config, data), gold=grader.reads_answers)
+    sampler = eval_sampler(model, tokenizer, config, data)
+    samples = sample_problems(sampler, tokenizer, problems, data, config, grader, desc=name)
     return summarize(name, samples), samples
 
 
@@ -231,8 +236,8 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
         before = json.loads((out / "identity.json").read_text(encoding="utf-8"))
         unknown = [name for name in now if ": " in name and name not in before]     # written by an earlier version
         if unknown:
-            print(f"{out / 'identity.json'} does not have {', '.join(unknown)}: whether the evaluation began with these "
-                  "files cannot be checked")
+            print(f"{out / 'identity.json'} does not have {', '.join(unknown)}: whether the evaluation began with "
+                  "these files cannot be checked")
         if changed := identity.differences(before, {name: now[name] for name in now if name not in unknown}):
             raise ValueError(f"{out} holds an evaluation with other weights, problems or functions ({changed}); name "
                              "another output.dir")
@@ -348,7 +353,8 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"{other.model.path} and {each.model.path} would both be evaluated in {out_folder(each)}; evaluate them with an output.dir each")
     stop, skipped = Stop(f"output.dir = {config.output.dir!r}", LESS_EVAL_MEMORY), []
     with stop.users_errors():
-        benchmarks = load_benchmarks(config.eval.benchmarks, asked(config.eval, config.data), skipped, gold=not config.reward.correct)
+        benchmarks = load_benchmarks(config.eval.benchmarks, asked(config.eval, config.data), skipped,
+                                     gold=not config.reward.correct)
         with ExitStack() as locks:
             for each in configs if is_first_rank() else ():
                 locks.enter_context(files.lock(out_folder(each), "output.dir"))

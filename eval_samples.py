@@ -2,7 +2,8 @@
 
 A sample is a dict: "problem" (its place in the benchmark), "id", "sample" (0..n-1) and "seed", which fix its random numbers, "gold", "text", "answer" (what
 was taken from the text, None for nothing), "correct", "reason" (answers.py), "length" in tokens, "finish" ("stop", "length", or "prompt" for a prompt that
-leaves no room in the context), "vote" (what it counts for in a majority; not with `reward.correct`), and "label" where `eval.label` names strategies. It does not depend on
+leaves no room in the context), "vote" (what it counts for in a majority; not with `reward.correct`), and "label" where
+`eval.label` names strategies. It does not depend on
 ranks, on its neighbours or on what was sampled before (in fp32).
 """
 import json
@@ -125,7 +126,8 @@ class OwnGrader:
         verdicts = per_completion(self.name, self.function(list(texts), list(rows)), len(texts))
         for i, verdict in enumerate(verdicts):
             if not isinstance(verdict, int | float) or verdict not in (0, 1):
-                raise ValueError(f"{self.name} returned {repr(verdict)[:80]} for completion {i}; expected True or False")
+                raise ValueError(f"{self.name} returned {repr(verdict)[:80]} for completion {i}; expected True or "
+                                 "False")
         return [Grade(bool(verdict), "right" if verdict else "wrong", None) for verdict in verdicts]
 
     def close(self) -> None:
@@ -179,8 +181,9 @@ def name_votes(groups: Sequence[list[dict]], grader: Grader | OwnGrader) -> None
             s["vote"] = first_gold(s["gold"]) if s["correct"] else None if s["answer"] is None else names[normalize(s["answer"])]
 
 
-def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig, grader: Grader | OwnGrader,
-                  positions: Sequence[int] | None = None, progress: bool = True, desc: str = "eval") -> Iterator[list[list[dict]]]:
+def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig,
+                  grader: Grader | OwnGrader, positions: Sequence[int] | None = None, progress: bool = True,
+                  desc: str = "eval") -> Iterator[list[list[dict]]]:
     """Samples and grades every problem of `rows` config.samples times, some problems at a time; `positions` are the rows' places in the whole benchmark.
 
     A prompt that does not fit into the context is not sampled; its samples are wrong, with the finish "prompt".
@@ -197,8 +200,8 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
             fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
             sampled = dict(zip(fits, sampler.generate([prompts[i] for i in fits], config.samples, (config.seed,), [places[i] for i in fits])))
             texts = {i: decode(tokenizer, [completion.tokens for completion in group], stops) for i, group in sampled.items()}
-            turns, asked_of = [begun + text for i in fits for text in texts[i]], [part[i] for i in fits for _ in texts[i]]
-            grades = iter(grader.grade_rows(turns, asked_of))
+            turns = [begun + text for i in fits for text in texts[i]]
+            grades = iter(grader.grade_rows(turns, [part[i] for i in fits for _ in texts[i]]))
             groups = []
             for i, (row, place) in enumerate(zip(part, places)):
                 group = [{"problem": place, "id": row["id"], "sample": j, "seed": config.seed, "gold": row["answer"]} for j in range(config.samples)]

@@ -108,14 +108,16 @@ def group_figures(records: list[dict]) -> dict:
     right = [[str(c["label"]) for c in group if c["correct"]] for group in groups if "label" in group[0]]
     modes = [effective_labels(labels) for labels in right if labels]
     return {
-        "reward": average("reward"), "accuracy": average("correct"), "smi": average("smi"), "weight": average("weight"), "adjusted": average("adjusted"),
-        "density": 1 + average("smi"), "weight_min": sum(map(min, weights)) / len(groups), "weight_max": sum(map(max, weights)) / len(groups),
+        "reward": average("reward"), "accuracy": average("correct"), "smi": average("smi"), "weight": average("weight"),
+        "adjusted": average("adjusted"), "density": 1 + average("smi"),
+        "weight_min": sum(map(min, weights)) / len(groups), "weight_max": sum(map(max, weights)) / len(groups),
         "similarity": sum(similarities) / len(similarities) if similarities else None, "embed_cut": sum(c["cut"] for c in flat),
         "equal_group_share": sum(push for push, same in zip(pushed, equal) if same) / (sum(pushed) or 1.0),
         "rewards": {name: mean(c["rewards"][name] for c in flat) for name in flat[0]["rewards"]},
         "zero_advantage": sum(all(abs(c["advantage"]) < 1e-6 for c in group) for group in groups) / len(groups),
         "modes": sum(modes) / len(modes) if modes else None,
-        "tokens": sum(c["length"] for c in flat), "length": average("length"), "truncated": sum(c["finish"] == "length" for c in flat) / len(flat),
+        "tokens": sum(c["length"] for c in flat), "length": average("length"),
+        "truncated": sum(c["finish"] == "length" for c in flat) / len(flat),
         "reasons": dict(Counter(c["reason"] for c in flat)),
     }
 
@@ -167,7 +169,8 @@ def before_and_after(run_dir: Path) -> str:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """ValueError unless each of `run.trackers` is a function of the user's, or known and installed; imports no library."""
+    """ValueError unless each of `run.trackers` is a function of the user's, or known and installed; imports no
+    library."""
     for name in names:
         if ":" in name:
             import_function("run.trackers", name)
@@ -204,8 +207,10 @@ class Trackers:
         if "wandb" in names:
             import wandb
 
-            ours = {"project": "dra-grpo", "run_group": run_dir.name, "name": f"{run_dir.name} from {step}", "dir": str(run_dir)}
-            ours = {key.removeprefix("run_"): value for key, value in ours.items() if not os.environ.get(f"WANDB_{key.upper()}")}
+            ours = {"project": "dra-grpo", "run_group": run_dir.name, "name": f"{run_dir.name} from {step}",
+                    "dir": str(run_dir)}
+            ours = {key.removeprefix("run_"): value for key, value in ours.items()
+                    if not os.environ.get(f"WANDB_{key.upper()}")}
             try:
                 self.wandb = wandb.init(**ours, config=config)
             except Exception as error:                  # not logged in, offline: errors of many classes

@@ -365,7 +365,8 @@ class Scores:
         """What samples.jsonl says of completion `g` of prompt `p`."""
         i = p * self.raw.shape[1] + g
         return {"correct": self.grades[i].correct, "reason": self.grades[i].reason, "answer": self.grades[i].answer,
-                "rewards": {name: None if part[p, g].isnan() else part[p, g].item() for name, part in self.parts.items()},
+                "rewards": {name: None if part[p, g].isnan() else part[p, g].item()
+                            for name, part in self.parts.items()},
                 "reward": self.raw[p, g].item(),
                 "cut": self.cut[i], "smi": self.smi[p, g].item(), "weight": self.weight[p, g].item(),
                 "adjusted": self.adjusted[p, g].item(), "advantage": self.advantage[p, g].item()}

@@ -104,7 +104,8 @@ def require_same_problems(a: Evaluation, b: Evaluation) -> list[str]:
     if not common:
         raise ValueError(f"{a.path} and {b.path} have no benchmark in common ({', '.join(a.problems)} and {', '.join(b.problems)})")
     for name in common:
-        keys = [{problem: (samples[0].get("id"), samples[0].get("gold")) for problem, samples in side.problems[name].items()} for side in (a, b)]
+        keys = [{problem: (samples[0].get("id"), samples[0].get("gold"))
+                 for problem, samples in side.problems[name].items()} for side in (a, b)]
         if keys[0] != keys[1]:
             place = min(problem for problem in keys[0].keys() | keys[1].keys() if keys[0].get(problem) != keys[1].get(problem))
             raise ValueError(f"{a.path} and {b.path} did not see the same problems of {name}: problem {place} is {keys[0].get(place)} and {keys[1].get(place)}")

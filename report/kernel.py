@@ -139,7 +139,8 @@ def same_label_auc(groups: Sequence[tuple[np.ndarray, Sequence[str | None]]]) ->
 
 
 def labels_of(file: Path, groups: Sequence[dict], label: str) -> tuple[list[list[str | None]], list[str]]:
-    """The labels of each group's completions, those in the file or those of the function `label`, and what to say of it."""
+    """The labels of each group's completions, those in the file or those of the function `label`, and what to say of
+    it."""
     if not label:
         return [[completion.get("label") for completion in group["completions"]] for group in groups], []
     function, notes = labeller(label, "--label"), []
@@ -164,7 +165,8 @@ def kernel(path: Path, overrides: Sequence[str], most: int, label: str) -> str:
     values = np.concatenate([similarity_GG[np.triu_indices(len(similarity_GG), 1)] for similarity_GG in kernels])
     low, q1, middle, q3, high = np.quantile(values, (0, 0.05, 0.5, 0.95, 1))
     lines = [f"{file}: {len(groups)} groups, {len(values)} pairs, embedder {dra.embedder}",
-             f"similarity: {low:.3f} to {high:.3f}, median {middle:.3f}, 90 % of the pairs in {q1:.3f} to {q3:.3f}", *about_cut(cut, groups), *notes]
+             f"similarity: {low:.3f} to {high:.3f}, median {middle:.3f}, 90 % of the pairs in {q1:.3f} to {q3:.3f}",
+             *about_cut(cut, groups), *notes]
     auc = same_label_auc(list(zip(kernels, labels)))
     if auc is not None:
         lines.append(f"AUC of similarity, same against different label: {auc:.3f} (0.5 knows nothing, 1 knows all)")

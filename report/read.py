@@ -113,7 +113,8 @@ def read_groups(path: Path) -> Iterator[dict]:
             yield from records
         else:
             samples = [sample | {"reward": float(sample["correct"])} for sample in records]
-            yield {"id": samples[0].get("id"), "place": problem, "answer": samples[0].get("gold"), "completions": samples}
+            yield {"id": samples[0].get("id"), "place": problem, "answer": samples[0].get("gold"),
+                   "completions": samples}
 
 
 def config_of(path: Path) -> dict:
@@ -136,7 +137,7 @@ def data_of(settings: dict) -> DataConfig:
 
 
 def problem_finder(file: Path, gold: bool) -> Callable[[dict], dict]:
-    """A function from a record of the samples file `file` to its problem with all columns, as functions of users saw it.
+    """A function from a record of the samples file `file` to its problem with all columns, as users' functions saw it.
 
     Problems are read again from the data that config.toml next to the file names, with checked golds or, without
     `gold`, whatever answers they have. Raises ValueError where that is not there or holds other problems.

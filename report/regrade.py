@@ -23,7 +23,8 @@ def regrade(path: Path, opened: str | None, out: Path | None, correct: str | Non
     """Verdicts of now against those that were written, as lines for people.
 
     `opened` is what the chat template writes of the assistant's turn, None to ask the tokenizer at the config's
-    model.path. `correct` names a function in place of the grader, None the one of the config. With `out`, samples with the new verdicts and results made of them go there; a run's rewards and
+    model.path. `correct` names a function in place of the grader, None the one of the config. With
+    `out`, samples with the new verdicts and results made of them go there; a run's rewards and
     advantages stay what the policy was trained with.
     """
     sources = sorted(path.glob("*samples.jsonl")) if path.is_dir() else [path]

@@ -57,8 +57,9 @@ def test_training_takes_its_verdicts(folder):
     assert all(found[i] == (r, r, float(r), "right" if r else "wrong", None) for i, (r, *_) in enumerate(found))
     assert {r for r, *_ in found} == {True, False}
     for group in groups:
-        lonely = [sum(c["correct"] for c in group["completions"] if c is not other) == 0 for other in group["completions"]]
-        assert all((c["smi"] == 0) == alone for c, alone in zip(group["completions"], lonely)), "SMI 0 only without right neighbours"
+        for c in group["completions"]:
+            neighbours = [other for other in group["completions"] if other is not c and other["correct"]]
+            assert (c["smi"] == 0) == (not neighbours), "SMI 0 only without right neighbours"
 
 
 def test_its_evaluations_have_what_can_be_known_without_answers(folder):
@@ -92,7 +93,7 @@ dir = "{tmp_path}/out"
 
 
 def test_reports_take_its_verdicts_and_the_same_rows(folder, tmp_path, capsys):
-    """regrade asks the function again, by the row with all its columns; kernel --label gets the row that eval.label got."""
+    """regrade asks the function again, with all columns of the row; kernel --label gets the row that eval.label got."""
     run = tmp_path / "r"
     shutil.copytree(folder / "r", run)
     lines = (run / "samples.jsonl").read_text()
@@ -120,14 +121,16 @@ def test_regrade_can_be_told_a_function(folder, tmp_path):
     with pytest.raises(ValueError, match="gone.jsonl.*is not a file"):
         report(["regrade", str(run)])
     (tmp_path / "other.jsonl").write_text((folder / "data.jsonl").read_text().replace("+", "+1"))
-    (run / "config.toml").write_text((run / "config.toml").read_text().replace(str(folder / "gone.jsonl"), str(tmp_path / "other.jsonl")))
+    settings = (run / "config.toml").read_text().replace(str(folder / "gone.jsonl"), str(tmp_path / "other.jsonl"))
+    (run / "config.toml").write_text(settings)
     with pytest.raises(ValueError, match="other.jsonl' no longer has the problem with the id 2"):
         report(["regrade", str(run)])
 
 
 @pytest.mark.parametrize(("name", "words"), [
     ("scores", "returned 0.3 for completion 0; expected True or False"), ("names", "'yes' for completion 0"),
-    ("nothing", "None for completion 0"), ("one", "type bool"), ("short", "1 values for 2 completions"), ("none", "no function")])
+    ("nothing", "None for completion 0"), ("one", "type bool"), ("short", "1 values for 2 completions"),
+    ("none", "no function")])
 def test_anything_but_a_boolean_per_completion_is_a_line(folder, name, words):
     with pytest.raises(ValueError, match=f"reward.correct: .*my.py.*{words}"):
         OwnGrader(f"{folder}/my.py:{name}").grade_rows(["a", "b"], [{}, {}])
@@ -145,7 +148,8 @@ def test_nobody_votes_under_a_function(folder):
     assert isinstance(grader_of("", 1, 1.0), Grader) and isinstance(grader_of(f"{folder}/my.py:one", 1, 1.0), OwnGrader)
 
 
-@pytest.mark.parametrize("row", [{}, {"answer": None}, {"answer": {"tests": ["f(1) == 2"]}}, {"answer": "?"}, {"answer": 3}])
+@pytest.mark.parametrize("row", [{}, {"answer": None}, {"answer": {"tests": ["f(1) == 2"]}}, {"answer": "?"},
+                                 {"answer": 3}])
 def test_answers_stay_what_they_are(tmp_path, row):
     """Without golds nothing is asked of the column: the function gets what is there. The grader asks for golds."""
     path = tmp_path / "d.jsonl"

@@ -296,10 +296,11 @@ def test_every_metric_is_explained():
 
 
 def table(header: str) -> list[list[list[str]]]:
-    """The rows of the table of rewards.md whose first cell has `header`: the code in each cell, or its text without any."""
+    """The rows of the table of rewards.md whose first cell is `header`: the code in each cell, or its text if none."""
     lines = TEXTS["docs/rewards.md"].split(f"| {header} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
     cells = [re.split(r"(?<!\\)\|", line.replace("\\|", "\0"))[1:-1] for line in lines]
-    return [[[code.replace("\0", "|") for code in re.findall(r"`([^`]+)`", cell)] or [cell.strip()] for cell in row] for row in cells]
+    return [[[code.replace("\0", "|") for code in re.findall(r"`([^`]+)`", cell)] or [cell.strip()] for cell in row]
+            for row in cells]
 
 
 def loaded(folder, row: str, settings: list[str]) -> tuple[list[dict], dra_grpo.Config]:
@@ -321,7 +322,10 @@ def test_rows_are_read_as_the_table_says(cells, tmp_path):
     assert len(ROWS) == 10 and ("trace" in problem) == ("trace" in row and "data.columns" not in settings[0])
 
 
-@pytest.mark.parametrize("cells", table("a row that is refused"), ids=[cells[0][0] for cells in table("a row that is refused")])
+REFUSED = table("a row that is refused")
+
+
+@pytest.mark.parametrize("cells", REFUSED, ids=[cells[0][0] for cells in REFUSED])
 def test_rows_are_refused_as_the_table_says(cells, tmp_path):
     (row,), (words,) = cells
     with pytest.raises(ValueError, match=f"d.jsonl, line 1: .*{re.escape(words)}"):
@@ -336,8 +340,8 @@ def test_several_files_are_one_source(tmp_path, monkeypatch):
         (tmp_path / name).write_text(json.dumps({"problem": name, "answer": "1"}) + "\n")
     parquet.write_table(pyarrow.table({"problem": ["b.parquet"], "answer": ["1"]}), "b.parquet")
     found = re.findall(r"`(data\.train=[^`]+)`", TEXTS["docs/rewards.md"])
-    read = [[row["problem"] for row in load_problems(load(dra_grpo.Config, ROOT / "configs/tiny.toml", [setting]).data.train, DataConfig())]
-            for setting in found]
+    sources = [load(dra_grpo.Config, ROOT / "configs/tiny.toml", [setting]).data.train for setting in found]
+    read = [[row["problem"] for row in load_problems(source, DataConfig())] for source in sources]
     assert read == [["a.jsonl", "b.parquet"], ["data/part-2.jsonl", "data/part-10.jsonl"]]
 
 
@@ -345,10 +349,12 @@ def test_the_policy_is_asked_as_the_table_says(tmp_path, monkeypatch):
     """Each setting of the table: what becomes of a prompt, and what ends a completion."""
     settings = [cells[1][0] for cells in table("what the policy needs")]
     folder = ROOT / "tiny/policy"
-    data = [load(dra_grpo.Config, "configs/tiny.toml", [setting, *(["data.chat_template=my.jinja"] if "args" in setting else [])]).data
-            for setting in settings]
+    more = [["data.chat_template=my.jinja"] if "args" in setting else [] for setting in settings]
+    data = [load(dra_grpo.Config, "configs/tiny.toml", [setting, *others]).data
+            for setting, others in zip(settings, more)]
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my.jinja").write_text("Q{% if enable_thinking is false %} quick{% endif %}: {{ messages[-1]['content'] }}")
+    template = "Q{% if enable_thinking is false %} quick{% endif %}: {{ messages[-1]['content'] }}"
+    (tmp_path / "my.jinja").write_text(template)
     asked = [prompt_text(load_tokenizer(folder, each), "1+2", each) for each in data]
     assert asked == ["Q: 1+2", "1+2", "Q quick: 1+2", "<|user|>1+2<|assistant|>"]
     model, tokenizer = Transformer.from_pretrained(folder), load_tokenizer(folder)
@@ -357,12 +363,14 @@ def test_the_policy_is_asked_as_the_table_says(tmp_path, monkeypatch):
 
 
 def example(page: str, name: str) -> str:
-    return next(block for other, language, block in BLOCKS if other == page and language == "python" and f"def {name}(" in block)
+    return next(block for other, language, block in BLOCKS
+                if other == page and language == "python" and f"def {name}(" in block)
 
 
 def test_the_example_of_what_is_right(tmp_path):
     (tmp_path / "my.py").write_text(example("docs/rewards.md", "ends_with_sum"))
-    grades = OwnGrader(f"{tmp_path}/my.py:ends_with_sum").grade_rows(["so 3.", "\\boxed{3}", "4"], [{"problem": "1+2", "answer": None}] * 3)
+    grader = OwnGrader(f"{tmp_path}/my.py:ends_with_sum")
+    grades = grader.grade_rows(["so 3.", "\\boxed{3}", "4"], [{"problem": "1+2", "answer": None}] * 3)
     assert [grade.correct for grade in grades] == [True, True, False]
 
 
@@ -374,7 +382,8 @@ def test_the_example_of_a_tracker(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", stand_in)
     (tmp_path / "my.py").write_text(example("docs/manual.md", "to_mlflow"))
     trackers = Trackers([f"{tmp_path}/my.py:to_mlflow"], tmp_path, {}, 0)
-    trackers.log([{"kind": "run", "step": 0, "config": {"learner": {"lr": 0.1}}, "git": "abc"}, {"kind": "train", "step": 1, "reward": 0.5}])
+    trackers.log([{"kind": "run", "step": 0, "config": {"learner": {"lr": 0.1}}, "git": "abc"},
+                  {"kind": "train", "step": 1, "reward": 0.5}])
     assert seen == ["dra-grpo", {"lr": 0.1, "git": "abc"}, (1, {"train/reward": 0.5})]
 
 

@@ -94,17 +94,18 @@ def test_group_figures_by_hand():
 
 def test_rewards_that_do_not_apply_stay_out_of_their_mean():
     """None is no 0: a function that judges one of four has the mean of that one, and one that judges none has none."""
-    group = [completion(True, 0.0, "a") | {"rewards": {"some": value, "never": None}} for value in (3.0, None, None, None)]
+    group = [completion(True, 0.0, "a") | {"rewards": {"some": value, "never": None}}
+             for value in (3.0, None, None, None)]
     assert group_figures([{"completions": group, "similarity": None}])["rewards"] == {"some": 3.0, "never": None}
 
 
-LONG = {"step": 9999, "reward": -0.123, "accuracy": 0.5, "similarity": 0.5, "smi": 62.987, "modes": 12.345, "zero_advantage": 0.25,
-        "kl": 12.34567, "entropy": 11.234, "grad_norm": 123.45, "length": 32768.0, "truncated": 0.125, "gap": 1e-3,
+LONG = {"step": 9999, "reward": -0.123, "accuracy": 0.5, "similarity": 0.5, "smi": 62.987, "modes": 12.345,
+        "zero_advantage": 0.25, "kl": 12.34567, "entropy": 11.234, "grad_norm": 123.45, "length": 32768.0, "truncated": 0.125,
         "sample_s": 1234.5, "reward_s": 123.4, "update_s": 1234.5, "tokens_per_s": 123456.7}
 
 
 def test_the_step_line_has_what_the_run_has_and_fits():
-    """A run with everything and wide numbers; one without DRA, reference and labels; a step of a few tokens is no 0.0k."""
+    """A run with everything and wide numbers; one without DRA, reference and labels; a few tokens are no 0.0k."""
     assert step_line(LONG, 9999) == (
         "step 9999/9999 | reward -0.123 acc 0.500 smi 63.0 modes 12.3 zero-adv 0.25 | kl 12.346 ent 11.2 gnorm 123 | "
         "len 32768 trunc 0.12 | 1234+123+1234 s | 123k tok/s")

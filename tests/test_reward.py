@@ -298,7 +298,7 @@ async def later(texts, **_): return [1.0] * 4
 
 @pytest.mark.filterwarnings("error")
 def test_a_reward_function_returns_one_number_per_completion(tmp_path):
-    """Scalars of numpy and torch too; whatever else it returns is a line that names it, not values at other completions.
+    """Scalars of numpy and torch too; whatever else it returns is a line that names it, not values of others.
     None is "not applicable", as in TRL: it is left out of the sum, but some function must have a number."""
     (tmp_path / "v.py").write_text(VALUES)
 

@@ -1,4 +1,4 @@
-"""What is trained here is served elsewhere: the policy's folders under the transformers version that most people run."""
+"""What is trained here is served elsewhere: the policy's folders under the transformers that most people run."""
 import json
 import subprocess
 import sys
@@ -23,7 +23,8 @@ for folder in sys.argv[2:]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     for problem in json.loads(sys.argv[1]):
-        ids = tokenizer.apply_chat_template([{"role": "user", "content": problem}], add_generation_prompt=True, return_tensors="pt")
+        messages = [{"role": "user", "content": problem}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=48, do_sample=False)
         found.append([ids[0].tolist(), tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True)])
 print(json.dumps(found))
@@ -31,12 +32,14 @@ print(json.dumps(found))
 
 
 def environment(folder: Path) -> Path:
-    """The Python of an environment with the other transformers, and with the torch that is installed here; skips without a registry."""
+    """The Python of an environment with the other transformers and the torch that is installed here; skips without a
+    registry."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"transformers=={VERSION}"]
     if (done := subprocess.run(command, capture_output=True, text=True)).returncode:
-        pytest.skip(f"pip cannot install transformers {VERSION}: {(done.stderr.splitlines() or ['no reason given'])[-1]}")
+        reason = (done.stderr.splitlines() or ["no reason given"])[-1]
+        pytest.skip(f"pip cannot install transformers {VERSION}: {reason}")
     site, = folder.glob("lib/python*/site-packages")
     (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")      # after the environment's own packages
     return python
