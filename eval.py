@@ -81,7 +81,7 @@ class Config:
     output: OutputConfig
 
 
-# What a named protocol puts over the config file; the command line goes over both. "paper" is the evaluation behind the
+# What a named protocol puts over the config file; the command line goes over both. "paper" is the evaluation for the
 # published table (lighteval ed084813: arXiv:2505.09655, Open-RS); the request is in our words, eval.prompt takes any
 # other.
 PROTOCOLS = {"paper": [
@@ -145,7 +145,7 @@ AVERAGED = ("accuracy", "truncated", "no_answer", "timeouts", "too_long", "lengt
 
 
 def with_average(records: Sequence[dict]) -> list[dict]:
-    """The records of a policy's benchmarks as results.jsonl has them: behind several, their average."""
+    """The records of a policy's benchmarks as results.jsonl has them; after several, their average."""
     return [*records, {"model": records[0]["model"], **average(records)}] if len(records) > 1 else list(records)
 
 

@@ -1,4 +1,4 @@
-"""DRA on the rewards of a batch, group by group: what the adapters beside this file have in common.
+"""DRA on the rewards of a batch, group by group: what the adapters in this folder share.
 
 All of DRA comes from reward.py, with the options of its `DraConfig`; here rows only find their group. Not supported is
 `dra.weights`, which needs our trainer's rows.

@@ -38,7 +38,7 @@ PARTS = ["sample_s", "reward_s", "update_s"]            # all that older records
 
 
 def unique_labels(labels: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Labels, with as much of the path behind those that occur twice as it takes."""
+    """Labels, with as much of the path as it takes after those that occur twice."""
     for place in (lambda path: path.name or path, lambda path: path):
         labels = [f"{label} ({place(path)})" if labels.count(label) > 1 else label
                   for label, path in zip(labels, paths)]

@@ -122,7 +122,7 @@ def test_a_module_that_says_so_can_be_copied_alone(module, tmp_path):
 
 
 def test_the_folder_answers_can_be_copied_alone(tmp_path):
-    """Into an empty folder, beside a script that grades; neither torch nor, with a box, math-verify is imported."""
+    """Into an empty folder, next to a script that grades; neither torch nor, with a box, math-verify is imported."""
     shutil.copytree(ROOT / "answers", tmp_path / "answers", ignore=shutil.ignore_patterns("__pycache__"))
     assert "Imports nothing of ours" in (ROOT / "answers" / "__init__.py").read_text(encoding="utf-8")
     code = ("import sys; sys.path.insert(0, '.'); from answers import gold_of, grade; "

@@ -54,7 +54,7 @@ def example(module: str) -> str:
 
 
 def run(python: str, package: str, driver: str, rows: list[dict], folder: Path, **environment: str) -> dict:
-    """The result of a driver beside this file with `package` installed; folder/my_dra.py can be imported."""
+    """The result of a driver next to this file with `package` installed; folder/my_dra.py can be imported."""
     site = folder / "package"
     pip_install(python, "--no-deps", "--target", str(site), package)
     if package.startswith("openrlhf"):
