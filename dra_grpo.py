@@ -135,7 +135,7 @@ def check_dra(dra: DraConfig) -> None:
 
 def check_unchanged(config: Config, saved: Path) -> None:
     """ValueError listing what differs from a run's saved settings, but for keys that do not change its course."""
-    if changed := changes(load(Config, saved), config, ["sampler.slots"]):
+    if changed := changes(load(Config, saved), config):
         raise ValueError(f"run.dir = {config.run.dir!r} holds a run with other settings ({changed}); name another "
                          "run.dir or change them back")
 

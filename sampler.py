@@ -41,7 +41,7 @@ class SamplerConfig:
     """a completion is cut here (finish reason "length"); also the constant of the Dr. GRPO loss"""
     temperature: Annotated[float, "> 0"] = 1.0
     """softmax temperature of rollouts; inside every log-prob of sampler, learner and reference"""
-    slots: Annotated[int, ">= 0"] = 0
+    slots: Annotated[int, ">= 0", "free"] = 0
     """rows decoded at a time, 0 for all of them; fewer slots need less memory and more steps"""
 
 

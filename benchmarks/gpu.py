@@ -48,7 +48,8 @@ sys.path.insert(0, str(ROOT))                           # before this folder, wh
 import memory  # noqa: E402
 import model as model_module  # noqa: E402
 import sampler as sampler_module  # noqa: E402
-from dra_grpo import Learner, LearnerConfig, Row  # noqa: E402
+from dra_grpo import LESS_MEMORY  # noqa: E402
+from learner import Learner, LearnerConfig, Row  # noqa: E402
 from model import ModelConfig, Transformer, rope_frequencies  # noqa: E402
 from ranks import Stop, full_weights, leave, start_ranks  # noqa: E402
 from sampler import Completion, Sampler, SamplerConfig, sample_tokens  # noqa: E402
@@ -220,7 +221,7 @@ class Bench:
         def draw(n: int) -> list[int]:
             return rng.integers(0, self.n_tokens, n).tolist()
 
-        return [(draw(prompt_tokens), Completion(draw(n), [-1.0] * n, "stop"), float(rng.normal())) for n in lengths]
+        return [Row(draw(prompt_tokens), Completion(draw(n), [-1.0] * n, "stop"), float(rng.normal())) for n in lengths]
 
 
 def without_values(config: dict, dtype: torch.dtype, device: torch.device | str) -> Transformer:
@@ -894,11 +895,11 @@ def out_of_memory(bench: Bench, figures: Figures) -> Limits:
 
         def run_out() -> None:
             handlers = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
-            stop = Stop()
+            stop = Stop("run.dir", LESS_MEMORY)
             for signum, handler in handlers:            # a Stop answers them, and this process is no run
                 signal.signal(signum, handler)
             with redirect_stderr(io.StringIO()):
-                with stop.local("step 1"):
+                with stop.interruptible("step 1"):
                     torch.empty(bench.size(total // 5, 2 * total), dtype=torch.uint8, device=device)
                 stop.any_rank()
 
