@@ -724,7 +724,7 @@ def step(bench: Bench, figures: Figures) -> Limits:
             parts["rollout_s"] = bench.seconds(lambda: groups.extend(sampler.generate(prompts, G, (0, i))))
             parts["rollout_GB"] = bench.peak_gb()
         assert [len(completion.tokens) for completion in flat(groups)] == lengths, "lengths were forced"
-        rows = [(prompts[row // G], completion, float(rng.normal())) for row, completion in enumerate(flat(groups))]
+        rows = [Row(prompts[row // G], completion, float(rng.normal())) for row, completion in enumerate(flat(groups))]
         bench.clear()
         parts["update_s"] = bench.seconds(lambda: parts.update(learner.update(rows, LR)))
         parts["update_GB"] = bench.peak_gb()
