@@ -24,9 +24,10 @@ STYLES = [("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"),
           # Okabe and Ito's colours
           ("#E69F00", (0, (8, 3)), "P"), ("#56B4E9", (0, (3, 1, 1, 1)), "X"), ("#7F7F7F", (0, (1, 3)), "*")]
 TEXT = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
-LEARNING = {"reward": "raw reward", "accuracy": "accuracy", "modes": "effective strategies in a group",
-            "entropy": "entropy, nats per token"}
-HEALTH = {"length": "tokens of a completion", "truncated": "share cut at the limit",
+LEARNING = {"modes": "effective strategies among right answers of a group", "accuracy": "accuracy",
+            "reward": "raw reward"}
+HEALTH = {"entropy": "entropy, nats per token", "length": "tokens of a completion",
+          "truncated": "share cut at the limit",
           "kl": "KL to the reference, nats per token",
           "gap": "log-prob gap of sampler and learner", "zero_advantage": "share of groups without advantage",
           "similarity": "mean cosine in a group"}
@@ -51,8 +52,17 @@ def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         found.setdefault(run.recipe, []).append(run)
     recipes = [[run for run in seeds if run.train] or seeds for seeds in found.values()]
-    labels = unique_labels([seeds[0].label for seeds in recipes], [seeds[0].path for seeds in recipes])
+    labels = [method(seeds[0].config) for seeds in recipes]
+    if len(recipes) < 2 or len(set(labels)) < len(recipes):
+        labels = unique_labels([seeds[0].label for seeds in recipes], [seeds[0].path for seeds in recipes])
     return dict(zip(labels, recipes))
+
+
+def method(config: dict) -> str:
+    """What a reader calls a recipe that differs from the others in loss or in DRA, such as "DRA-Dr. GRPO"."""
+    loss = config.get("learner", {}).get("loss", "")
+    dra = "DRA-" if config.get("dra", {}).get("enabled") else ""
+    return dra + {"grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO"}.get(loss, loss)
 
 
 def style(i: int) -> dict:
@@ -104,6 +114,18 @@ def lines(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], title: str)
     ax.set_title(plain(title), fontsize=9)
 
 
+def name_lines(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], labels: Sequence[str]) -> None:
+    """Writes each recipe's name at the right end of its line, as far apart as the letters are high."""
+    ends = sorted((values_SK[:, -1].mean(), i) for i, (_, values_SK) in enumerate(curves)
+                  if values_SK.size and not np.isnan(values_SK[:, -1]).any())
+    low, high = ax.get_ylim()
+    place = -np.inf
+    for value, i in ends:
+        place = max(value, place + 0.075 * (high - low))
+        ax.annotate(plain(labels[i]), (1.01, (place - low) / (high - low)), xycoords="axes fraction", va="center",
+                    fontsize=8, color=style(i)["color"])
+
+
 def grid(titles: Sequence[str], labels: Sequence[str], draw: Callable[[Axes, int], None], xlabel: str) -> Figure:
     """A figure with a panel for each title, drawn by `draw(axes, number)`, and a legend of all recipes above."""
     columns = min(2, len(titles))
@@ -135,14 +157,21 @@ def training_figure(recipes: dict[str, list[Run]], panels: dict[str, str], windo
     curves = {key: [values_of(seeds, key) for seeds in recipes.values()] for key in panels}
     known = [key for key in panels if any(np.isfinite(values).any() for _, values in curves[key])]
     shown = [key for key in known if any(np.nan_to_num(values).any() for _, values in curves[key])]
+    if {"accuracy", "reward"} <= set(shown) and all(
+            np.array_equal(one, other) for (_, one), (_, other) in zip(curves["accuracy"], curves["reward"])):
+        shown.remove("reward")                          # the same curve twice
     if not shown:
         return None, ""
+    named = panels is LEARNING and 1 < len(recipes) <= 5       # at the lines, in place of a legend
 
     def draw(ax: Axes, i: int) -> None:
-        lines(ax, [(steps, smooth(values, window)) for steps, values in curves[shown[i]]], panels[shown[i]])
+        smoothed = [(steps, smooth(values, window)) for steps, values in curves[shown[i]]]
+        lines(ax, smoothed, panels[shown[i]])
+        if named:
+            name_lines(ax, smoothed, list(recipes))
 
     flat = ", ".join(panels[key] for key in known if key not in shown)
-    return grid([panels[key] for key in shown], list(recipes), draw, "step"), flat
+    return grid([panels[key] for key in shown], [] if named else list(recipes), draw, "step"), flat
 
 
 def time_figure(recipes: dict[str, list[Run]], window: int) -> Figure | None:

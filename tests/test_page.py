@@ -18,11 +18,11 @@ TRAIN = {"reward": 0.5, "accuracy": 0.5, "modes": 2.0, "entropy": 0.1, "length":
          "gap": 1e-7, "zero_advantage": 0.1, "similarity": None, "sample_s": 1.0, "reward_s": 0.1, "update_s": 2.0}
 
 
-def a_run(folder: Path, seed: int = 0, steps=(1, 2, 3), name: str = "tiny", loss: str = "grpo", groups: list[dict] = (),
-          **values) -> Path:
+def a_run(folder: Path, seed: int = 0, steps=(1, 2, 3), name: str = "tiny", loss: str = "grpo", lr: float = 1.0,
+          groups: list[dict] = (), **values) -> Path:
     """A run folder; `values` are functions of the step."""
     folder.mkdir(parents=True)
-    config = {"dra": {"enabled": True}, "learner": {"loss": loss}, "run": {"seed": seed}}
+    config = {"dra": {"enabled": True}, "learner": {"loss": loss, "lr": lr}, "run": {"seed": seed}}
     records = [{"kind": "run", "step": 0, "config": config,
                 "argv": ["dra_grpo.py", "--config", f"configs/{name}.toml", f"run.seed={seed}"]}]
     records += [{"kind": "train", "step": step, **TRAIN, **{key: value(step) for key, value in values.items()}}
@@ -51,7 +51,7 @@ def test_seeds_of_a_recipe_are_one_curve_with_a_band(tmp_path):
             read_run(a_run(tmp_path / "c", 0, loss="dr_grpo"))]
     recipes = by_recipe(runs)
     assert [[run.path.name for run in seeds] for seeds in recipes.values()] == [["a", "b"], ["c"]]
-    assert list(recipes) == ["tiny (a)", "tiny (c)"]
+    assert list(recipes) == ["DRA-GRPO", "DRA-Dr. GRPO"]
     steps, values = values_of(runs[:2], "accuracy")
     assert steps.tolist() == [2, 3] and values == pytest.approx(np.array([[0.2, 0.3], [0.4, 0.5]]))
     figure = grid(["t"], list(recipes), lambda ax, i: lines(ax, [(steps, values)], "t"), "step")
@@ -76,9 +76,11 @@ def test_a_run_that_has_just_started_is_no_obstacle(tmp_path):
 
 
 def test_nothing_is_drawn_in_place_of_another(tmp_path):
-    """Recipes and evaluations with the same name keep their own curves, told apart by folder or whole path."""
-    runs = [read_run(a_run(tmp_path / name, loss=loss))
-            for name, loss in (("a/r", "grpo"), ("b/r", "dapo"), ("c", "dr_grpo"))]
+    """Recipes and evaluations with the same name keep their own curves, told apart by folder or whole path.
+
+    Recipes are named by their methods only where no two have the same.
+    """
+    runs = [read_run(a_run(tmp_path / name, lr=lr)) for name, lr in (("a/r", 1.0), ("b/r", 2.0), ("c", 3.0))]
     assert list(by_recipe(runs)) == [f"tiny (r) ({tmp_path}/a/r)", f"tiny (r) ({tmp_path}/b/r)", "tiny (c)"]
     evaluations = [Evaluation(tmp_path / name / "m", "m", {"b": {"pass_at_k": {"1": value, "2": 1.0}}}, {})
                    for name, value in (("x", 0.2), ("y", 0.4))]
@@ -120,7 +122,7 @@ def test_panels_without_values_are_left_out_and_zeros_named(tmp_path):
     recipes = by_recipe([read_run(a_run(tmp_path / "a"))])
     figure, zeros = training_figure(recipes, page.HEALTH, 1)
     assert [ax.get_title() for ax in figure.axes if ax.get_title()] == [
-        page.HEALTH[key] for key in ("length", "gap", "zero_advantage")]
+        page.HEALTH[key] for key in ("entropy", "length", "gap", "zero_advantage")]
     assert zeros == f"{page.HEALTH['truncated']}, {page.HEALTH['kl']}"
     assert training_figure(recipes, {"similarity": "s"}, 1) == (None, "")
 
@@ -231,11 +233,18 @@ def test_page_of_the_committed_runs(tmp_path, capsys):
     assert [line.rsplit("/", 1)[1] for line in capsys.readouterr().out.splitlines()] == [
         "index.html", "learning.png", "health.png", "time.png", "evaluation.png", "pass_at_k.png"]
     recipes = by_recipe([read_run(Path(path)) for path in paths])
-    assert list(recipes) == ["tiny", "tiny_dr_grpo", "tiny_dra_dr_grpo", "tiny_grpo"]
+    assert list(recipes) == ["DRA-GRPO", "Dr. GRPO", "DRA-Dr. GRPO", "GRPO"]
     assert all(len(seeds) == 2 for seeds in recipes.values())
     figure = page.pass_figure(recipes, [])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["tiny, step 0",
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["DRA-GRPO, step 0",
                                                                            *(f"{name}, step 200" for name in recipes)]
+    learning, _ = training_figure(recipes, page.LEARNING, 10)
+    titles = [ax.get_title() for ax in learning.axes]
+    assert titles == [page.LEARNING["modes"], "accuracy"], "the reward is the accuracy"
+    names = [sorted(text.get_text() for text in ax.texts) for ax in learning.axes]
+    assert names == [sorted(recipes)] * 2 and not learning.legends
+    ends = {text.get_text(): text.xy[1] for text in learning.axes[0].texts}
+    assert sorted(ends, key=ends.get) == ["GRPO", "Dr. GRPO", "DRA-Dr. GRPO", "DRA-GRPO"]
     first = [json.loads(line) for line in Path(paths[0]).read_text().splitlines() if '"kind": "eval"' in line][0]
     assert figure.axes[0].lines[0].get_ydata().tolist() == list(first["pass_at_k"].values())
 
