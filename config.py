@@ -100,8 +100,8 @@ def check(key: str, value: Any, hint: Any) -> Any:
             raise ValueError(f"config key {key!r} must be a section ([{key}]); got {value!r}")
         return build(hint, value, f"{key}.")
     if get_origin(hint) is Literal:
-        if value not in get_args(hint) or isinstance(value, bool) != isinstance(get_args(hint)[0], bool):
-            raise ValueError(f"{key} must be one of {', '.join(map(str, get_args(hint)))}; got {value!r}")
+        if (type(value), value) not in [(type(option), option) for option in get_args(hint)]:       # 1 is not true
+            raise ValueError(f"{key} must be one of {', '.join(map(option_name, get_args(hint)))}; got {value!r}")
         return value
     if get_origin(hint) is Annotated:
         base, bounds, _ = annotated(hint)
@@ -144,8 +144,13 @@ def type_name(hint: Any) -> str:
         base, bounds, _ = annotated(hint)
         return f"{type_name(base)} {' and '.join(bounds)}".rstrip()
     if get_origin(hint) is Literal:
-        return " | ".join(map(str, get_args(hint)))
+        return " | ".join(map(option_name, get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+
+
+def option_name(option: Any) -> str:
+    """An option of a Literal as TOML has it, without quotes."""
+    return option if isinstance(option, str) else toml_value(option)
 
 
 def doc(cls: type) -> dict[str, str]:

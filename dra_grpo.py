@@ -2,6 +2,7 @@
 
     torchrun dra_grpo.py --config configs/tiny.toml [section.key=value ...]
     python dra_grpo.py --help                               every key with type, default and a sentence
+    python dra_grpo.py --config FILE --dry-run              memory, time and cost, before anything is loaded (plan/)
 
 One step (`Trainer.step`): prompts -> G completions each (sampler.py) -> grades, embeddings, SMI, adjusted rewards,
 advantages (reward.py) -> clipped policy gradient with optional KL penalty (learner.py) -> sampler.load_weights.
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, NamedTuple, TextIO
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from tqdm import tqdm
 
 import checkpoint
 import files
-import memory
 from config import changes, dump, import_function, load, parse_args
 from data import DataConfig, check_source, load_benchmarks, load_problems, remarks
 from embedder import Embedder, PolicyEmbedder
@@ -34,9 +34,11 @@ from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, check_eval, check
                           labeller, sample_problems, settings_of)
 from learner import Clock, Learner, LearnerConfig, Row, lr_at, rows_in_loss
 from metrics import Trackers, before_and_after, check_trackers, group_figures, step_line
-from model import DTYPES, Geometry, ModelConfig, Transformer, read_config
-from prompts import (check_template, decode, load_tokenizer, model_folder, opening, prompt_text, prompt_tokens,
-                     read_files, short_enough, stop_ids, write_files)
+from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
+from plan import dry_run, preflight
+from plan.memory import peak_gb
+from prompts import (SMALL_FILES, check_template, decode, load_tokenizer, model_folder, opening, prompt_text,
+                     prompt_tokens, read_files, short_enough, stop_ids, write_files)
 from ranks import Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
 from reward import DraConfig, RewardConfig, RewardFunction, Rewarder, Scores, reward_function, smi_values
 from sampler import Completion, Sampler, SamplerConfig
@@ -96,8 +98,18 @@ class Config:
 
 def check(config: Config, world: int) -> None:
     """ValueError for whatever can be known to be wrong before anything is loaded."""
+    check_files(config)
+    check_settings(config, world)
+
+
+def check_files(config: Config) -> None:
+    """ValueError for problems and functions that are not where the settings say."""
     check_source("data.train", config.data.train)
     check_eval(config.eval, config.data, config.reward.correct)
+
+
+def check_settings(config: Config, world: int) -> None:
+    """ValueError for settings that do not go together or not with what is in run.dir."""
     if config.data.prompts_per_step < world:
         raise ValueError(f"data.prompts_per_step = {config.data.prompts_per_step} is less than one prompt for each of "
                          f"{world} ranks")
@@ -204,7 +216,43 @@ def train_record(step: int, records: list[dict], figures: dict, scores: Scores, 
     """A step's record for metrics.jsonl from the sample records of all ranks and the learner's figures; collective."""
     record = {"kind": "train", "step": step, **group_figures(records), **figures, **scores.seconds, **clock.seconds}
     return record | {"tokens_per_s": record["tokens"] / (clock.last - clock.start),
-                     "peak_gb": max_over_ranks(memory.peak_gb(clock.device))}
+                     "peak_gb": max_over_ranks(peak_gb(clock.device))}
+
+
+class Inputs(NamedTuple):
+    """What a run reads before it loads weights."""
+    folder: str                                         # of the policy
+    tokenizer: object
+    problems: list[dict]                                # all of data.train
+    fitting: list[int]                                  # those whose prompt is short enough
+    benchmarks: dict[str, list[dict]]
+    skipped: list[str]                                  # rows that cannot be used, in words
+
+
+def read_inputs(config: Config, folder: str) -> Inputs:
+    """Tokenizer, problems and benchmarks; ValueError where they do not go together."""
+    skipped, gold, question = [], not config.reward.correct, asked(config.eval, config.data)
+    tokenizer = load_tokenizer(folder, config.data)
+    problems = load_problems(config.data.train, config.data, skipped, gold)
+    benchmarks = load_benchmarks(config.eval.benchmarks, question, skipped, gold)
+    check_template(tokenizer, problems, config.data)
+    for benchmark in benchmarks.values():
+        check_template(tokenizer, benchmark, question)
+    fitting = short_enough(tokenizer, problems, config.data, config.data.max_prompt_tokens)
+    if not fitting:
+        raise ValueError(f"data.train: all {len(problems)} prompts exceed data.max_prompt_tokens = "
+                         f"{config.data.max_prompt_tokens}")
+    return Inputs(folder, tokenizer, problems, fitting, benchmarks, skipped)
+
+
+def remarks_on(inputs: Inputs) -> list[str]:
+    """Lines for people about the problems."""
+    left_out, skipped = len(inputs.problems) - len(inputs.fitting), inputs.skipped
+    lines = [f"{len(inputs.fitting)} training problems"
+             + (f" ({left_out} left out: prompt too long)" if left_out else "")]
+    if skipped:
+        lines.append(f"rows left out as unusable: {len(skipped)} ({skipped[0]})")
+    return [*lines, *(f"data.train: {remark}" for remark in remarks(inputs.problems))]
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -222,9 +270,12 @@ class Trainer:
         self.metrics_path, self.samples_path = self.run_dir / "metrics.jsonl", self.run_dir / "samples.jsonl"
         self.dtype, dra, embedder = DTYPES[config.model.dtype], config.dra, None
         folder = self.load_data()
+        config = self.config                            # with what was "auto"
         if dra.enabled and dra.embedder != "policy":    # before the policy, which may take minutes to load
             embedder = Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, self.device, dra.text,
                                 config.sampler.max_new_tokens)
+        if line := preflight.embedder_reads(config):
+            self.say(line)
         intact = checkpoint.newest_intact(self.run_dir) if self.first else None
         step = int(max_over_ranks(checkpoint.step_of(intact) if intact else -1))        # as the first rank finds it
         self.resumed = checkpoint.folder_of(self.run_dir, step) if step >= 0 else None
@@ -255,32 +306,30 @@ class Trainer:
         self.sampler.load_weights(full_weights(self.learner.policy))
 
     def load_data(self) -> str:
-        """Problems, benchmarks and tokenizer, then the ranks; returns the policy's folder."""
-        config, skipped, gold = self.config, [], not self.config.reward.correct
-        folder, question = model_folder(config.model), asked(config.eval, config.data)
-        self.folder_files, self.tokenizer = read_files(folder), load_tokenizer(folder, config.data)
-        problems = load_problems(config.data.train, config.data, skipped, gold)
-        self.benchmarks = load_benchmarks(config.eval.benchmarks, question, skipped, gold)
-        check_template(self.tokenizer, problems, config.data)
-        for benchmark in self.benchmarks.values():
-            check_template(self.tokenizer, benchmark, question)
-        fitting = short_enough(self.tokenizer, problems, config.data, config.data.max_prompt_tokens)
-        if not fitting:
-            raise ValueError(f"data.train: all {len(problems)} prompts exceed data.max_prompt_tokens = "
-                             f"{config.data.max_prompt_tokens}")
-        self.identity = self.check_identity(folder, problems) if is_first_rank() else {}
-        self.problems = [problems[row] for row in fitting]
+        """Checks the machine, reads the inputs, starts the ranks; returns the policy's folder."""
+        config, findings = self.config, preflight.Findings()
+        work = preflight.training(config, findings, int(os.environ.get("WORLD_SIZE", 1)))
+        findings.stop(is_first_rank())
+        folder = model_folder(config.model)
+        inputs = read_inputs(config, folder)
+        self.folder_files, self.tokenizer, self.benchmarks = read_files(folder), inputs.tokenizer, inputs.benchmarks
+        self.identity = self.check_identity(folder, inputs.problems) if is_first_rank() else {}
+        self.problems = [inputs.problems[row] for row in inputs.fitting]
         self.first_prompt = prompt_text(self.tokenizer, self.problems[0], config.data)
         self.rank, self.world, self.device = start_ranks(config.model.dtype, config.learner.offload)
         self.first = self.rank == 0
-        left_out = len(problems) - len(fitting)
-        self.say(f"{len(fitting)} training problems" + (f" ({left_out} left out: prompt too long)" if left_out else ""))
-        if skipped:
-            self.say(f"rows left out as unusable: {len(skipped)} ({skipped[0]})")
-        for remark in remarks(problems):
-            self.say(f"data.train: {remark}")
+        for line in remarks_on(inputs):
+            self.say(line)
+        if config.model.activation_checkpointing == "auto":     # all ranks alike: each pass is a collective
+            self.resolve(max_over_ranks(work.checkpointing) > 0)
         self.say(f"the first prompt: {json.dumps(self.first_prompt, ensure_ascii=False)}")
         return folder
+
+    def resolve(self, recompute: bool) -> None:
+        """Puts what model.activation_checkpointing = "auto" comes to into the settings, so that it is recorded."""
+        self.say(f'model.activation_checkpointing = "auto": {str(recompute).lower()}, because memory is '
+                 + ("too short without recomputation" if recompute else "enough"))
+        self.config = replace(self.config, model=replace(self.config.model, activation_checkpointing=recompute))
 
     def check_identity(self, folder: str, problems: Sequence[dict]) -> dict[str, str]:
         """The files of this run by SHA-256; ValueError if the run in run.dir began with others."""
@@ -466,33 +515,45 @@ def train(config: Config) -> int:
                          f"{Path(config.run.dir) / 'samples.jsonl'}") from None
 
 
-def dry_run(config: Config) -> str:
-    """The table of memory.py for one rank of this run, and its last line for more; reads only the policy's config."""
-    path = Path(model_folder(config.model, ["config.json"]))
-    with torch.device("meta"):
-        model = Transformer(read_config(path), where=str(path / "config.json"))
-
-    def parts(world: int) -> list[memory.Part]:
-        rows = -(-config.data.prompts_per_step // world) * config.sampler.group_size
-        return memory.parts(model, dtype=DTYPES[config.model.dtype], gpu=True, world=world, rows=rows,
-                            slots=min(config.sampler.slots or rows, rows),
-                            prompt_tokens=config.data.max_prompt_tokens, max_new_tokens=config.sampler.max_new_tokens,
-                            micro_batch_tokens=config.learner.micro_batch_tokens, reference=config.learner.kl_beta > 0,
-                            offload=config.learner.offload, checkpointing=config.model.activation_checkpointing)
-
-    more = (f"{world} ranks: {memory.summary(parts(world))}" for world in (2, 4, 8))
-    return "\n".join([memory.table(parts(1)), *more])
+def plan(config: Config, request: dry_run.Request) -> int:
+    """What --dry-run prints; nothing is written. ValueError, after all of it, with what stands in the way."""
+    findings, tokenizer, inputs, dra = preflight.Findings(), None, None, config.dra
+    missing = findings.warnings if request.gpu else findings.problems       # another machine may well have it
+    with findings.collecting():
+        check_settings(config, request.world)
+    with findings.collecting(missing):
+        folder = model_folder(config.model, SMALL_FILES)
+        tokenizer = load_tokenizer(folder, config.data)
+        if Path(config.model.path).is_dir():
+            weight_files(Path(folder))
+    with findings.collecting(missing):
+        check_files(config)
+        inputs = read_inputs(config, folder) if tokenizer else None
+    with findings.collecting(missing):
+        if dra.enabled and dra.embedder != "policy" and (not request.gpu or Path(dra.embedder).is_dir()):
+            Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, max_new_tokens=config.sampler.max_new_tokens)
+        findings.warnings += [line for line in (preflight.embedder_reads(config),) if line]
+    lines, prompt, benchmarks = [], config.data.max_prompt_tokens, {}
+    if inputs:
+        line, prompt, _ = dry_run.prompt_figures(tokenizer, [inputs.problems[i] for i in inputs.fitting], config.data)
+        lines = [*remarks_on(inputs), line]
+        benchmarks = {name: len(rows) for name, rows in inputs.benchmarks.items()}
+    with findings.collecting():
+        if not request.gpu:
+            preflight.training(config, findings, request.world)
+    with findings.collecting():
+        model = dry_run.network_or_known(config.model, findings)
+        lines += dry_run.training(config, model, request, prompt, benchmarks, findings)
+    return dry_run.tell(lines, findings)
 
 
 def main(argv: list[str]) -> int:
-    args = parse_args(Config, argv, __doc__, lambda parser: parser.add_argument(
-        "--dry-run", action="store_true", help="print what the run needs of a GPU's and the host's memory, and end"))
-    config = load(Config, args.config, args.overrides)
-    if args.dry_run:
-        print(dry_run(config))
-        return 0
+    args = parse_args(Config, argv, __doc__, dry_run.add_options)
+    config, request = load(Config, args.config, args.overrides), dry_run.request(args)
     if not config.run.dir:
         config = replace(config, run=replace(config.run, dir=f"runs/{Path(args.config).stem}"))
+    if request:
+        return plan(config, request) if is_first_rank() else 0
     return train(config)
 
 

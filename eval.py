@@ -2,6 +2,7 @@
 
     torchrun eval.py --config configs/eval_math.toml --model PATH [--model PATH ...] [--protocol paper] \\
         [section.key=value ...]
+    python eval.py --config configs/eval_math.toml --dry-run --gpu h100     memory, time and cost (plan/)
 
 Every problem is sampled n times; all ranks share the problems. Reported per benchmark and on average: avg@n with its
 standard error over problems and its standard deviation over seeds, pass@k by the unbiased estimator (arXiv:2107.03374),
@@ -34,7 +35,8 @@ from files import append_jsonl, read_jsonl, require
 from grader import Grader
 from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
-from prompts import check_template, load_tokenizer, messages_of, model_folder, prompt_text
+from plan import dry_run, preflight
+from prompts import SMALL_FILES, check_template, load_tokenizer, messages_of, model_folder, prompt_text
 from ranks import Stop, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
 from reward import CorrectConfig, cosine_similarity
 
@@ -405,13 +407,15 @@ class Evaluator:
                 if group[0]["problem"] % self.world == self.rank]
 
 
-def configs_of(argv: list[str]) -> list[Config]:
-    """The settings of each policy of the command line; ValueError for what can be known to be wrong by now."""
+def parse(argv: list[str]) -> tuple[list[Config], dry_run.Request | None]:
+    """The settings of each policy of the command line, and what --dry-run asks; ValueError for settings that do not go
+    together."""
     def more(parser) -> None:
         parser.add_argument("--model", action="append", metavar="PATH",
                             help="policy to evaluate instead of model.path; may be repeated")
         parser.add_argument("--protocol", choices=list(PROTOCOLS),
                             help="settings of a published evaluation, over the file's and under those given here")
+        dry_run.add_options(parser)
 
     args = parse_args(Config, argv, __doc__, more)
     overrides = [*PROTOCOLS.get(args.protocol, []), *args.overrides]
@@ -420,19 +424,52 @@ def configs_of(argv: list[str]) -> list[Config]:
     configs = configs or [load(Config, args.config, overrides)]
     if not configs[0].eval.benchmarks:
         raise ValueError("eval.benchmarks is empty: name at least one file or hub data set")
-    check_eval(configs[0].eval, configs[0].data, configs[0].reward.correct)
     folders: dict[Path, Config] = {}
     for config in configs:
-        model_folder(config.model)
         if (other := folders.setdefault(out_folder(config), config)) is not config:
             raise ValueError(f"{other.model.path} and {config.model.path} would both be evaluated in "
                              f"{out_folder(config)}; evaluate them with an output.dir each")
-    return configs
+    return configs, dry_run.request(args)
+
+
+def plan(configs: list[Config], request: dry_run.Request) -> int:
+    """What --dry-run prints; nothing is written. ValueError, after all of it, with what stands in the way."""
+    findings, first, problems, lines = preflight.Findings(), configs[0], {}, []
+    data = asked(first.eval, first.data)
+    missing = findings.warnings if request.gpu else findings.problems       # another machine may well have it
+    with findings.collecting(missing):
+        check_eval(first.eval, first.data, first.reward.correct)
+        problems = load_benchmarks(first.eval.benchmarks, data, [], gold=not first.reward.correct)
+    for config in configs:
+        prompt, longest, rows = 0.0, 0, [row for rows in problems.values() for row in rows]
+        with findings.collecting(missing):
+            tokenizer = load_tokenizer(model_folder(config.model, SMALL_FILES), config.data)
+            if Path(config.model.path).is_dir():
+                weight_files(Path(config.model.path))
+            if rows:
+                check_template(tokenizer, rows, data)
+                line, prompt, longest = dry_run.prompt_figures(tokenizer, rows, data)
+                lines.append(f"{config.model.path} | {line}")
+        with findings.collecting():
+            model = dry_run.network_or_known(config.model, findings)
+            check_room(config.eval, model.g.context)
+            if not request.gpu:
+                preflight.evaluation(config, findings)
+            counts = {name: len(rows) for name, rows in problems.items()}
+            lines += dry_run.evaluation(config, model, request, prompt, longest or dry_run.PROMPT_TOKENS, counts,
+                                        findings)
+    return dry_run.tell(lines, findings)
 
 
 def evaluate_all(configs: list[Config]) -> int:
     """Evaluates policies that differ in model.path; returns 0, or 128 + signal number after an interruption."""
     first = configs[0]
+    check_eval(first.eval, first.data, first.reward.correct)
+    findings = preflight.Findings()
+    for config in configs:
+        preflight.evaluation(config, findings)
+        model_folder(config.model)
+    findings.stop(is_first_rank())
     stop, skipped = Stop(f"output.dir = {first.output.dir!r}", LESS_EVAL_MEMORY), []
     with stop.users_errors(), ExitStack() as locks:
         problems = load_benchmarks(first.eval.benchmarks, asked(first.eval, first.data), skipped,
@@ -457,7 +494,10 @@ def evaluate_all(configs: list[Config]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    return evaluate_all(configs_of(argv))
+    configs, request = parse(argv)
+    if request:
+        return plan(configs, request) if is_first_rank() else 0
+    return evaluate_all(configs)
 
 
 if __name__ == "__main__":

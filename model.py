@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +44,9 @@ class ModelConfig:
     """folder of the policy (config.json, safetensors, tokenizer), or a hub name such as owner/name"""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """compute precision; with bfloat16 the master weights and the optimizer stay in float32 (float64 is for checks)"""
-    activation_checkpointing: bool = False
-    """recompute each block in the backward pass: far less memory for about a third more compute in the update"""
+    activation_checkpointing: Annotated[Literal[False, True, "auto"], "free"] = False
+    """recompute each block in the backward pass: far less memory for about a quarter more compute in the update; "auto"
+    does where memory is too short without"""
 
 
 @dataclass(frozen=True)

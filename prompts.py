@@ -17,6 +17,7 @@ from data import DataConfig, fill
 from model import ModelConfig, Transformer, read_json
 
 BATCH = 1024                                            # prompts tokenised at a time, on all cores
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")     # of a policy's folder: all but its weights
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx|npz)(\.index\.json)?")
 PLAIN = "{{ messages | map(attribute='content') | join('\\n') }}"
@@ -24,9 +25,7 @@ PLAIN = "{{ messages | map(attribute='content') | join('\\n') }}"
 PROBE = '"<b> & \\boxed{{{name}}}\n' + " ".join(map(str, range(2000)))
 
 
-def model_folder(
-    config: ModelConfig, patterns: Sequence[str] = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
-) -> str:
+def model_folder(config: ModelConfig, patterns: Sequence[str] = (*SMALL_FILES, "*.safetensors")) -> str:
     """The local folder of `model.path`; if it is a hub name, the files that match `patterns` are fetched. ValueError if
     there is none."""
     if config.path and Path(config.path).is_dir():
@@ -39,7 +38,8 @@ def model_folder(
         return snapshot_download(config.path, allow_patterns=list(patterns))
     except Exception as error:  # offline, no such repository, no access: hub errors of many classes
         raise ValueError(
-            f"model.path = {config.path!r} is not a folder and the hub did not give it: {str(error).splitlines()[0]}"
+            f"model.path = {config.path!r} is not a folder and the hub did not give it: {str(error).splitlines()[0]}; "
+            f"download it where the hub can be reached (hf download {config.path} --local-dir FOLDER) and name the folder"
         ) from None
 
 

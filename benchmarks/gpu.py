@@ -14,7 +14,7 @@ A check that raises is a failed line with the end of its traceback, and the othe
 is of the bandwidth (copy of 2 GB) or of the product rate (8,192^3 in bfloat16) that were measured in the same run.
 
 --smoke runs the sampler on the tests' stand-in for a GPU and all else on the CPU, with tiny shapes. Tolerances are the
-same, but memory is not compared with memory.py; times say "smoke", because they mean nothing there.
+same, but memory is not compared with plan/memory.py; times say "smoke", because they mean nothing there.
 """
 import argparse
 import gc
@@ -45,12 +45,12 @@ from torch.profiler import ProfilerActivity, profile
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))                           # before this folder, whose sampler.py is another one
 
-import memory  # noqa: E402
 import model as model_module  # noqa: E402
 import sampler as sampler_module  # noqa: E402
 from dra_grpo import LESS_MEMORY  # noqa: E402
 from learner import Learner, LearnerConfig, Row  # noqa: E402
 from model import ModelConfig, Transformer, rope_frequencies  # noqa: E402
+from plan.memory import UPDATE, Work, parts, peaks  # noqa: E402
 from ranks import Stop, full_weights, leave, start_ranks  # noqa: E402
 from sampler import Completion, Sampler, SamplerConfig, sample_tokens  # noqa: E402
 
@@ -310,10 +310,10 @@ def counted(bench: Bench, figures: Figures) -> Iterator[None]:
 
 
 def predicted_gb(policy: Transformer, **settings) -> dict[str, float]:
-    """memory.py's peaks of the phases of a step of the recipe, in GB."""
-    found = memory.parts(policy, dtype=torch.bfloat16, gpu=True, world=1, reference=True, offload=False,
-                         checkpointing=True, micro_batch_tokens=LearnerConfig.micro_batch_tokens, **settings)
-    return {phase: size / 1e9 for phase, size in memory.peaks(found).items()}
+    """plan/memory.py's peaks of the phases of a step of the recipe, in GB."""
+    found = parts(policy, Work(dtype=torch.bfloat16, reference=True, checkpointing=True,
+                               micro_batch_tokens=LearnerConfig.micro_batch_tokens, **settings))
+    return {phase: size / 1e9 for phase, size in peaks(found).items()}
 
 
 def uniform(seed: Sequence[int], position: int, completion: int, token: int) -> float:
@@ -706,7 +706,7 @@ def decode(bench: Bench, figures: Figures) -> None:
 
 @check(75)
 def step(bench: Bench, figures: Figures) -> Limits:
-    """Two steps of the paper's shape, lengths forced, with a reference: their parts, and peaks against memory.py."""
+    """Two steps of the paper's shape, lengths forced, with a reference: their parts, and peaks against plan/memory.py."""
     P, G, prompt, cap = bench.size((8, 6, 200, 3584), (3, 2, 8, 24))
     lengths, prompts, rng = bench.lengths(), bench.prompts(P, prompt), np.random.default_rng(0)
     learner = bench.learner(cap)
@@ -733,9 +733,9 @@ def step(bench: Bench, figures: Figures) -> Limits:
         figures[f"step {i}"] = {**parts, "tokens_per_s": sum(lengths) / parts["rollout_s"],
                                 "products_share": ideal_s / parts["update_s"]}
         bench.measured["step"] = sum(parts[f"{part}_s"] for part in ("rollout", "update", "load_weights"))
-    predicted = predicted_gb(rollout_model, rows=P * G, slots=P * G, prompt_tokens=prompt, max_new_tokens=cap)
-    of_update = max(size for phase, size in predicted.items() if phase != "sampling")
-    figures |= {"tokens": sum(lengths), "memory.py, GB": predicted,
+    predicted = predicted_gb(rollout_model, prompts=P, group_size=G, prompt_tokens=prompt, max_new_tokens=cap)
+    of_update = max(predicted[phase] for phase in UPDATE)
+    figures |= {"tokens": sum(lengths), "plan/memory.py, GB": predicted,
                 "rollout off": abs(parts["rollout_GB"] / predicted["sampling"] - 1),
                 "update off": abs(parts["update_GB"] / of_update - 1)}
     return bench.size({"rollout off": 0.1, "update off": 0.1}, {})

@@ -1,16 +1,14 @@
-"""memory.py: what --dry-run says against what the allocator counts."""
-import json
+"""plan/memory.py: what --dry-run says against what the allocator counts."""
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import random_model
 
-from config import load
-from dra_grpo import Config, dry_run
 from learner import Learner, LearnerConfig, Row
-from memory import PHASES, parts, peaks, table
 from model import ModelConfig, Transformer
+from plan.memory import AFTER_LOADING, PHASES, UPDATE, Work, host_peak, parts, peaks
+from plan.preflight import on_meta
 from sampler import Completion, Sampler, SamplerConfig
 
 ROWS, PROMPT, NEW = 24, 32, 96
@@ -30,14 +28,16 @@ def allocated(function) -> int:
     return peak
 
 
-def predicted(folder: Path, phases: tuple[str, ...], checkpointing: bool = False, budget: int = 2048) -> int:
+def work(**settings) -> Work:
+    """Of ROWS completions of 4 prompts."""
+    return Work(**dict(prompts=4, group_size=ROWS // 4, prompt_tokens=PROMPT, max_new_tokens=NEW, dtype=torch.float32,
+                       micro_batch_tokens=2048, gpu=False) | settings)
+
+
+def predicted(folder: Path, phases: tuple[str, ...], **settings) -> int:
     """The peak over `phases`, without what is there before them."""
-    with torch.device("meta"):
-        model = Transformer(json.loads((folder / "config.json").read_text()))
-    found = parts(model, dtype=torch.float32, gpu=False, world=1, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT,
-                  max_new_tokens=NEW, micro_batch_tokens=budget, reference=False, offload=False,
-                  checkpointing=checkpointing)
-    sums = peaks([part for part in found if part.phases != PHASES])
+    found = parts(on_meta(folder), work(**settings))
+    sums = peaks([part for part in found if part.phases not in (PHASES, AFTER_LOADING)])
     return max(sums[phase] for phase in phases)
 
 
@@ -52,7 +52,8 @@ def test_memory_of_an_update_is_within_10_percent(checkpointing, budget, geometr
                       8192, 1.0, NEW)
     rows = [Row([5] * PROMPT, Completion([7] * NEW, [-1.0] * NEW, "length"), 1.0)] * ROWS
     learner.update(rows, 1e-6)                          # the moments are there from now on
-    assert predicted(tmp_path, PHASES[1:], checkpointing, budget) == pytest.approx(
+    expected = predicted(tmp_path, UPDATE, checkpointing=checkpointing, micro_batch_tokens=budget)
+    assert expected == pytest.approx(
         allocated(lambda: learner.update(rows, 1e-6)), rel=0.1)
 
 
@@ -60,7 +61,7 @@ def test_memory_of_a_rollout_is_within_10_percent(tmp_path):
     random_model("qwen2", tmp_path, **WIDE)
     sampler = Sampler(Transformer.from_pretrained(tmp_path), SamplerConfig(ROWS // 4, NEW), [])
     measured = allocated(lambda: sampler.generate([[5] * PROMPT] * 4, ROWS // 4, (0,)))
-    assert predicted(tmp_path, PHASES[:1]) == pytest.approx(measured, rel=0.1)
+    assert predicted(tmp_path, ("sampling",)) == pytest.approx(measured, rel=0.1)
 
 
 def test_chunked_head_at_a_large_vocabulary(tmp_path):
@@ -100,26 +101,19 @@ def test_chunked_head_at_a_large_vocabulary(tmp_path):
 def test_ranks_and_offloading_share_and_move_what_is_sharded(tmp_path):
     """Four ranks hold a quarter each; offloaded, nothing of it is on the GPU.
 
-    The sampler's copy is whole everywhere.
+    The sampler's copy is whole everywhere, and so is the policy for a moment as it is loaded.
     """
     random_model("qwen2", tmp_path, **WIDE)
-    with torch.device("meta"):
-        model = Transformer(json.loads((tmp_path / "config.json").read_text()))
-    options = dict(dtype=torch.bfloat16, gpu=True, rows=ROWS, slots=ROWS, prompt_tokens=PROMPT, max_new_tokens=NEW,
-                   micro_batch_tokens=2048, reference=True, checkpointing=True)
-    one, four, host = (parts(model, world=world, offload=offload, **options)
+    model, options = on_meta(tmp_path), dict(dtype=torch.bfloat16, gpu=True, reference=True, checkpointing=True)
+    one, four, host = ({part.name: part for part in parts(model, work(world=world, offload=offload, **options))}
                        for world, offload in ((1, False), (4, False), (4, True)))
     total = sum(p.numel() for p in model.parameters())
-    for a, b, c, bytes_each in zip(one, four, host, (4, 4, 8, 4)):
+    for name, bytes_each in (("master weights", 4), ("gradients", 4), ("AdamW's two moments", 8),
+                             ("reference weights", 4)):
         size = total * bytes_each
-        assert (a.gpu, b.gpu, c.gpu, c.host) == (size, size // 4, 0, size // 4)
-    assert one[4].gpu == four[4].gpu == host[4].gpu == 2 * total
-    assert "fits with 1 GB to spare: 16 GB, 24 GB, 40 GB, 80 GB" in table(one)
-
-
-def test_dry_run_prints_a_table_for_a_1_5b_policy():
-    """From config.json alone; weights, gradients and moments of 1.78 billion parameters are 28 GB in float32."""
-    config = load(Config, "configs/dra_grpo.toml", ["model.path=benchmarks/r1_distill_qwen_1_5b"])
-    text = dry_run(config)
-    assert "master weights" in text and "7.108" in text and "14.217" in text
-    assert [line.split(":")[0] for line in text.splitlines()[-4:]] == ["1 rank", "2 ranks", "4 ranks", "8 ranks"]
+        assert (one[name].gpu, four[name].gpu, host[name].gpu, host[name].host) == (size, size // 4, 0, size // 4)
+    for found in (one, four, host):
+        assert found["sampler's weights"].gpu == 2 * total
+    whole = "the whole policy as it is loaded"
+    assert whole not in one and four[whole].gpu == host[whole].gpu == 4 * total
+    assert host_peak(one.values()) > 24 * total, "a checkpoint copies the moments to the host, and twice into bytes"

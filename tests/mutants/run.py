@@ -35,7 +35,7 @@ AREAS = {                                               # of mutants.toml: file 
     "settings": ("dra_grpo.py", ["tests/test_settings.py"]),
     "checkpoint": ("checkpoint.py", ["tests/test_checkpoint.py", "tests/test_identity.py"]),
     "files": ("files.py", ["tests/test_files.py", "tests/test_checkpoint.py", "tests/test_compare.py"]),
-    "memory": ("memory.py", ["tests/test_memory.py"]),
+    "plan": ("plan", ["tests/test_memory.py", "tests/test_plan.py"]),
     "config": ("config.py", ["tests/test_config.py"]),
     "data": ("data.py", ["tests/test_data.py"]),
     "prompts": ("prompts.py", ["tests/test_prompts.py"]),
