@@ -9,8 +9,8 @@ everything without it was read or counted.
 import argparse
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,8 +20,8 @@ from eval_samples import ROWS_PER_CALL, SLOTS_PER_CALL, EvalConfig, settings_of
 from model import DTYPES, ModelConfig, Transformer
 from plan import memory, speed
 from plan.gpus import GPUS, Gpu, named
-from plan.preflight import (Findings, decided, evaluation_work, fits, free_host, gb, network, on_meta, this_gpu, to_fit,
-                            training_work)
+from plan.preflight import (Findings, compare, decided, evaluation_work, free_host, gb, network, on_meta, this_gpu,
+                            to_fit, training_work)
 from prompts import prompt_text, prompt_tokens
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def training(config, model: Transformer, request: Request, prompt: float, benchm
     lines.append(f"peak: {gb(need)} ({phase})" + (f", {gb(memory.host_peak(found))} of host memory" if gpu else ""))
     if gpu is None:
         return [*lines, "time: not estimated for a CPU; name a GPU with --gpu"]
-    lines.append(on(gpu, need, to_fit(model, work, gpu.memory) if not fits(need, gpu.memory) else "", request, findings))
+    lines.append(on(gpu, work.dtype, need, lambda: to_fit(model, work, gpu.memory), request, findings))
     lengths = request.lengths(prompt, work.max_new_tokens)
     times = speed.step_times(model, work, gpu, lengths)
     lines.append(f"a step, completions of {lengths.mean:,.0f} tokens on average: {times.decode_steps:,.0f} decode "
@@ -109,7 +109,8 @@ def training(config, model: Transformer, request: Request, prompt: float, benchm
     if not times.step_s:
         return [*lines, f"time: not estimated, the speed of {gpu.name} is not in the table; name a GPU with --gpu"]
     evaluations = 1 + -(-config.run.steps // config.eval.every) if config.eval.every else 2
-    rows = memory.rows_beside(sums["evaluation"], gpu.memory, model.g, work.dtype, work.eval_tokens or 1)
+    rows = memory.rows_beside(memory.tokens_beside(sums["evaluation"], gpu.memory, model.g, work.dtype),
+                              work.eval_tokens)
     eval_s = sum(evaluation_s(model, work.dtype, gpu, settings_of(config.eval, name), problems, rows, request, prompt)
                  for name, problems in benchmarks.items())
     hours = (config.run.steps * times.step_s + evaluations * eval_s) / 3600
@@ -121,14 +122,18 @@ def training(config, model: Transformer, request: Request, prompt: float, benchm
     return lines
 
 
-def on(gpu: Gpu, need: float, remedies: str, request: Request, findings: Findings) -> str:
-    """A line about the GPU; what does not fit is a problem."""
-    speeds = (f", {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.bf16 / 1e12:.0f} TFLOP/s in bfloat16 ({gpu.source})"
-              if gpu.bandwidth else "")
-    if remedies and request.gpu:                        # of this machine, preflight tells
-        findings.problems.append(f"{gpu.name} has {gpu.memory / 1e9:.0f} GB, and this needs {gb(need)}; {remedies}")
-    return (f"{request.world} x {gpu.name}: {gpu.memory / 1e9:.0f} GB{speeds}: "
-            + ("does not fit" if remedies else "fits"))
+def on(gpu: Gpu, dtype: torch.dtype, need: float, remedies: Callable[[], str], request: Request,
+       findings: Findings) -> str:
+    """A line about the GPU; what it cannot do is a problem (of this machine's own, preflight.py tells)."""
+    findings = findings if request.gpu else Findings()
+    speeds = ""
+    if gpu.bandwidth:
+        speeds = f", {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.flops(dtype) / 1e12:.0f} TFLOP/s ({gpu.source})"
+    if gpu.bandwidth and dtype == torch.bfloat16 and not gpu.bf16:
+        findings.problems.append(f'model.dtype = "bfloat16": {gpu.name} has none; set model.dtype = "float32" or take '
+                                 "another GPU")
+    verdict = compare(findings, gpu.name, need, gpu.memory, remedies)
+    return f"{request.world} x {gpu.name}, {gpu.memory / 1e9:.0f} GB{speeds}: {verdict}"
 
 
 def evaluation_s(model: Transformer, dtype: torch.dtype, gpu: Gpu, config: EvalConfig, problems: int, rows: int,
@@ -166,22 +171,22 @@ def evaluation(config, model: Transformer, request: Request, prompt: float, long
     dtype, cap = DTYPES[config.model.dtype], config.eval.max_new_tokens
     longest, work = longest_prompt + cap, evaluation_work(config, model, request.world, gpu is not None, longest_prompt)
 
-    def need(rows: int) -> list[memory.Part]:
-        return memory.evaluation_parts(model, work, rows)
-
     wanted = max(min(config.eval.slots or ROWS_PER_CALL, -(-problems // request.world) * settings_of(config.eval, name)
                      .samples) for name, problems in benchmarks.items()) if benchmarks else config.eval.slots or 1
-    standing = memory.peaks(need(0))["evaluation"]
-    rows = min(wanted, memory.rows_beside(standing, gpu.memory, g, dtype, longest)) if gpu else wanted
-    found = need(rows)
-    least = max(memory.peaks(need(1)).values())
+    standing, least = (memory.peaks(memory.evaluation_parts(model, work, rows, rows * longest)) for rows in (0, 1))
+    rows, tokens = wanted, wanted * longest
+    if gpu:
+        room = memory.tokens_beside(standing["evaluation"], gpu.memory, g, dtype)
+        rows = min(wanted, memory.rows_beside(room, longest))
+        tokens = min(rows * longest, room)
+    found = memory.evaluation_parts(model, work, rows, tokens)
     phases = ("evaluation", "embedding")[: 1 + bool(work.embedder[1])]
-    lines = [memory.table(found, phases), "", LEGEND, f"{rows} rows at a time"
-             + (f" where all were at most half of {longest:,} tokens" if rows < wanted else f", {longest:,} tokens each")]
+    lines = [memory.table(found, phases), "", LEGEND, f"{rows} rows at a time, with "
+             f"memory for {tokens // rows:,} of {longest:,} tokens each"]
     if gpu is None:
         return [*lines, "time: not estimated for a CPU; name a GPU with --gpu"]
-    remedies = "" if fits(least, gpu.memory) else "lower eval.max_new_tokens or take a larger GPU"
-    lines.append(on(gpu, least, remedies, request, findings))
+    lines.append(on(gpu, dtype, max(least.values()), lambda: "lower eval.max_new_tokens or take a larger GPU", request,
+                    findings))
     if not (gpu.bandwidth and gpu.flops(dtype)):
         return [*lines, f"time: not estimated, the speed of {gpu.name} in {config.model.dtype} is not in the table"]
     if not benchmarks:

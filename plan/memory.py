@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from checkpoint import FILE_BYTES
 from embedder import BYTES_PER_PASS, TOKENS_PER_PASS
 from model import PACK_FROM, Block, Geometry, Transformer, logits_per_chunk
 from sampler import COLUMNS, FREE_SHARE, PREFILL_TOKENS, row_bucket
@@ -150,7 +151,7 @@ def parts(model: Transformer, work: Work) -> list[Part]:
     g = model.g
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     total, root = sum(sizes.values()), sum(size for name, size in sizes.items() if not name.startswith("blocks."))
-    master, compute = torch.promote_types(work.dtype, torch.float32).itemsize, work.dtype.itemsize
+    master = torch.promote_types(work.dtype, torch.float32).itemsize
     world, host = work.world, work.offload and work.gpu
 
     def sharded(name: str, size: int, phases: tuple[str, ...]) -> Part:
@@ -169,9 +170,9 @@ def parts(model: Transformer, work: Work) -> list[Part]:
     ]
     if work.gpu and (world > 1 or work.offload):        # FSDP2 takes it apart once it is whole
         found.append(Part("the whole policy as it is loaded", total * master, 0, ("loading",)))
-    # the writer copies its tensors to the host, each to bytes, and those to a file's; then the first rank gathers
-    moments = 2 * total * master // world
-    found.append(Part("a checkpoint being written", *in_host(work, max(moments * (2 + (work.gpu and not host)),
+    # the writer copies a file's tensors to the host, each to bytes, and all to the file's; then the first rank gathers
+    file = min(FILE_BYTES + max(sizes.values()) * master, 2 * total * master) // world
+    found.append(Part("a checkpoint being written", *in_host(work, max(file * (2 + (work.gpu and not host)),
                                                                        total * master)), ("checkpoint",)))
     if work.eval_tokens:
         found.append(Part("evaluation: one row's keys and values", work.eval_tokens * kv_bytes(g, work.dtype, work.gpu)
@@ -232,16 +233,16 @@ def update_parts(model: Transformer, work: Work, root: int, block: int, largest:
     return found
 
 
-def evaluation_parts(model: Transformer, work: Work, samples: int) -> list[Part]:
-    """The parts of one rank of an evaluation by itself, `samples` rows at a time."""
-    g, longest = model.g, work.row_tokens
+def evaluation_parts(model: Transformer, work: Work, rows: int, tokens: int) -> list[Part]:
+    """The parts of one rank of an evaluation by itself, so many rows at a time with so many tokens in all."""
+    g = model.g
     total = sum(p.numel() for p in model.parameters())
     prompts = min(work.prompts * work.prompt_tokens, PREFILL_TOKENS)
     found = [
         Part("Python and libraries", *in_host(work, PROCESS_GB[work.gpu] * 1e9)),
         Part("policy", total * work.dtype.itemsize * (1 if work.gpu else 2), 0),
-        Part("cache of keys and values", samples * longest * kv_bytes(g, work.dtype, work.gpu), 0, ("evaluation",)),
-        Part("graphs: logits and the draw", row_bucket(samples, work.gpu) * g.vocab * (DRAW_BYTES + TOP_P_BYTES), 0,
+        Part("cache of keys and values", tokens * kv_bytes(g, work.dtype, work.gpu), 0, ("evaluation",)),
+        Part("graphs: logits and the draw", row_bucket(rows, work.gpu) * g.vocab * (DRAW_BYTES + TOP_P_BYTES), 0,
              ("evaluation",)),
         Part("pass over the prompts", prompts * (2 * kv_bytes(g, work.dtype, work.gpu) + pass_bytes(g, work.dtype)), 0,
              ("evaluation",)),
@@ -264,10 +265,14 @@ def host_peak(found: Sequence[Part]) -> int:
     return max(sum(part.host for part in found if phase in part.phases) for phase in PHASES)
 
 
-def rows_beside(standing: int, memory: float, g: Geometry, dtype: torch.dtype, longest: int) -> int:
-    """Rows of an evaluation that a GPU decodes at a time beside `standing` bytes; at least one is assumed to fit."""
-    free = FREE_SHARE * (memory - standing)
-    return max(1, int(2 * free // (kv_bytes(g, dtype) * longest)))
+def tokens_beside(standing: float, memory: float, g: Geometry, dtype: torch.dtype) -> int:
+    """Tokens of an evaluation's rows that the sampler keeps on a GPU of `memory` beside `standing` bytes."""
+    return max(0, int(FREE_SHARE * (memory - standing) // kv_bytes(g, dtype)))
+
+
+def rows_beside(tokens: int, longest: int) -> int:
+    """Rows that an evaluation decodes at a time, as Sampler.fitting has it: as many as fit if half as long as can be."""
+    return max(1, 2 * tokens // max(longest, 1))
 
 
 def peak_gb(device: torch.device) -> float:

@@ -129,12 +129,12 @@ def training_work(config, model: Transformer, world: int, gpu: bool) -> Work:
     return replace(work, embedder=embedder_bytes(config.dra.embedder, model.g, work))
 
 
-def decided(config, model: Transformer, work: Work, memory: float | None) -> Work:
+def decided(config, model: Transformer, work: Work, free: float | None) -> Work:
     """With model.activation_checkpointing = "auto" made of it: recomputation only where memory is too short without."""
     if config.model.activation_checkpointing != "auto":
         return work
     saved = max(peaks(parts(model, replace(work, checkpointing=False))).values())
-    return replace(work, checkpointing=memory is None or not fits(saved, memory))
+    return replace(work, checkpointing=free is None or not fits(saved, free))
 
 
 def training(config, findings: Findings, world: int) -> Work:
@@ -170,10 +170,11 @@ def evaluation(config, findings: Findings) -> None:
     """All checks of an evaluation on this machine: it decodes fewer rows where memory is short, but one must fit."""
     model, gpu, host = network(config.model), this_gpu(), free_host()
     on_this_machine(findings, config.model.dtype)
-    found = evaluation_parts(model, evaluation_work(config, model, 1, gpu is not None, 0), 1)
+    work = evaluation_work(config, model, 1, gpu is not None, 0)
+    found = evaluation_parts(model, work, 1, work.row_tokens)
     need, free = max(peaks(found).values()), gpu.memory if gpu else host and host / local_ranks()
-    memory(findings, gpu.name if gpu else "this machine", need, free,
-           lambda: "lower eval.max_new_tokens, or take a machine with more")
+    compare(findings, gpu.name if gpu else "this machine", need, free,
+            lambda: "lower eval.max_new_tokens, or take a machine with more")
 
 
 # ------------------------------------------------------------------------------------------------ checks
@@ -219,20 +220,22 @@ def ragged_attention() -> bool:
         and torch.backends.cuda.is_flash_attention_available()
 
 
-def fits(need: float, memory: float) -> bool:
+def fits(need: float, free: float) -> bool:
     """With RESERVED_GB to spare."""
-    return need + RESERVED_GB * 1e9 <= memory
+    return need + RESERVED_GB * 1e9 <= free
 
 
-def memory(findings: Findings, what: str, need: float, free: float | None, remedies: Callable[[], str]) -> None:
-    """Compares an estimate with what is free; `what` has it, such as "the GPU"."""
+def compare(findings: Findings, what: str, need: float, free: float | None, remedies: Callable[[], str]) -> str:
+    """Compares an estimate with what is free of `what`, such as "host memory": "fits", or "is tight" and a warning, or
+    "does not fit" and a problem."""
     if free is None or fits(need, free):
-        return
+        return "fits"
+    amounts = f"{what} has {free / 1e9:.1f} GB free, and this needs {gb(need)}"
     if need * SLACK > free:
-        findings.problems.append(f"{what} has {free / 1e9:.1f} GB free, and this needs {gb(need)}; {remedies()}")
-    else:
-        findings.warnings.append(f"memory is tight: {what} has {free / 1e9:.1f} GB free, and this needs {gb(need)}, "
-                                 f"give or take a tenth; {remedies()}")
+        findings.problems.append(f"{amounts}; {remedies()}")
+        return "does not fit"
+    findings.warnings.append(f"memory is tight: {amounts}, give or take a tenth; {remedies()}")
+    return "is tight"
 
 
 def training_memory(findings: Findings, model: Transformer, work: Work) -> None:
@@ -240,13 +243,13 @@ def training_memory(findings: Findings, model: Transformer, work: Work) -> None:
     found, gpu, host = parts(model, work), this_gpu(), free_host()
     need = max(peaks(found).values())
     if gpu:
-        memory(findings, gpu.name, need, gpu.memory, lambda: to_fit(model, work, gpu.memory, host))
-        memory(findings, "host memory", host_peak(found) * local_ranks(), host, lambda: "the most of it is "
-               + max((part for part in found if part.host), key=lambda part: part.host).name
-               + "; take a machine with more, or several ranks on several machines")
+        compare(findings, gpu.name, need, gpu.memory, lambda: to_fit(model, work, gpu.memory, host))
+        most = max((part for part in found if part.host), key=lambda part: part.host)
+        compare(findings, "host memory", host_peak(found) * local_ranks(), host,
+                lambda: f"most of it is {most.name}; take a machine with more, or ranks on several machines")
     else:
-        memory(findings, "this machine", need * local_ranks(), host and float(host),
-               lambda: to_fit(model, work, (host or 0) / local_ranks(), None))
+        compare(findings, "this machine", need * local_ranks(), host,
+                lambda: to_fit(model, work, host / local_ranks()))
 
 
 def disk(findings: Findings, folder: Path, model: Transformer, dtype: str, checkpoints: int) -> None:

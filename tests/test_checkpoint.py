@@ -33,6 +33,19 @@ def test_load_gives_back_what_was_saved(tmp_path):
     assert (checkpoint.folder_of(tmp_path, 7) / "policy" / "weights").read_bytes() == b"policy"
 
 
+def test_the_optimizer_is_written_in_files_of_limited_size(tmp_path, monkeypatch):
+    """Each file is three times in host memory as it is written; a tensor larger than the limit has one of its own."""
+    monkeypatch.setattr(checkpoint, "FILE_BYTES", 40)
+    state = {f"exp_avg.{i}": torch.full((n,), float(i)) for i, n in enumerate((4, 4, 4, 50, 1, 1))}
+    assert list(checkpoint.file_numbers(state).values()) == [1, 1, 1, 2, 3, 3]
+    checkpoint.save(tmp_path, 1, write_policy, state, {}, 1)
+    folder = checkpoint.newest_intact(tmp_path)
+    assert len(list((folder / "state").iterdir())) == 3
+    read = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    checkpoint.load(folder, read)
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_newest_are_kept(keep, tmp_path):
     for step in (1, 2, 10, 11):
