@@ -39,7 +39,7 @@ def model_folder(config: ModelConfig, patterns: Sequence[str] = (*SMALL_FILES, "
     except Exception as error:  # offline, no such repository, no access: hub errors of many classes
         raise ValueError(
             f"model.path = {config.path!r} is not a folder and the hub did not give it: {str(error).splitlines()[0]}; "
-            f"download it where the hub can be reached (hf download {config.path} --local-dir FOLDER) and name the folder"
+            f"download it where the hub can be reached (hf download {config.path} --local-dir FOLDER) and name that"
         ) from None
 
 

@@ -706,7 +706,7 @@ def decode(bench: Bench, figures: Figures) -> None:
 
 @check(75)
 def step(bench: Bench, figures: Figures) -> Limits:
-    """Two steps of the paper's shape, lengths forced, with a reference: their parts, and peaks against plan/memory.py."""
+    """Two steps of the paper's shape, lengths forced, with a reference: parts, and peaks against plan/memory.py."""
     P, G, prompt, cap = bench.size((8, 6, 200, 3584), (3, 2, 8, 24))
     lengths, prompts, rng = bench.lengths(), bench.prompts(P, prompt), np.random.default_rng(0)
     learner = bench.learner(cap)

@@ -29,7 +29,7 @@ AFTER_LOADING = PHASES[1:]
 RESERVED_GB = 1.0                                       # of a GPU, for the driver, libraries and fragmentation
 PROCESS_GB = {True: 3.0, False: 0.6}                    # resident before any tensor: with CUDA's libraries, without
 PROBE_TOKENS = 64
-DRAW_BYTES = 22                                         # a logit of the sampler: bf16, three times fp32, its sum in fp64
+DRAW_BYTES = 22                                         # of a logit: in bf16, three times in fp32, summed in fp64
 TOP_P_BYTES = 34                                        # and with top-p: sorted, their places, two more sums and masks
 PUBLISHED = (95_000_000, 384, 1536)                     # bytes in bf16, widths of the embedder of the recipes: 47.7M
 
@@ -120,7 +120,7 @@ def kv_bytes(g: Geometry, dtype: torch.dtype, gpu: bool = True) -> int:
 
 
 def pass_bytes(g: Geometry, dtype: torch.dtype) -> int:
-    """Of one token in a pass without gradients: the widest moment of a block, gate, up, silu(gate) and their product."""
+    """Of one token in a pass without gradients, at a block's widest: gate, up, silu(gate) and their product."""
     return dtype.itemsize * (4 * g.intermediate + 3 * g.hidden)
 
 
@@ -271,7 +271,7 @@ def tokens_beside(standing: float, memory: float, g: Geometry, dtype: torch.dtyp
 
 
 def rows_beside(tokens: int, longest: int) -> int:
-    """Rows that an evaluation decodes at a time, as Sampler.fitting has it: as many as fit if half as long as can be."""
+    """Rows that an evaluation decodes at a time, as Sampler.fitting has it: what fits if half as long as can be."""
     return max(1, 2 * tokens // max(longest, 1))
 
 

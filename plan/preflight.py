@@ -153,8 +153,8 @@ def embedder_reads(config) -> str:
     limit, cap = config.dra.max_tokens, config.sampler.max_new_tokens
     if not (config.dra.enabled and 0 < limit < cap):
         return ""
-    return (f"dra.max_tokens = {limit}: of a completion of {cap} tokens the embedder reads the first {limit / cap:.0%}; "
-            "embed_cut in metrics.jsonl counts those that were cut")
+    return (f"dra.max_tokens = {limit}: of a completion of {cap} tokens the embedder reads the first "
+            f"{limit / cap:.0%}; embed_cut in metrics.jsonl counts those that were cut")
 
 
 def evaluation_work(config, model: Transformer, world: int, gpu: bool, prompt_tokens: int) -> Work:

@@ -18,7 +18,7 @@ MEASURED_ON = "shares of data sheets measured once on one H200 with an earlier v
 # decode steps of 48, 96 and 256 rows: 4.4, 5.8, 11.3 ms, 27 to 37 % of the copy rate; the rest is starting kernels
 LAYER_S = 60e-6                                         # of a decode step, for a layer's kernels, however small
 BANDWIDTH_SHARE = 0.39                                  # of weights, keys and values read in a decode step
-FLOPS_SHARE = 0.31                                      # of products in the update: 6.5 s with recomputation, 5.8 without
+FLOPS_SHARE = 0.31                                      # of an update's products: 6.5 s with recomputation, 5.8 without
 OPTIMIZER_BYTES = 28                                    # of a parameter: read and written by AdamW and clipping
 OPTIMIZER_SHARE = 0.8                                   # of the bandwidth
 # learner.offload: 8.7 s for two micro-batches, 6.6 of them in the backward pass and 1.2 in AdamW on the host

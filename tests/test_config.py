@@ -21,6 +21,8 @@ class Section(Base):
     """which one"""
     on: bool = True
     """whether"""
+    mode: Literal[False, True, "auto"] = False
+    """whether, or as it comes"""
     names: list[str] = field(default_factory=list)
     """whom"""
     weights: dict[str, float] = field(default_factory=dict)
@@ -51,6 +53,8 @@ def test_load_merges_file_defaults_and_overrides(file):
                   ["first.rate=0", "second.kind=b", "second.names=[\"y\", \"z\"]", "second.weights={q = 2}"])
     assert config.first == Section(size=3, rate=0.0, names=["x"])
     assert config.second == Section(kind="b", names=["y", "z"], weights={"q": 2.0})
+    assert [load(Whole, file, [f"first.mode={mode}"]).first.mode for mode in ("true", "false", "auto")] == [True, False,
+                                                                                                            "auto"]
     assert isinstance(config.first.rate, float), "an int given for a float becomes one"
 
 
@@ -58,6 +62,8 @@ def test_load_merges_file_defaults_and_overrides(file):
     ("first.sise=3", ["first.sise", "did you mean 'first.size'"]),
     ("first.learning=3", ["first.learning", "known: first.size, first.rate, first.kind"]),
     ("frist.size=3", ["frist", "did you mean 'first'"]),
+    ("first.mode=1", ["first.mode must be one of false, true, auto; got 1"]),
+    ("first.mode=sometimes", ["first.mode must be one of false, true, auto; got 'sometimes'"]),
     ("third.size=3", ["'third'; known: first, second"]),
     ("first.names=x", ["first.names", "list[str], such as first.names=[\"x\"]"]),
     ("first.size=1", ["first.size", ">= 2", "1"]),

@@ -296,9 +296,8 @@ def gpu(monkeypatch):
 
 
 def findings_of(*overrides: str, config="configs/dra_grpo.toml", world=1) -> Findings:
-    found = Findings()
-    preflight.training(load(dra_grpo.Config, config, [f"model.path={GEOMETRY}", "run.dir=runs/none", *overrides]), found,
-                       world)
+    found, overrides = Findings(), [f"model.path={GEOMETRY}", "run.dir=runs/none", *overrides]
+    preflight.training(load(dra_grpo.Config, config, overrides), found, world)
     return found
 
 
@@ -315,7 +314,7 @@ def test_a_gpu_that_is_too_small_is_said_with_the_knobs(gpu, roomy):
     assert re.match(r"NVIDIA L4 has 24.0 GB free, and this needs ~51.3 GB; to fit: learner.offload=true \(~1", found
                     .problems[0])
     gpu(memory=48 * GB)
-    assert "memory is tight: NVIDIA L4 has 48.0 GB free" in findings_of().warnings[0], "an estimate may be off by a tenth"
+    assert "memory is tight: NVIDIA L4 has 48.0 GB free" in findings_of().warnings[0], "it may be a tenth off"
     gpu(memory=80 * GB)
     assert findings_of() == Findings()
 
@@ -377,8 +376,8 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_step(monkeypatch, tmp
     """Three of the tiny policy's checkpoints of 12 bytes a parameter, and the policy; what is there already counts."""
     monkeypatch.setattr(preflight, "free_disk", lambda _: 10**6)
     code, _, err = command(dra_grpo, *TINY, f"run.dir={tmp_path / 'r'}")
-    assert code == 2 and re.search(r"run.dir = .*0.0 GB are free there, and the run needs 0.0 GB \(3 checkpoints of 0.0 "
-                                   r"GB, one of them being written, and the policy\); lower run.keep", err)
+    assert code == 2 and re.search(r"run.dir = .*0.0 GB are free there, and the run needs 0.0 GB \(3 checkpoints of "
+                                   r"0.0 GB, one of them being written, and the policy\); lower run.keep", err)
     total = sum(p.numel() for p in on_meta(Path("tiny/policy")).parameters())
     for there, fits_now in ((0, False), (26 * total, True)):
         folder = tmp_path / f"with-{there}/checkpoints"
@@ -426,7 +425,8 @@ def test_a_run_records_what_auto_came_to(memory, recomputes, monkeypatch, tmp_pa
     monkeypatch.setattr(preflight, "free_host", lambda: memory)
     arguments = [*TINY, f"run.dir={tmp_path / 'r'}", "model.activation_checkpointing=auto", "sampler.max_new_tokens=8"]
     code, out, _ = command(dra_grpo, *arguments)
-    assert code == 0 and f'model.activation_checkpointing = "auto": {str(recomputes).lower()}, because memory is ' in out
+    assert code == 0
+    assert f'model.activation_checkpointing = "auto": {str(recomputes).lower()}, because memory is ' in out
     assert load(dra_grpo.Config, tmp_path / "r/config.toml").model.activation_checkpointing is recomputes
     monkeypatch.setattr(preflight, "free_host", lambda: 20 * GB)
     assert command(dra_grpo, *arguments, "run.steps=2")[0] == 0
