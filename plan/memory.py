@@ -27,7 +27,8 @@ UPDATE = ("LM head", "blocks", "gradients")
 PHASES = ("loading", "sampling", "embedding", *UPDATE, "checkpoint", "evaluation")
 AFTER_LOADING = PHASES[1:]
 RESERVED_GB = 1.0                                       # of a GPU, for the driver, libraries and fragmentation
-PROCESS_GB = {True: 3.0, False: 0.6}                    # resident before any tensor: with CUDA's libraries, without
+PROCESS_GB = {True: 3.0, False: 0.35}                   # resident before any tensor: with CUDA's libraries, without
+EMBEDDER_GB = 0.2                                       # and with sentence-transformers
 PROBE_TOKENS = 64
 DRAW_BYTES = 22                                         # of a logit: in bf16, three times in fp32, summed in fp64
 TOP_P_BYTES = 34                                        # and with top-p: sorted, their places, two more sums and masks
@@ -163,8 +164,7 @@ def parts(model: Transformer, work: Work) -> list[Part]:
         sharded("gradients", total * master, UPDATE),
         sharded("AdamW's two moments", 2 * total * master, AFTER_LOADING),
         sharded("reference weights", total * master * work.reference, PHASES),
-        Part("embedder's weights", work.embedder[0]),
-        Part("embedder while it reads", work.embedder[1], 0, ("embedding",)),
+        *embedder_parts(work),
         *sampling_parts(g, work, {name: size for name, size in sizes.items() if name.endswith(".weight")}, total),
         *update_parts(model, work, root, (total - root) // g.layers, max(sizes.values())),
     ]
@@ -183,6 +183,12 @@ def parts(model: Transformer, work: Work) -> list[Part]:
 def in_host(work: Work, size: float) -> tuple[int, int]:
     """(GPU, host) bytes of what is in host memory; without a GPU there is one memory."""
     return (0, int(size)) if work.gpu else (int(size), 0)
+
+
+def embedder_parts(work: Work) -> list[Part]:
+    weights, reading = work.embedder
+    return [Part("sentence-transformers", *in_host(work, EMBEDDER_GB * 1e9 * (weights > 0))),
+            Part("embedder's weights", weights), Part("embedder while it reads", reading, 0, ("embedding",))]
 
 
 def sampling_parts(g: Geometry, work: Work, matrices: dict[str, int], total: int) -> list[Part]:
@@ -246,8 +252,7 @@ def evaluation_parts(model: Transformer, work: Work, rows: int, tokens: int) -> 
              ("evaluation",)),
         Part("pass over the prompts", prompts * (2 * kv_bytes(g, work.dtype, work.gpu) + pass_bytes(g, work.dtype)), 0,
              ("evaluation",)),
-        Part("embedder's weights", work.embedder[0]),
-        Part("embedder while it reads", work.embedder[1], 0, ("embedding",)),
+        *embedder_parts(work),
     ]
     return [part for part in found if part.gpu or part.host]
 

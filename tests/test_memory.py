@@ -1,12 +1,17 @@
 """plan/memory.py: what --dry-run says against what the allocator counts."""
+import json
+import subprocess
+import sys
 from pathlib import Path
 
+import one_step
 import pytest
 import torch
-from conftest import random_model
+from conftest import ROOT, random_model
 
 from learner import Learner, LearnerConfig, Row
 from model import ModelConfig, Transformer
+from plan import preflight
 from plan.memory import AFTER_LOADING, PHASES, UPDATE, Work, host_peak, parts, peaks
 from plan.preflight import on_meta
 from sampler import Completion, Sampler, SamplerConfig
@@ -117,3 +122,27 @@ def test_ranks_and_offloading_share_and_move_what_is_sharded(tmp_path):
     whole = "the whole policy as it is loaded"
     assert whole not in one and four[whole].gpu == host[whole].gpu == 4 * total
     assert host_peak(one.values()) > 24 * total, "a checkpoint copies the moments to the host, and twice into bytes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layers", "geometry"), [
+    (4, {}), (28, dict(hidden_size=64, intermediate_size=128, num_attention_heads=4))], ids=["real width", "all layers"])
+def test_memory_of_a_step_of_the_real_policy_is_within_10_percent(layers, geometry, tmp_path):
+    """4 of the 28 layers at the width of DeepSeek-R1-Distill-Qwen-1.5B with its vocabulary, or all at a small width:
+    the resident peak of a process, whatever it is made of, is that of the table."""
+    config = json.loads((ROOT / "benchmarks/r1_distill_qwen_1_5b/config.json").read_text())
+    with torch.device("meta"):
+        model = Transformer({**config, "num_hidden_layers": layers, **geometry})
+    found = parts(model, one_step.WORK)
+    expected = max(size for phase, size in peaks(found).items() if phase != "checkpoint") / 1e9
+    if (preflight.free_host() or 0) < 1.2e9 * expected:
+        pytest.skip(f"needs {1.2 * expected:.0f} GB of free memory")
+    model.to(torch.bfloat16).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.02) if parameter.ndim == 2 else parameter.fill_(1)
+    model.save_pretrained(tmp_path)
+    del model
+    result = subprocess.run([sys.executable, one_step.__file__, tmp_path], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert expected == pytest.approx(float(result.stdout), rel=0.1)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, random_model
+from conftest import ROOT
 
 import dra_grpo
 import eval as evaluation
