@@ -21,8 +21,8 @@ WORK = Work(prompts=1, group_size=2, prompt_tokens=PROMPT, max_new_tokens=NEW, d
 
 def main(folder: str) -> None:
     device = start_ranks("bfloat16")[2]
-    learner = Learner(ModelConfig(folder, "bfloat16"), LearnerConfig(), folder, device, Geometry.from_folder(folder).vocab, 1.0,
-                      NEW)
+    vocab = Geometry.from_folder(folder).vocab
+    learner = Learner(ModelConfig(folder, "bfloat16"), LearnerConfig(), folder, device, vocab, 1.0, NEW)
     sampler = Sampler(Transformer.from_pretrained(folder, torch.bfloat16), SamplerConfig(2, NEW), [])
     prompt = list(range(PROMPT))
     for step in range(2):                               # gradients of the second meet moments and a cache

@@ -1,4 +1,4 @@
-"""README.md and docs/ say what is there: links, files, commands, settings, functions, code and the memory table."""
+"""README.md and docs/ say what is there: links, files, commands, settings, functions, code and estimates."""
 import argparse
 import ast
 import importlib
@@ -260,23 +260,48 @@ def test_dra_in_five_lines_is_dra():
     torch.testing.assert_close(names["loss"], learner.policy_loss(logp, old_logp, advantage.view(-1), 0.2, 0.3))
 
 
-def test_the_memory_table_is_what_a_dry_run_prints(monkeypatch):
-    """Figures of a 1.5B run by ranks and offload: a change of memory.py or of the recipe changes them."""
-    monkeypatch.chdir(ROOT)
-    row = r"^\| (\d) ranks?(, `learner.offload=true`)? \| ([\d.]+) GB \| ([\d.]+) GB \| (.+) \|$"
-    rows = re.findall(row, TEXTS["docs/manual.md"], re.M)
-    assert len(rows) == 5
-    printed = {}
-    for offload in (False, True):
-        overrides = ["model.path=benchmarks/r1_distill_qwen_1_5b", f"learner.offload={str(offload).lower()}"]
-        text = dra_grpo.dry_run(load(dra_grpo.Config, "configs/dra_grpo.toml", overrides))
-        line = r"(\d) ranks?: peak ([\d.]+) GB .*, ([\d.]+) GB in host memory.*spare: (.+)"
-        for world, peak, host, fits in re.findall(line, text):
-            printed[world, offload] = float(peak), float(host), fits
-    for world, offload, peak, host, fits in rows:
-        exact = printed[world, bool(offload)]
-        assert (float(peak), float(host)) == pytest.approx(exact[:2], abs=0.051), f"{world} ranks {offload}: {exact}"
-        assert fits == exact[2], f"{world} ranks {offload}: {exact}"
+@pytest.fixture
+def dry_run(monkeypatch, capsys):
+    """The figures that --dry-run prints: peak, host memory, seconds or hours as they are written, cost."""
+    def run(recipe: str, *arguments: str) -> dict[str, str]:
+        monkeypatch.chdir(ROOT)
+        assert dra_grpo.main(["--config", recipe, "--dry-run", *arguments]) == 0
+        return re.search(r"peak: (?P<peak>~\S+ GB) .*, (?P<host>~\S+ GB) of host memory\n(?:.*\n)*?"
+                         r"time: rollout (?P<rollout>~.+), update (?P<update>~.+), together (?P<step>~.+) a step\n"
+                         r"(?:.*\n)*?the run: 500 steps in (?P<run>~[^,\n]+)(?:, cost (?P<cost>~\S+))?",
+                         capsys.readouterr().out).groupdict()
+    return run
+
+
+def cells(page: str, header: str) -> list[list[str]]:
+    """The rows of the table whose first line begins with `header`."""
+    lines = TEXTS[page].split(f"\n{header}", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_tables_of_memory_time_and_cost_are_what_dry_runs_print(dry_run):
+    """Figures of a 1.5B run: a change of plan/ or of a recipe changes them. Those in bold were measured."""
+    gpu, results, checked = "docs/gpu.md", "benchmarks/RESULTS.md", 0
+    for key, recipe, peak, rollout, update, run, price in cells(gpu, "| `--gpu` | recipe |"):
+        if "measured" in key:
+            assert all(figure.startswith("**") for figure in (peak, rollout, update))
+            continue
+        cost, at = price.split(" at ")
+        printed = dry_run(recipe.strip("`"), "--gpu", key.strip("`"), "--price", at)
+        assert (peak, rollout, update, run, cost) == tuple(
+            printed[name] for name in ("peak", "rollout", "update", "run", "cost")), key
+        checked += 1
+    for ranks, peak, host in cells(gpu, "| GPUs | peak on each |"):
+        world, _, setting = ranks.partition(", ")
+        printed = dry_run("configs/dra_grpo.toml", "--gpu", "h100", "--gpus", world,
+                          "model.activation_checkpointing=true", *filter(None, [setting.strip("`")]))
+        assert (peak, host) == (printed["peak"], printed["host"]), ranks
+        checked += 1
+    for key, world, _, *figures in cells(results, "| `--gpu` | `--gpus` |"):
+        printed = dry_run("configs/dra_grpo.toml", "--gpu", key.strip("`"), "--gpus", world)
+        assert figures == [printed[name] for name in ("peak", "rollout", "update", "step", "run")], key
+        checked += 1
+    assert checked == 16
 
 
 def test_every_metric_is_explained():

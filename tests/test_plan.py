@@ -51,35 +51,45 @@ def command(monkeypatch, capsys):
 # ------------------------------------------------------------------------------------------------ against the H200
 
 
-def within_a_quarter(estimate: float, measured: float) -> bool:
-    return 0.75 <= estimate / measured <= 1.25
+def compared(policy: Transformer) -> list[tuple[str, float, float, str]]:
+    """(what, measured, estimate, unit) of every figure in h200.json.
+
+    The learner was alone on the GPU, so nothing of the sampler was in its peak, and no embedder in either.
+    """
+    rows = []
+    for case in H200["decode"]:
+        start, end = case["context"]
+        lengths = speed.Lengths(start, end - start, end - start)
+        steps, _, s = speed.decoding(policy, torch.bfloat16, GPUS["h200"], case["rows"], case["rows"], lengths)
+        rows.append((f"decode step, {case['rows']} rows, {case['with']}", case["measured_ms"], 1e3 * s / steps, "ms"))
+    for case in H200["steps"]:
+        names = ("prompts", "group_size", "checkpointing", "offload", "micro_batch_tokens")
+        done = work(prompt_tokens=case["prompt"], max_new_tokens=case["cap"],
+                    **{name: case[name] for name in names if name in case})
+        times = speed.step_times(policy, done, GPUS["h200"], speed.Lengths(case["prompt"], case["mean"], case["cap"]))
+        found = parts(policy, done)
+        sampler = [part for part in found if part.name.startswith(("sampler", "cache", "graphs", "pass over"))]
+        sums = peaks([part for part in found if part not in sampler])
+        for key, estimate, unit in (("rollout_s", times.rollout_s, "s"), ("update_s", times.update_s, "s"),
+                                    ("rollout_gb", sum(part.gpu for part in sampler) / GB, "GB"),
+                                    ("update_gb", max(sums[phase] for phase in UPDATE) / GB, "GB")):
+            if (measured := case.get(f"measured_{key}")) is not None:
+                rows.append((f"{key.partition('_')[0]}, {case['with']}", measured, estimate, unit))
+    return rows
 
 
-@pytest.mark.parametrize("case", H200["decode"], ids=str)
-def test_decode_steps_take_what_an_h200_took(case, policy):
-    start, end = case["context"]
-    lengths = speed.Lengths(start, end - start, end - start)
-    steps, _, seconds = speed.decoding(policy, torch.bfloat16, GPUS["h200"], case["rows"], case["rows"], lengths)
-    assert within_a_quarter(1e3 * seconds / steps, case["measured_ms"])
+def test_estimates_are_within_a_quarter_of_what_an_h200_took(policy):
+    rows = compared(policy)
+    assert len(rows) == 16
+    assert [row for row in rows if not 0.75 <= row[2] / row[1] <= 1.25] == []
 
 
-@pytest.mark.parametrize("case", H200["steps"], ids=lambda case: case["with"])
-def test_a_step_takes_the_time_and_memory_it_took_on_an_h200(case, policy):
-    """The learner was alone on the GPU, so nothing of the sampler was in its peak, and no embedder in either."""
-    names = ("prompts", "group_size", "checkpointing", "offload", "micro_batch_tokens")
-    done = work(prompt_tokens=case["prompt"], max_new_tokens=case["cap"],
-                **{name: case[name] for name in names if name in case})
-    times = speed.step_times(policy, done, GPUS["h200"], speed.Lengths(case["prompt"], case["mean"], case["cap"]))
-    found = parts(policy, done)
-    sampler = [part for part in found if part.name.startswith(("sampler", "cache", "graphs", "pass over"))]
-    sums = peaks([part for part in found if part not in sampler])
-    estimates = {"rollout_s": times.rollout_s, "update_s": times.update_s,
-                 "rollout_gb": sum(part.gpu for part in sampler) / GB,
-                 "update_gb": max(sums[phase] for phase in UPDATE) / GB}
-    measured = {name.removeprefix("measured_"): value for name, value in case.items() if name.startswith("measured_")}
-    off = {name: (estimates[name], value) for name, value in measured.items()
-           if not within_a_quarter(estimates[name], value)}
-    assert measured and not off
+def test_results_have_these_estimates(policy):
+    """The table of benchmarks/RESULTS.md, line by line."""
+    text = (ROOT / "benchmarks/RESULTS.md").read_text(encoding="utf-8")
+    lines = [f"| {what} | **{measured:.3g} {unit}** | ~{estimate:.3g} {unit} | {estimate / measured:.2f} |"
+             for what, measured, estimate, unit in compared(policy)]
+    assert [line for line in lines if line not in text] == [], "put these into the table"
 
 
 def test_flops_of_an_update_by_hand():
@@ -271,7 +281,7 @@ def test_recipes_say_what_their_dry_run_says(path, command):
     gpu, peak, host, step = claim.groups()
     code, out, _ = command(dra_grpo, "--config", str(path), "--dry-run", "--gpu", gpu)
     found = re.search(r"peak: ~([\d.]+) GB \(.+\), ~([\d.]+) GB of host memory", out)
-    assert code == 0 and tuple(map(float, found.groups())) == pytest.approx((float(peak), float(host)), rel=0.01)
+    assert code == 0 and tuple(map(float, found.groups())) == pytest.approx((float(peak), float(host)), abs=0.3)
     assert f"together {step} a step" in out, re.search("together .*", out)[0]
 
 
@@ -324,7 +334,7 @@ def test_host_memory_is_looked_at_too(gpu, roomy, monkeypatch):
     gpu(memory=80 * GB)
     monkeypatch.setattr(preflight, "free_host", lambda: 30 * GB)
     found = findings_of("learner.offload=true")
-    assert re.search(r"host memory has 30.0 GB free, and this needs ~38.5 GB; most of it is AdamW's", found.problems[0])
+    assert re.search(r"host memory has 30.0 GB free, and this needs ~38.7 GB; most of it is AdamW's", found.problems[0])
     assert findings_of() == Findings()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     gpu(memory=80 * GB, count=8)
