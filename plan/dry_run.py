@@ -109,7 +109,7 @@ def training(config, model: Transformer, request: Request, prompt: float, benchm
     if not times.step_s:
         return [*lines, f"time: not estimated, the speed of {gpu.name} is not in the table; name a GPU with --gpu"]
     evaluations = 1 + -(-config.run.steps // config.eval.every) if config.eval.every else 2
-    rows = memory.rows_beside(memory.tokens_beside(sums["evaluation"], gpu.memory, model.g, work.dtype),
+    rows = memory.rows_at_a_time(memory.tokens_left(sums["evaluation"], gpu.memory, model.g, work.dtype),
                               work.eval_tokens)
     eval_s = sum(evaluation_s(model, work.dtype, gpu, settings_of(config.eval, name), problems, rows, request, prompt)
                  for name, problems in benchmarks.items())
@@ -176,8 +176,8 @@ def evaluation(config, model: Transformer, request: Request, prompt: float, long
     standing, least = (memory.peaks(memory.evaluation_parts(model, work, rows, rows * longest)) for rows in (0, 1))
     rows, tokens = wanted, wanted * longest
     if gpu:
-        room = memory.tokens_beside(standing["evaluation"], gpu.memory, g, dtype)
-        rows = min(wanted, memory.rows_beside(room, longest))
+        room = memory.tokens_left(standing["evaluation"], gpu.memory, g, dtype)
+        rows = min(wanted, memory.rows_at_a_time(room, longest))
         tokens = min(rows * longest, room)
     found = memory.evaluation_parts(model, work, rows, tokens)
     phases = ("evaluation", "embedding")[: 1 + bool(work.embedder[1])]

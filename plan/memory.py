@@ -270,12 +270,12 @@ def host_peak(found: Sequence[Part]) -> int:
     return max(sum(part.host for part in found if phase in part.phases) for phase in PHASES)
 
 
-def tokens_beside(standing: float, memory: float, g: Geometry, dtype: torch.dtype) -> int:
-    """Tokens of an evaluation's rows that the sampler keeps on a GPU of `memory` beside `standing` bytes."""
+def tokens_left(standing: float, memory: float, g: Geometry, dtype: torch.dtype) -> int:
+    """Tokens of an evaluation's rows that the sampler keeps on a GPU of `memory` bytes, `standing` of them taken."""
     return max(0, int(FREE_SHARE * (memory - standing) // kv_bytes(g, dtype)))
 
 
-def rows_beside(tokens: int, longest: int) -> int:
+def rows_at_a_time(tokens: int, longest: int) -> int:
     """Rows that an evaluation decodes at a time, as Sampler.fitting has it: what fits if half as long as can be."""
     return max(1, 2 * tokens // max(longest, 1))
 

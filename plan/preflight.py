@@ -4,7 +4,7 @@
     work = training(config, findings, world)            # what the run will do, settings = "auto" decided
     findings.stop()                                     # one ValueError with all problems; warnings are for the caller
 
-Each finding names the setting that mends it. A memory estimate is within a tenth of the truth, so a run is refused only
+Each finding names the setting to change. A memory estimate is within a tenth of the truth, so a run is refused only
 where nine tenths of it are too much; where it is just tight, a warning says so.
 """
 import os

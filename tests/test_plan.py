@@ -16,7 +16,7 @@ from config import load
 from model import Transformer
 from plan import preflight, speed
 from plan.gpus import GPUS, named, of_this_machine
-from plan.memory import PHASES, UPDATE, Work, parts, peaks, rows_beside, tokens_beside
+from plan.memory import PHASES, UPDATE, Work, parts, peaks, rows_at_a_time, tokens_left
 from plan.preflight import Findings, fits, on_meta, to_fit
 from ranks import run_main
 
@@ -184,9 +184,9 @@ def test_an_evaluation_decodes_as_many_rows_as_the_sampler_would(policy):
     """Sampler.fitting's own arithmetic: nine tenths of what is free, for rows half as long as they can be."""
     g = policy.g
     per_token = 2 * g.layers * g.kv_heads * g.head_dim * 2
-    tokens = tokens_beside(4 * GB, 24 * GB, g, torch.bfloat16)
+    tokens = tokens_left(4 * GB, 24 * GB, g, torch.bfloat16)
     assert tokens == int(0.9 * 20 * GB) // per_token
-    assert rows_beside(tokens, 33_000) == 2 * tokens // 33_000 and rows_beside(0, 33_000) == 1
+    assert rows_at_a_time(tokens, 33_000) == 2 * tokens // 33_000 and rows_at_a_time(0, 33_000) == 1
 
 
 # ------------------------------------------------------------------------------------------------ --dry-run
@@ -411,7 +411,7 @@ def test_several_problems_are_told_together(monkeypatch, tmp_path, command):
 def test_an_evaluation_without_memory_for_a_row_is_refused(monkeypatch, tmp_path, command):
     monkeypatch.setattr(preflight, "free_host", lambda: 10**8)
     code, _, err = command(evaluation, "--config", "configs/eval_tiny.toml", f"output.dir={tmp_path}")
-    assert code == 2 and "this machine has 0.1 GB free, and this needs ~0.6 GB; lower eval.max_new_tokens" in err
+    assert code == 2 and "this machine has 0.1 GB free, and this needs ~0.4 GB; lower eval.max_new_tokens" in err
 
 
 def test_memory_of_this_machine_is_read():
