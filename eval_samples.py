@@ -159,18 +159,18 @@ def eval_sampler(model: Transformer, tokenizer, config: EvalConfig, data: DataCo
 def assign_votes(groups: Sequence[list[dict]], grader: Grader | OwnGrader) -> None:
     """Gives each sample of each problem its "vote".
 
-    The (first) gold for a right answer, None for no answer, else the first equal answer of its problem. Wrong answers
-    are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal
-    only as text. Under `reward.correct` no answers are read, and two right completions need not agree on one: nobody
-    votes.
+    The (first) gold for a right answer, None for no answer or an empty box, else the first equal answer of its problem.
+    Wrong answers are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time
+    are equal only as text. Under `reward.correct` no answers are read, and two right completions need not agree on one:
+    nobody votes.
     """
     if not grader.reads_answers:
         return
     # of each problem: the first of each answer, and whether algebra can be asked about it
     leaders: list[dict[str, bool]] = [{} for _ in groups]
     found: list[dict[str, str]] = [{} for _ in groups]      # of each problem: the leader of each answer
-    wrong = [{normalize(s["answer"]): s["reason"] == "different" for s in group
-              if s["answer"] is not None and not s["correct"]} for group in groups]
+    wrong = [{answer: s["reason"] == "different" for s in group
+              if not s["correct"] and (answer := normalize(s["answer"] or ""))} for group in groups]
     # the turn-th answer of every problem at once: workers share the questions
     for turn in range(max(map(len, wrong), default=0)):
         asked = []
@@ -190,8 +190,7 @@ def assign_votes(groups: Sequence[list[dict]], grader: Grader | OwnGrader) -> No
             leaders[i] |= {answer: wrong[i][answer] for answer, leader in answers.items() if answer == leader}
     for group, names in zip(groups, found):
         for s in group:
-            s["vote"] = first_gold(s["gold"]) if s["correct"] else (
-                None if s["answer"] is None else names[normalize(s["answer"])])
+            s["vote"] = first_gold(s["gold"]) if s["correct"] else names.get(normalize(s["answer"] or ""))
 
 
 def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig,

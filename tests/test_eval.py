@@ -79,6 +79,14 @@ def test_wrong_answers_that_are_equal_vote_together():
         [None]]
 
 
+def test_an_empty_box_has_no_vote():
+    """Nor has one with nothing but spacing in it: two of them would outvote a right answer."""
+    group = graded("", " \\, ", "{}", ("7.0", "equal"), (None, "no box"))
+    with Grader(1) as grader:
+        assign_votes([group], grader)
+    assert [sample["vote"] for sample in group] == [None, None, None, "7", None]
+
+
 def test_right_answers_vote_together_whichever_gold_they_equal():
     group = [{**sample, "gold": ["1/2", "0.5"], "correct": i < 2} for i, sample in enumerate(graded("1/2", "0.5", "3"))]
     with Grader(1) as grader:
