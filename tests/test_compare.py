@@ -237,6 +237,19 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         compare([a])
 
 
+def test_several_golds_are_voted_for_graded_and_compared(tmp_path):
+    """A right answer to any of them is right, all right ones vote for the first, and the list is the problem's gold."""
+    folder = evaluation(tmp_path / "a", [[1, 1, 0], [1, 0, 0]])
+    file = folder / "b.samples.jsonl"
+    file.write_text(file.read_text().replace('"gold": "4"', '"gold": ["4", "5"]').replace("boxed{0}", "boxed{5}"))
+    text = regrade(folder, "", tmp_path / "out")
+    assert "accuracy 0.5000 -> 1.0000, 3 verdicts changed" in text and "'5' for ['4', '5']" in text
+    samples = [json.loads(line) for line in (tmp_path / "out" / "b.samples.jsonl").read_text().splitlines()]
+    assert {sample["vote"] for sample in samples} == {"4"} and {sample["answer"] for sample in samples} == {"4", "5"}
+    assert json.loads((tmp_path / "out" / "results.jsonl").read_text())["maj_at_k"]["2"] == 1
+    assert "b, maj@2: A - B = -50.0" in compare([folder, tmp_path / "out"])
+
+
 RUN_LINE = json.dumps({"kind": "run", "config": {}, "argv": []})
 
 
