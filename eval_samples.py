@@ -9,7 +9,7 @@ not depend on ranks, on its neighbours or on what was sampled before (in fp32).
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -195,13 +195,14 @@ def assign_votes(groups: Sequence[list[dict]], grader: Grader | OwnGrader) -> No
 
 def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig,
                   grader: Grader | OwnGrader, positions: Sequence[int] | None = None, progress: bool = True,
-                  desc: str = "eval") -> Iterator[list[list[dict]]]:
+                  desc: str = "eval", kept: Iterable[list[dict]] = ()) -> Iterator[list[list[dict]]]:
     """Samples and grades every problem of `rows` config.samples times, some problems at a time.
 
     `positions` are the rows' places in the whole benchmark. A prompt that does not fit into the context is not sampled;
-    its samples are wrong, with the finish "prompt".
+    its samples are wrong, with the finish "prompt". `kept` has the first samples of each row from an evaluation with
+    fewer, as many for each: only the others are drawn.
     """
-    positions = range(len(rows)) if positions is None else positions
+    positions, kept = range(len(rows)) if positions is None else positions, iter(kept)
     label = labeller(config.label)
     data = asked(config, data)
     stops, begun = stop_ids(sampler.model, tokenizer, data), opening(tokenizer, data)
@@ -212,8 +213,10 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
             part, places = rows[start : start + step], positions[start : start + step]
             prompts = [prompt_tokens(tokenizer, row, data) for row in part]
             fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
+            before = list(islice(kept, len(part))) or [[] for _ in part]
+            first = len(before[0])
             drawn = sampler.generate(
-                [prompts[i] for i in fits], config.samples, (config.seed,), [places[i] for i in fits])
+                [prompts[i] for i in fits], config.samples - first, (config.seed,), [places[i] for i in fits], first)
             sampled = dict(zip(fits, drawn))
             texts = {i: decode(tokenizer, [completion.tokens for completion in group], stops)
                      for i, group in sampled.items()}
@@ -223,7 +226,7 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
             groups = []
             for i, (row, place) in enumerate(zip(part, places)):
                 group = [{"problem": place, "id": row["id"], "sample": j, "seed": config.seed, "gold": row["answer"]}
-                         for j in range(config.samples)]
+                         for j in range(first, config.samples)]
                 for j, sample in enumerate(group):
                     if i in sampled:
                         item, completion = next(grades), sampled[i][j]
@@ -233,7 +236,7 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
                         sample |= {"text": "", "answer": None, "correct": False, "reason": "prompt too long",
                                    "length": 0, "finish": "prompt"}
                     sample |= {"label": label(sample["text"], row)} if label else {}
-                groups.append(group)
+                groups.append(before[i] + group)
             assign_votes(groups, grader)
             yield groups
             bar.update(len(part))
@@ -247,7 +250,8 @@ def sample_problems(*arguments, **options) -> list[dict]:
 # ------------------------------------------------------------------------------------------------ files
 # Of a benchmark that is being sampled there is a folder NAME.parts with a file per rank, to which whole problems are
 # appended; a kill leaves at most one that is not whole, at the end of a file. What stands there is collected in one
-# file, in the order of the problems, when the evaluation goes on and when it is done: then as NAME.samples.jsonl.
+# file, in the order of the problems, when the evaluation goes on and when it is done: then as NAME.samples.jsonl. That
+# file stays where it is while more samples are drawn: the parts then get its samples and the new ones.
 
 
 def whole_problems(path: Path, n: int) -> Iterator[tuple[list[dict], int]]:
@@ -263,6 +267,17 @@ def whole_problems(path: Path, n: int) -> Iterator[tuple[list[dict], int]]:
             except (ValueError, TypeError, LookupError):
                 return
             yield samples, sum(map(len, lines))
+
+
+def samples_in(path: Path) -> int:
+    """Samples per problem of a finished samples file, by its first problem; 0 if there is no file."""
+    def problems() -> Iterator[int]:
+        for where, sample in files.read_jsonl(path):
+            files.require(sample, {"problem": int}, where, "a sample; remove the file, and the same command makes it "
+                                                           "again")
+            yield sample["problem"]
+
+    return len(list(next(groupby(problems()), (0, ()))[1])) if path.exists() else 0
 
 
 def collect(parts: Path, to: Path, n: int) -> list[int]:

@@ -250,8 +250,8 @@ class Sampler:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[list[int]], group_size: int, seed: Sequence[int],
-                 positions: Sequence[int] | None = None) -> list[list[Completion]]:
-        """`group_size` completions of each prompt (token ids), in order.
+                 positions: Sequence[int] | None = None, first: int = 0) -> list[list[Completion]]:
+        """`group_size` completions of each prompt (token ids), in order, with the indices first..first+group_size-1.
 
         `positions` are the prompts' places in the step's global list (by default 0..P-1): with `seed` and the
         completion's index they fix its random numbers, so a prompt that occurs twice gets different completions.
@@ -268,7 +268,7 @@ class Sampler:
         if not prompts:
             return []
         positions = range(len(prompts)) if positions is None else positions
-        seeds = [(*seed, position, g) for position in positions for g in range(group_size)]
+        seeds = [(*seed, position, g) for position in positions for g in range(first, first + group_size)]
         done = False
         try:
             flat = Rollout(self, prompts, group_size, seeds).run()

@@ -26,6 +26,7 @@ from metrics import standard_error
 from model import Transformer
 from prompts import load_tokenizer, prompt_tokens
 from ranks import run_main
+from report.read import read_evaluation
 
 
 def make_samples(correct, labels):
@@ -376,6 +377,47 @@ def test_another_evaluation_in_the_same_folder_is_refused(finished, tmp_path):
     assert contents(finished[1]) == before
 
 
+def test_a_finished_evaluation_grows_to_a_fresh_one(finished, tmp_path, monkeypatch, capsys):
+    """More samples, and another benchmark in front of the first: only what is missing is drawn, an interruption in the
+    middle loses nothing, and the files are those of one evaluation with the larger settings."""
+    fewer = [*finished[0][:-2], f'eval.benchmarks=["{finished[1].parents[1]}/b.jsonl"]']
+    assert in_process([*fewer, "eval.samples=2"], tmp_path) == 0
+    out, drawn, left = tmp_path / "tiny-policy", [], [5]        # calls for a and the first for b
+    generate = eval_sampler.__globals__["Sampler"].generate
+
+    def counts(self, prompts, n, seed, positions, first):
+        if len(drawn) in left:
+            left.clear()
+            signal.raise_signal(signal.SIGINT)
+        drawn.append((len(prompts), n, first))
+        return generate(self, prompts, n, seed, positions, first)
+
+    monkeypatch.setattr(eval_sampler.__globals__["Sampler"], "generate", counts)
+    assert in_process(finished[0], tmp_path) == 130
+    records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [(record["benchmark"], record["samples"]) for record in records] == [("a", 3), ("b", 2)], "b as it was"
+    assert read_evaluation(out).results["b"]["settings"]["samples"] == 2
+    with pytest.raises(ValueError, match="evaluation of b that was interrupted: finish it with its 5 samples"):
+        in_process([*finished[0], "eval.samples_of={b = 6}"], tmp_path)
+    assert in_process(finished[0], tmp_path) == 0 and contents(out) == contents(finished[1])
+    assert drawn == [(4, 3, 0)] * 3 + [(2, 3, 0)] + [(2, 3, 2)] * 3, "twelve rows at a time; b has two samples"
+    assert "b: drawing 3 samples per problem in addition to 2" in capsys.readouterr().out
+    for lower, words in ((["eval.samples_of={b = 4}"], "5 samples per problem of b, and now it is to have 4"),
+                         ([fewer[-1]], "3 samples per problem of a, and now it is to have none: it can only grow; "
+                                       "change eval.benchmarks, eval.samples or eval.samples_of back")):
+        with pytest.raises(ValueError, match=words):
+            in_process([*finished[0], *lower], tmp_path)
+    assert contents(out) == contents(finished[1])
+
+
+def test_a_damaged_evaluation_does_not_grow(finished, tmp_path):
+    shutil.copytree(finished[1].parent, tmp_path, dirs_exist_ok=True)
+    final = tmp_path / "tiny-policy" / "a.samples.jsonl"
+    final.write_bytes(b"".join(final.read_bytes().splitlines(keepends=True)[:4]))
+    with pytest.raises(ValueError, match="a.samples.jsonl has whole samples of 1 of 14 problems; remove it"):
+        in_process([*finished[0], "eval.samples=4"], tmp_path)
+
+
 def test_what_changes_no_figure_may_change(finished, tmp_path):
     """Fewer slots, another number of workers, another name of the folder.
 
@@ -420,8 +462,8 @@ def test_a_policy_that_cannot_be_used_is_found_before_the_first_is_sampled(tmp_p
 def test_damaged_parts_are_sampled_again(finished, tmp_path, monkeypatch, damage):
     """What a power failure leaves of a part file: whole problems in front of it are kept, the others made again, and
     all ends with the same bytes."""
-    def interrupted(*arguments):                        # in b, with four of six problems on disk
-        for i, groups in enumerate(sampled(*arguments)):
+    def interrupted(*arguments, **options):             # in b, with four of six problems on disk
+        for i, groups in enumerate(sampled(*arguments, **options)):
             if arguments[-1] == "b" and i == 2:
                 signal.raise_signal(signal.SIGINT)
             yield groups
@@ -444,8 +486,8 @@ def test_samples_that_were_not_written_are_missed(finished, tmp_path, monkeypatc
     The same command makes up for it.
     """
     sampled = eval_module.sample_groups
-    monkeypatch.setattr(eval_module, "sample_groups", lambda *arguments: (
-        [groups[0], *(group[:1] for group in groups[1:])] for groups in sampled(*arguments)))
+    monkeypatch.setattr(eval_module, "sample_groups", lambda *arguments, **options: (
+        [groups[0], *(group[:1] for group in groups[1:])] for groups in sampled(*arguments, **options)))
     with pytest.raises(ValueError, match=r"kept.jsonl has \d of 14 problems, the others were not written; the same "
                                          r"command continues"):
         in_process(finished[0], tmp_path)
