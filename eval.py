@@ -30,8 +30,8 @@ from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchmarks, load_problems, remarks
 from embedder import Embedder
 from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, OwnGrader, asked, by_problem, check_eval, check_room, collect,
-                          eval_sampler, grader_of, sample_groups, sample_problems, samples_in, settings_of,
-                          whole_problems)
+                          eval_sampler, grader_of, greedy_remark, sample_groups, sample_problems, samples_in,
+                          settings_of, whole_problems)
 from files import append_jsonl, read_jsonl, require
 from grader import Grader
 from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
@@ -497,6 +497,8 @@ def evaluate_all(configs: list[Config]) -> int:
         if rank == 0:
             print(", ".join(f"{name}: {len(rows)} problems" for name, rows in problems.items())
                   + (f"; rows left out as unusable: {len(skipped)} ({skipped[0]})" if skipped else ""), flush=True)
+            if remark := greedy_remark(first.eval):
+                print(remark, flush=True)
             for name, rows in problems.items():
                 for remark in remarks(rows):
                     print(f"{name}: {remark}", flush=True)

@@ -46,7 +46,7 @@ class EvalConfig:
     max_new_tokens: Annotated[int, ">= 1"] = 32768
     """completions are cut here"""
     temperature: Annotated[float, ">= 0"] = 0.6
-    """sampling temperature; 0 is greedy"""
+    """sampling temperature; 0 is greedy, and one sample of each problem is drawn, as all would be equal"""
     top_p: Annotated[float, "> 0", "<= 1"] = 0.95
     """mass of the nucleus that is sampled from"""
     slots: Annotated[int, ">= 0", "free"] = 0
@@ -96,8 +96,16 @@ def asked(config: EvalConfig, data: DataConfig) -> DataConfig:
 
 
 def settings_of(config: EvalConfig, benchmark: str) -> EvalConfig:
-    """The settings of one benchmark: with its own n."""
-    return replace(config, samples=config.samples_of.get(benchmark, config.samples))
+    """The settings of one benchmark: with its own n, which is 1 for greedy samples."""
+    return replace(config, samples=config.samples_of.get(benchmark, config.samples) if config.temperature else 1)
+
+
+def greedy_remark(config: EvalConfig) -> str:
+    """What somebody should know who asks for several samples that would all be equal; "" otherwise."""
+    names = [benchmark_name(benchmark)[0] for benchmark in config.benchmarks]
+    most = max(config.samples_of.get(name, config.samples) for name in names)
+    return "" if config.temperature or most == 1 else (
+        f"eval.temperature = 0 is greedy: {most} samples of a problem would be equal, so one is drawn and counted")
 
 
 def labeller(spec: str, key: str = "eval.label") -> Callable[[str, dict], str | None] | None:
@@ -208,6 +216,7 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
     stops, begun = stop_ids(sampler.model, tokenizer, data), opening(tokenizer, data)
     room = sampler.model.g.context - config.max_new_tokens
     step = max(1, min(ROWS_PER_CALL, SLOTS_PER_CALL * config.slots or ROWS_PER_CALL) // config.samples)
+    done = right = 0
     with tqdm(total=len(rows), desc=desc, unit="problem", disable=not progress, leave=False) as bar:
         for start in range(0, len(rows), step):
             part, places = rows[start : start + step], positions[start : start + step]
@@ -239,6 +248,9 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
                 groups.append(before[i] + group)
             assign_votes(groups, grader)
             yield groups
+            done += len(part)
+            right += sum(sample["correct"] for group in groups for sample in group)
+            bar.set_postfix_str(f"accuracy {right / (done * config.samples):.3f}", refresh=False)
             bar.update(len(part))
 
 

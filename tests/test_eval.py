@@ -19,7 +19,7 @@ import eval as eval_module
 from config import load
 from data import DataConfig
 from eval import PROTOCOLS, Config, average, evaluate, main, right_similarity, summarize
-from eval_samples import EvalConfig, assign_votes, collect, eval_sampler, labeller, whole_problems
+from eval_samples import EvalConfig, assign_votes, collect, eval_sampler, greedy_remark, labeller, whole_problems
 from files import json_lines
 from grader import Grader
 from metrics import standard_error
@@ -416,6 +416,24 @@ def test_a_damaged_evaluation_does_not_grow(finished, tmp_path):
     final.write_bytes(b"".join(final.read_bytes().splitlines(keepends=True)[:4]))
     with pytest.raises(ValueError, match="a.samples.jsonl has whole samples of 1 of 14 problems; remove it"):
         in_process([*finished[0], "eval.samples=4"], tmp_path)
+
+
+def test_greedy_samples_are_drawn_and_counted_once(finished, tmp_path, capsys):
+    """Copies of one sample would pass for seeds that agree: sd 0, pass@k and maj@k no larger than the accuracy.
+
+    An evaluation says so when it starts, and shows the accuracy so far.
+    """
+    assert in_process([*finished[0], "eval.temperature=0"], tmp_path) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("eval.temperature = 0 is greedy: 5 samples of a problem would be equal, so one is") == 1
+    folder = tmp_path / "tiny-policy"
+    record = json.loads((folder / "results.jsonl").read_text().splitlines()[0])
+    assert record["samples"] == record["settings"]["samples"] == 1 and record["accuracy_sd"] is None
+    assert list(record["pass_at_k"]) == list(record["maj_at_k"]) == ["1"]
+    assert len((folder / "a.samples.jsonl").read_text().splitlines()) == 14
+    assert f"accuracy {record['accuracy']:.3f}" in printed.err, "at the end of the bar, of all problems"
+    sampled = load(Config, "configs/eval_tiny.toml", ["eval.temperature=0", "eval.samples=1"])
+    assert greedy_remark(sampled.eval) == greedy_remark(load(Config, "configs/eval_tiny.toml").eval) == ""
 
 
 def test_what_changes_no_figure_may_change(finished, tmp_path):
