@@ -285,6 +285,9 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
                              "change them back")
         check_growth(old, config)
         added = [name for name in benchmarks if name not in samples_of(old)]
+        if not (out / "identity.json").exists():
+            raise ValueError(f"{out} has no identity.json, so its samples come from report regrade or an evaluation "
+                             "that cannot be continued; name another output.dir")
         before = json.loads((out / "identity.json").read_text(encoding="utf-8"))
         unknown = [name for name in now if ": " in name and name not in before]     # written by an earlier version
         if unknown:

@@ -146,8 +146,8 @@ def require_one_order(a: Evaluation, b: Evaluation, name: str) -> None:
         return                                          # with ids of their own
     golds = [{place: samples[0].get("gold") for place, samples in side.items()} for side in sides]
     if differ := [place for place, gold in golds[0].items() if gold != golds[1].get(place, gold)]:
-        raise ValueError(f"{a.path} and {b.path} did not see the same problems of {name}: without ids of their own they "
-                         f"are paired by place, and {len(differ)} have other golds there, such as "
+        raise ValueError(f"{a.path} and {b.path} did not see the same problems of {name}: without ids of their own "
+                         f"they are paired by place, and {len(differ)} have other golds there, such as "
                          f"{golds[0][differ[0]]!r} and {golds[1][differ[0]]!r} at {differ[0]}; give the problems ids "
                          "and evaluate again, or both the same golds with python -m report regrade --golds")
 

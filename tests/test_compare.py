@@ -337,6 +337,87 @@ def test_several_golds_are_voted_for_graded_and_compared(tmp_path):
     assert "b, maj@2: A - B = -50.0" in compare([folder, tmp_path / "out"])
 
 
+def problems_file(path: Path, golds: dict, **columns) -> str:
+    write_jsonl(path, [{"id": key, "problem": "2+2", "answer": gold, **columns} for key, gold in golds.items()])
+    return str(path)
+
+
+def test_regrade_by_corrected_golds(tmp_path):
+    """One gold mended, one that has two now, one as it was, one that the file does not have; the evaluation stays."""
+    folder, out = evaluation(tmp_path / "a", [[1, 0], [1, 0], [1, 0], [0, 1]]), tmp_path / "out"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    fixed = problems_file(tmp_path / "fixed.jsonl", {"p2": "4", "p0": 0, "p1": ["5", "0"]})
+    text = regrade(folder, "", out, golds=[fixed])
+    assert "2 of 4 golds changed" in text and "does not have 1 of the problems: these keep theirs" in text
+    assert """    "p0": '4' -> '0'\n    "p1": '4' -> ['5', '0']\n""" in text and '"p2"' not in text
+    assert "8 completions, accuracy 0.5000 -> 0.5000, 4 verdicts changed" in text
+    samples = [json.loads(line) for line in (out / "b.samples.jsonl").read_text().splitlines()]
+    found = {(s["id"], s["sample"]): (s["gold"], s["correct"], s["vote"]) for s in samples}
+    assert [found[f"p{p}", i] for p in range(4) for i in (0, 1)] == [
+        ("0", False, "4"), ("0", True, "0"), (["5", "0"], False, "4"), (["5", "0"], True, "5"),
+        ("4", True, "4"), ("4", False, "0"), ("4", False, "0"), ("4", True, "4")]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "b, 2 problems with another gold in B left out" in compare([folder, out])
+    again = regrade(out, "", tmp_path / "back", golds=[problems_file(tmp_path / "old.jsonl", {"p0": "4", "p1": "4"})])
+    assert "2 of 4 golds changed" in again and "A - B = +0.0 ± 0.0" in compare([folder, tmp_path / "back"])
+
+
+def test_golds_of_several_benchmarks_are_named(tmp_path):
+    folder = evaluation(evaluation(tmp_path / "a", [[1, 0]], benchmark="x"), [[1, 1]], benchmark="y")
+    fixed = problems_file(tmp_path / "fixed.jsonl", {"p0": "0"})
+    text = regrade(folder, "", None, golds=[f"y={fixed}"])
+    assert "y.samples.jsonl: 1 of 1 golds changed" in text and "accuracy 1.0000 -> 0.0000" in text
+    assert "x.samples.jsonl: 2 completions, accuracy 0.5000 -> 0.5000" in text
+    for golds in ([fixed], [f"y={fixed}", f"y={fixed}"]):
+        with pytest.raises(ValueError, match="once for each benchmark whose golds these are.* x=.*there are x, y"):
+            regrade(folder, "", None, golds=golds)
+
+
+@pytest.mark.parametrize("golds, words", [
+    ({"p0": "4", "q": "5", "r": "6"}, 'no samples of 2 of its 3 problems, such as "q", "r"; problems are known by'),
+    ({0: "4"}, "no samples of 1 of its 1 problems"), ({"p0": "\\frac{1"}, "no boxed answer can equal")])
+def test_golds_for_other_problems_are_refused(tmp_path, golds, words):
+    folder = evaluation(tmp_path / "a", [[1, 0], [0, 0]])
+    with pytest.raises(ValueError, match=words):
+        regrade(folder, "", tmp_path / "out", golds=[problems_file(tmp_path / "f.jsonl", golds)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_that_do_not_say_which_problem_are_refused(tmp_path):
+    """Two golds for one id, one id for two problems, and a part of a file whose problems have no ids."""
+    folder = evaluation(tmp_path / "a", [[1], [0], [1]])
+    twice = tmp_path / "twice.jsonl"
+    write_jsonl(twice, [{"id": "p0", "problem": "x", "answer": gold} for gold in "45"])
+    with pytest.raises(ValueError, match="""two golds for the problem "p0": '4' and '5'"""):
+        regrade(folder, "", None, golds=[str(twice)])
+    same = changed(folder, lambda sample: sample | {"id": "p0"}, tmp_path / "same")
+    with pytest.raises(ValueError, match='has 3 problems with the id "p0"; give each its own'):
+        regrade(same, "", None, golds=[problems_file(tmp_path / "p0.jsonl", {"p0": "4"})])
+    places = changed(folder, lambda sample: sample | {"id": sample["problem"]}, tmp_path / "places")
+    for golds, right in (("505", "2 of 3 golds changed"), ("50", None)):
+        write_jsonl(twice, [{"problem": "x", "answer": gold.replace("0", "4")} for gold in golds])
+        if right:
+            assert right in regrade(places, "", None, golds=[str(twice)])
+        else:
+            with pytest.raises(ValueError, match="without ids of their own, its 2 problems must be all 3 of"):
+                regrade(places, "", None, golds=[str(twice)])
+
+
+def test_golds_of_a_run_are_found_by_id_and_text(finished_groups, tmp_path):
+    """A training set may have more problems than were drawn, and ids that are places."""
+    (finished_groups / "config.toml").write_text("[run]\nseed = 0\n")
+    golds = tmp_path / "golds.jsonl"
+    write_jsonl(golds, [{"id": "x", "problem": "2+2", "answer": "5"}, {"id": "x", "problem": "1+1", "answer": "2"}])
+    assert "1 of 1 golds changed" in regrade(finished_groups, "", tmp_path / "out", golds=[str(golds)])
+    record = json.loads((tmp_path / "out" / "samples.jsonl").read_text())
+    assert record["answer"] == "5" and [c["correct"] for c in record["completions"]] == [False, True]
+    write_jsonl(golds, [{"id": "x", "problem": "3+3", "answer": "6"}])
+    with pytest.raises(ValueError, match="no samples of 1 of its 1 problems"):
+        regrade(finished_groups, "", None, golds=[str(golds)])
+    with pytest.raises(ValueError, match="--golds is for the grader"):
+        regrade(finished_groups, "", None, correct="mine.py:f", golds=[str(golds)])
+
+
 RUN_LINE = json.dumps({"kind": "run", "config": {}, "argv": []})
 
 

@@ -418,6 +418,14 @@ def test_a_damaged_evaluation_does_not_grow(finished, tmp_path):
         in_process([*finished[0], "eval.samples=4"], tmp_path)
 
 
+def test_samples_of_unknown_origin_are_not_continued(finished, tmp_path):
+    """Regraded ones, for instance, whose golds may be others than those of the benchmark."""
+    shutil.copytree(finished[1].parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tiny-policy" / "identity.json").unlink()
+    with pytest.raises(ValueError, match="has no identity.json, so its samples come from report regrade or"):
+        in_process(finished[0], tmp_path)
+
+
 def test_greedy_samples_are_drawn_and_counted_once(finished, tmp_path, capsys):
     """Copies of one sample would pass for seeds that agree: sd 0, pass@k and maj@k no larger than the accuracy.
 
