@@ -19,7 +19,8 @@ import eval as eval_module
 from config import load
 from data import DataConfig
 from eval import PROTOCOLS, Config, average, evaluate, main, right_similarity, summarize
-from eval_samples import EvalConfig, assign_votes, collect, eval_sampler, greedy_remark, labeller, whole_problems
+from eval_samples import (EvalConfig, assign_votes, collect, eval_sampler, greedy_remark, labeller, sample_groups,
+                          whole_problems)
 from files import json_lines
 from grader import Grader
 from metrics import standard_error
@@ -408,6 +409,28 @@ def test_a_finished_evaluation_grows_to_a_fresh_one(finished, tmp_path, monkeypa
         with pytest.raises(ValueError, match=words):
             in_process([*finished[0], *lower], tmp_path)
     assert contents(out) == contents(finished[1])
+
+
+def test_a_benchmark_that_is_added_leaves_the_others(finished, tmp_path, capsys):
+    """Its figures come first, and the record of the other is that of an evaluation of both from the start."""
+    one = [*finished[0], f'eval.benchmarks=["{finished[1].parents[1]}/b.jsonl"]']
+    assert in_process(one, tmp_path) == 0
+    samples = tmp_path / "tiny-policy" / "b.samples.jsonl"
+    written = samples.stat().st_mtime_ns
+    assert in_process(finished[0], tmp_path) == 0 and contents(tmp_path / "tiny-policy") == contents(finished[1])
+    assert samples.stat().st_mtime_ns == written and "in addition" not in capsys.readouterr().out
+
+
+def test_added_samples_vote_with_those_before(monkeypatch):
+    """0.5 among the new ones is the 1/2 of before."""
+    model, tokenizer = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy")
+    config, row = EvalConfig(samples=2, max_new_tokens=4), {"id": 0, "problem": "47+38", "answer": "85"}
+    monkeypatch.setattr("eval_samples.decode", lambda tokenizer, tokens, stops: ["so \\boxed{0.5}"] * len(tokens))
+    old = {"problem": 0, "sample": 0, "gold": "85", "answer": "1/2", "correct": False, "reason": "different"}
+    with Grader(1) as grader:
+        (group,), = sample_groups(eval_sampler(model, tokenizer, config), tokenizer, [row], DataConfig(), config,
+                                  grader, kept=[[old]])
+    assert [(s["sample"], s["answer"], s["vote"]) for s in group] == [(0, "1/2", "1/2"), (1, "0.5", "1/2")]
 
 
 def test_a_damaged_evaluation_does_not_grow(finished, tmp_path):
