@@ -45,7 +45,7 @@ PHRASE = re.compile(r"((?:(?:and|or|to)\b|[,;])?)(.*?)((?:\b(?:and|or|to)|[,;])?
 # what is read by itself, or names the value: the name of an equation has no number in it
 NO_PROSE = re.compile(rf"(?:{MACRO}|{FONT}|\\math[a-z]+|\\begin|\\end|_)\{{[^{{}}]*\}}|\\[A-Za-z]+"
                       r"|(?:^|[,;]|\b(?:and|or)\b)[^=,;<>\d]*=")
-SPELT = re.compile(rf"(?!{'|'.join(JOINERS)}|(?:arc)?(?:{'|'.join(FUNCTIONS)})[a-z]?(?![a-z]))"
+SPELT = re.compile(rf"(?!(?:and|(?:arc)?(?:{'|'.join(FUNCTIONS)})[a-z]?)(?![a-z]))"
                    r"(?:(?i:add|all|are|but|for|has|not|odd|one|red|row|six|sum|ten|the|two|was|yes)"
                    r"|(?=.{4})[A-Za-z][a-z]*[aeiou][a-z]*)")
 
