@@ -139,7 +139,7 @@ def read_golds(source: str, file: Path, settings: dict) -> tuple[Golds, list[str
         groups.setdefault(problem_key(group), {})[group.get("place")] = group["answer"]
     rows, golds = load_problems(source, replace(data_of(settings), template="{problem}")), {}
     for row in rows:
-        key = problem_key({"step": 0, **row} if is_run else {"place": 0, "id": row["id"]})
+        key = problem_key({"step": 0, **row}) if is_run else json.dumps(row["id"])
         if golds.setdefault(key, row["answer"]) != row["answer"]:
             raise ValueError(f"--golds {source} has two golds for the problem {key}: {golds[key]!r} and "
                              f"{row['answer']!r}")
