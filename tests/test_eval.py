@@ -426,7 +426,8 @@ def test_added_samples_vote_with_those_before(monkeypatch):
     model, tokenizer = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy")
     config, row = EvalConfig(samples=2, max_new_tokens=4), {"id": 0, "problem": "47+38", "answer": "85"}
     monkeypatch.setattr("eval_samples.decode", lambda tokenizer, tokens, stops: ["so \\boxed{0.5}"] * len(tokens))
-    old = {"problem": 0, "sample": 0, "gold": "85", "answer": "1/2", "correct": False, "reason": "different"}
+    old = {"problem": 0, "sample": 0, "gold": "85", "answer": "1/2", "correct": False, "reason": "different",
+           "vote": "1/2"}
     with Grader(1) as grader:
         (group,), = sample_groups(eval_sampler(model, tokenizer, config), tokenizer, [row], DataConfig(), config,
                                   grader, kept=[[old]])
@@ -449,20 +450,26 @@ def test_samples_of_unknown_origin_are_not_continued(finished, tmp_path):
         in_process(finished[0], tmp_path)
 
 
-def test_greedy_samples_are_drawn_and_counted_once(finished, tmp_path, capsys):
-    """Copies of one sample would pass for seeds that agree: sd 0, pass@k and maj@k no larger than the accuracy.
+def test_an_evaluation_shows_the_accuracy_so_far(finished, tmp_path, monkeypatch):
+    """Of all problems that are done, after each call of the sampler: four of `a` with three samples, two of `b`."""
+    shown = []
+    monkeypatch.setattr("eval_samples.tqdm.set_postfix_str", lambda bar, text, refresh: shown.append(text))
+    assert in_process(finished[0], tmp_path) == 0
+    right = {name: [json.loads(line)["correct"] for line in (finished[1] / f"{name}.samples.jsonl").open()]
+             for name in "ab"}
+    assert shown == [f"accuracy {sum(right[name][:done]) / done:.3f}"
+                     for name, ends in (("a", (12, 24, 36, 42)), ("b", (10, 20, 30))) for done in ends]
 
-    An evaluation says so when it starts, and shows the accuracy so far.
-    """
+
+def test_greedy_samples_are_drawn_and_counted_once(finished, tmp_path, capsys):
+    """Copies of one sample would pass for seeds that agree: sd 0, pass@k and maj@k no larger than the accuracy."""
     assert in_process([*finished[0], "eval.temperature=0"], tmp_path) == 0
-    printed = capsys.readouterr()
-    assert printed.out.count("eval.temperature = 0 is greedy: 5 samples of a problem would be equal, so one is") == 1
+    assert capsys.readouterr().out.count("eval.temperature = 0 is greedy: 5 samples of a problem would be equal, so one is") == 1
     folder = tmp_path / "tiny-policy"
     record = json.loads((folder / "results.jsonl").read_text().splitlines()[0])
     assert record["samples"] == record["settings"]["samples"] == 1 and record["accuracy_sd"] is None
     assert list(record["pass_at_k"]) == list(record["maj_at_k"]) == ["1"]
     assert len((folder / "a.samples.jsonl").read_text().splitlines()) == 14
-    assert f"accuracy {record['accuracy']:.3f}" in printed.err, "at the end of the bar, of all problems"
     sampled = load(Config, "configs/eval_tiny.toml", ["eval.temperature=0", "eval.samples=1"])
     assert greedy_remark(sampled.eval) == greedy_remark(load(Config, "configs/eval_tiny.toml").eval) == ""
 
