@@ -171,7 +171,7 @@ def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor)
     # (N, H, T, D), (N, K, T, D), (N, K, T, D)
     q, k, v = (x.to(product_dtype(x)).transpose(1, 2) for x in (q_NTHD, k_NTKD, v_NTKD))
     shared = q.shape[1] // k.shape[1]
-    if shared > 1 and q.is_cuda and q.dtype.itemsize > 2:       # no fused kernel shares heads: it would hold T x T numbers
+    if shared > 1 and q.is_cuda and q.dtype.itemsize > 2:       # here no fused kernel shares heads; others hold T x T
         k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
     gqa = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2).to(q_NTHD.dtype)

@@ -199,8 +199,9 @@ class Slots:
     def read(self, live: int) -> tuple[list[list[int]], list[list[int]], list[list[float]]]:
         """State, tokens and log-probs of the live rows; the one place where the host waits for the device, once."""
         parts = [x_S[:live] for x_S in (self.state_S5, self.tokens_SW, self.logprobs_SW)]
-        both = torch.cat(parts, 1).cpu().split([part.shape[1] for part in parts], 1)    # float64 holds every int of ours
-        return both[0].long().tolist(), both[1].long().tolist(), both[2].tolist()
+        # float64 holds every position and token exactly
+        state, tokens, logprobs = torch.cat(parts, 1).cpu().split([part.shape[1] for part in parts], 1)
+        return state.long().tolist(), tokens.long().tolist(), logprobs.tolist()
 
     def replay(self, n: int, step: Callable[[int, int], None]) -> None:
         """Runs step(n, columns) as a CUDA graph, captured at its first call."""
@@ -488,10 +489,6 @@ class Rollout:
         self.fill_windows(0)
 
 
-BLOCK = 128                                             # ids: a draw finds the block first, then the id in it
-ONE_LEVEL_BELOW = 4096                                  # ids: with fewer, a second level costs more than it saves
-
-
 def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float,
                   top_p: float = 1.0) -> tuple[Tensor, Tensor]:
     """One token per row by inverse CDF of softmax(logits / temperature), and its log-prob under that full distribution.
@@ -499,8 +496,8 @@ def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float,
     `uniform_N` in [0, 1), float64. Temperature 0 takes the largest logit and reports log-probs at temperature 1.
     `top_p` < 1 draws from the smallest set of most likely tokens whose mass reaches top_p (see `nucleus`); log-probs do
     not change.
-    Returns ids (N,) and log-probs (N,), at least float32. Copy-pasteable with `nucleus`, `inverse_cdf` and `BLOCK`,
-    `ONE_LEVEL_BELOW`: needs only torch.
+    Returns ids (N,) and log-probs (N,), at least float32. Copy-pasteable with `nucleus` and `inverse_cdf`: needs
+    only torch.
     """
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     if temperature not in (0, 1):
@@ -533,13 +530,15 @@ def inverse_cdf(mass_NV: Tensor, target_N1: Tensor) -> Tensor:
         found_N1 = found_N1.clamp(max=mass_NX.shape[-1] - 1)    # nan logits: an id with a nan log-prob for the learner
         return found_N1, target_N1 - ends_NX.gather(-1, found_N1) + mass_NX.gather(-1, found_N1)
 
-    V = mass_NV.shape[-1]
-    if V < ONE_LEVEL_BELOW:
+    V, block = mass_NV.shape[-1], 128
+    if V < 4096:                                        # a second level would cost more than it saves
         return pick(mass_NV, target_N1)[0]
-    blocks_NBW = (F.pad(mass_NV, (0, -V % BLOCK)) if V % BLOCK else mass_NV).unflatten(-1, (-1, BLOCK))
+    if V % block:
+        mass_NV = torch.nn.functional.pad(mass_NV, (0, -V % block))
+    blocks_NBW = mass_NV.unflatten(-1, (-1, block))
     block_N1, rest_N1 = pick(blocks_NBW.sum(-1, dtype=torch.float64), target_N1)
-    block_NW = blocks_NBW.gather(1, block_N1[..., None].expand(-1, -1, BLOCK)).squeeze(1)
-    return block_N1 * BLOCK + pick(block_NW, rest_N1)[0]
+    block_NW = blocks_NBW.gather(1, block_N1[..., None].expand(-1, -1, block)).squeeze(1)
+    return block_N1 * block + pick(block_NW, rest_N1)[0]
 
 
 def nucleus(mass_NV: Tensor, top_p: float) -> Tensor:
