@@ -291,9 +291,8 @@ class Trainer:
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             if changed := checkpoint.differences(before, now, may_change="eval."):
-                raise ValueError(f"run.dir = {self.config.run.dir!r} holds a run with other files ({changed}); "
-                                 "put them "
-                                 f"back, name another run.dir, or remove {path} to go on with these all the same")
+                raise ValueError(f"run.dir = {self.config.run.dir!r} holds a run with other files ({changed}); put "
+                                 f"them back, name another run.dir, or remove {path} to go on with these all the same")
         elif (self.run_dir / "config.toml").exists():
             print(f"{path} is missing: whether the run began with these files cannot be checked")
         return now

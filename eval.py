@@ -85,15 +85,12 @@ class Config:
 
 
 # What a named protocol puts over the config file; the command line goes over both. "paper" is the evaluation for the
-# published table (lighteval ed084813: arXiv:2505.09655, Open-RS); the request is in our words, eval.prompt takes any
-# other.
+# published table (lighteval ed084813: arXiv:2505.09655, Open-RS); the request is in our words, eval.prompt takes others
+REQUEST = ("Work out the problem below step by step, without detours. End with one line of the form\n"
+           "Therefore, the final answer is: $\\boxed{ANSWER}$\nwhere ANSWER is the result alone.\n\n{problem}")
 PROTOCOLS = {"paper": [
     "model.dtype=bfloat16", "eval.samples=1", "eval.samples_of={}", "eval.temperature=0.6", "eval.top_p=0.95",
-    "eval.max_new_tokens=32768", "data.system=", "output.require_box=false",
-    "eval.prompt="
-    + json.dumps("Work out the problem below step by step, without detours. End with one line of the form\n"
-                                "Therefore, the final answer is: $\\boxed{ANSWER}$\nwhere ANSWER is the result "
-                                "alone.\n\n{problem}")]}
+    "eval.max_new_tokens=32768", "data.system=", "output.require_box=false", f"eval.prompt={json.dumps(REQUEST)}"]}
 
 
 # ------------------------------------------------------------------------------------------------ statistics

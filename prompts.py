@@ -116,10 +116,8 @@ def load_tokenizer(folder: str | Path, data: DataConfig = DataConfig()):
         tokenizer.chat_template = "{{ bos_token }}" + PLAIN
     for name in data.template_args:
         if not re.search(rf"\b{re.escape(name)}\b", tokenizer.chat_template):
-            raise ValueError(
-                f"data.template_args.{name}: the chat template of {folder} asks for no {name!r}, so that it would"
-                " change nothing"
-            )
+            raise ValueError(f"data.template_args.{name}: the chat template of {folder} asks for no {name!r}, so that "
+                             "it would change nothing")
     return tokenizer
 
 
@@ -250,11 +248,9 @@ def check_template(tokenizer, rows: Sequence[dict], data: DataConfig) -> None:
             written = chat(tokenizer, messages, data)
             for i, message in enumerate(messages):
                 if message["content"].strip() not in written and (messages is probes or message["role"] != "assistant"):
-                    what = (
-                        "data.system"
-                        if i == 0 and data.system and own[0]["content"] == data.system
-                        else f"the message of the role {message['role']!r}"
-                    )
+                    what = f"the message of the role {message['role']!r}"
+                    if i == 0 and data.system and own[0]["content"] == data.system:
+                        what = "data.system"
                     raise ValueError(
                         f"the chat template of {tokenizer.name_or_path} leaves out {what}, or part of it: it makes"
                         f" {written[:200]!r} of {own[i]['content'][:80]!r}; name another with data.chat_template"

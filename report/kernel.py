@@ -129,8 +129,7 @@ def consistency(path: Path, overrides: Sequence[str], most: int) -> str:
     lines += [f"{low:>6.2f} - {high:.2f}{count:>7}  " + "#" * round(50 * count / counts.max())
               for low, high, count in zip(edges, edges[1:], counts)]
     lines += ["", f"p < 0.05 in {(p < 0.05).mean():.1%} of the groups; with the same groups' rewards shuffled, in "
-                  f"{alarms.mean():.1%} "
-              "(pairs are not independent, so not 5 %)"]
+                  f"{alarms.mean():.1%} (pairs are not independent, so not 5 %)"]
     if reaches.any():
         lines.append(f"p < 0.05 by permutation in {(p_permuted[reaches] < 0.05).mean():.1%} of {reaches.sum()}; "
                      "without any relation it would be at most 5 %")

@@ -119,11 +119,13 @@ def name_lines(ax: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], labels
     ends = sorted((values_SK[:, -1].mean(), i) for i, (_, values_SK) in enumerate(curves)
                   if values_SK.size and not np.isnan(values_SK[:, -1]).any())
     low, high = ax.get_ylim()
-    place = -np.inf
-    for value, i in ends:
-        place = max(value, place + 0.075 * (high - low))
-        ax.annotate(plain(labels[i]), (1.01, (place - low) / (high - low)), xycoords="axes fraction", va="center",
-                    fontsize=8, color=style(i)["color"])
+    places: list[float] = []
+    for value, _ in ends:
+        places.append(max((value - low) / (high - low), places[-1] + 0.075 if places else 0))
+    down = np.mean([place - (value - low) / (high - low) for place, (value, _) in zip(places, ends)]) if ends else 0
+    for place, (_, i) in zip(places, ends):
+        ax.annotate(plain(labels[i]), (1.01, place - down), xycoords="axes fraction", va="center", fontsize=8,
+                    color=style(i)["color"])
 
 
 def grid(titles: Sequence[str], labels: Sequence[str], draw: Callable[[Axes, int], None], xlabel: str) -> Figure:

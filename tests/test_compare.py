@@ -211,9 +211,12 @@ def test_checkpoints_of_a_run_are_a_curve_with_a_warning(tmp_path):
 
 
 def test_a_run_alone_is_a_curve():
-    text = compare([Path("benchmarks/tiny_runs/tiny-seed0.metrics.jsonl")])
-    gain = 100 * expected_maximum(2) * 0.00941988313809822
-    assert "   200      89.5 ± 0.5     2.04 (198 of 200)" in text and f"gains up to {gain:.1f} points" in text
+    path = Path("benchmarks/tiny_runs/tiny-seed0.metrics.jsonl")
+    last = [json.loads(line) for line in path.read_text().splitlines() if '"eval"' in line][-1]
+    text, accuracy, se = compare([path]), 100 * last["accuracy"], 100 * last["accuracy_se"]
+    assert (f"   200      {accuracy:.1f} ± {se:.1f}     {last['effective_strategies']:.2f} "
+            f"({last['effective_strategies_problems']} of 200)") in text
+    assert f"gains up to {expected_maximum(2) * se * 2 ** 0.5:.1f} points" in text
 
 
 def test_a_folder_of_evaluations_is_all_of_them(tmp_path):
