@@ -166,8 +166,8 @@ def pair_problems(a: Evaluation, b: Evaluation, name: str) -> tuple[Problems, Pr
                       ("only in B", [known for known, _ in only_theirs if known not in others]),
                       ("with another gold in B", list(others))):
         if ids:
-            notes.append(f"{len(ids)} problem{'s' * (len(ids) > 1)} {what} left out: id {', '.join(ids[:3])}"
-                         + ", ..." * (len(ids) > 3))
+            first = ", ".join(known[:60] for known in ids[:3]) + ", ..." * (len(ids) > 3)
+            notes.append(f"{len(ids)} problem{'s' * (len(ids) > 1)} {what} left out: id {first}")
     if others:
         notes[-1] += " ({} and {}); regrade --golds gives both the same golds".format(*next(iter(others.values())))
     if again := sum(place > 0 for *_, place in common):

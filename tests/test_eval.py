@@ -328,6 +328,17 @@ def test_two_ranks_evaluate_alike(finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_ranks_draw_what_one_has_not(finished, tmp_path):
+    """Each of two ranks adds to its share of the samples that one rank has made of the first benchmark."""
+    fewer = [*finished[0], f'eval.benchmarks=["{finished[1].parents[1]}/a.jsonl"]', "eval.samples_of={a = 1}"]
+    assert in_process(fewer, tmp_path) == 0
+    result = torchrun(2, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("a: drawing 2 samples per problem in addition to 1") == 1
+    assert contents(tmp_path / "tiny-policy") == contents(finished[1])
+
+
+@pytest.mark.slow
 def test_a_killed_evaluation_continues(finished, tmp_path):
     """kill -9 as soon as the first samples are on disk."""
     command = [sys.executable, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}"]
@@ -464,7 +475,7 @@ def test_an_evaluation_shows_the_accuracy_so_far(finished, tmp_path, monkeypatch
 def test_greedy_samples_are_drawn_and_counted_once(finished, tmp_path, capsys):
     """Copies of one sample would pass for seeds that agree: sd 0, pass@k and maj@k no larger than the accuracy."""
     assert in_process([*finished[0], "eval.temperature=0"], tmp_path) == 0
-    assert capsys.readouterr().out.count("eval.temperature = 0 is greedy: 5 samples of a problem would be equal, so one is") == 1
+    assert capsys.readouterr().out.count("greedy: 5 samples of a problem would be equal, so one is drawn") == 1
     folder = tmp_path / "tiny-policy"
     record = json.loads((folder / "results.jsonl").read_text().splitlines()[0])
     assert record["samples"] == record["settings"]["samples"] == 1 and record["accuracy_sd"] is None
