@@ -31,7 +31,7 @@ from data import DataConfig, check_source, load_benchmarks, load_problems, remar
 from embedder import Embedder, PolicyEmbedder
 from eval import format_record, summarize
 from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, check_eval, check_room, eval_sampler, grader_of,
-                          labeller, sample_problems, settings_of)
+                          greedy_remark, labeller, sample_problems, settings_of)
 from learner import Clock, Learner, LearnerConfig, Row, lr_at, rows_in_loss
 from metrics import Trackers, before_and_after, check_trackers, group_figures, step_line
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
@@ -245,14 +245,16 @@ def read_inputs(config: Config, folder: str) -> Inputs:
     return Inputs(folder, tokenizer, problems, fitting, benchmarks, skipped)
 
 
-def remarks_on(inputs: Inputs) -> list[str]:
-    """Lines for people about the problems."""
+def remarks_on(inputs: Inputs, config: Config) -> list[str]:
+    """Lines for people about problems and benchmarks."""
     left_out, skipped = len(inputs.problems) - len(inputs.fitting), inputs.skipped
     lines = [f"{len(inputs.fitting)} training problems"
              + (f" ({left_out} left out: prompt too long)" if left_out else "")]
     if skipped:
         lines.append(f"rows left out as unusable: {len(skipped)} ({skipped[0]})")
-    return [*lines, *(f"data.train: {remark}" for remark in remarks(inputs.problems))]
+    lines += [f"data.train: {remark}" for remark in remarks(inputs.problems)]
+    greedy = greedy_remark(config.eval) if inputs.benchmarks else ""
+    return lines + [greedy] * bool(greedy)
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -318,7 +320,7 @@ class Trainer:
         self.first_prompt = prompt_text(self.tokenizer, self.problems[0], config.data)
         self.rank, self.world, self.device = start_ranks(config.model.dtype, config.learner.offload)
         self.first = self.rank == 0
-        for line in remarks_on(inputs):
+        for line in remarks_on(inputs, config):
             self.say(line)
         if config.model.activation_checkpointing == "auto":     # all ranks alike: each pass is a collective
             self.resolve(max_over_ranks(work.checkpointing) > 0)
@@ -536,7 +538,7 @@ def plan(config: Config, request: dry_run.Request) -> int:
     lines, prompt, benchmarks = [], config.data.max_prompt_tokens, {}
     if inputs:
         line, prompt, _ = dry_run.prompt_figures(tokenizer, [inputs.problems[i] for i in inputs.fitting], config.data)
-        lines = [*remarks_on(inputs), line]
+        lines = [*remarks_on(inputs, config), line]
         benchmarks = {name: len(rows) for name, rows in inputs.benchmarks.items()}
     with findings.collecting():
         if not request.gpu:

@@ -30,8 +30,8 @@ RESERVED_GB = 1.0                                       # of a GPU, for the driv
 PROCESS_GB = {True: 3.0, False: 0.35}                   # resident before any tensor: with CUDA's libraries, without
 EMBEDDER_GB = 0.2                                       # and with sentence-transformers
 PROBE_TOKENS = 64
-DRAW_BYTES = 22                                         # of a logit: in bf16, three times in fp32, summed in fp64
-TOP_P_BYTES = 34                                        # and with top-p: sorted, their places, two more sums and masks
+DRAW_BYTES = 14                                         # of a logit of the sampler: once in bf16, three times in fp32
+TOP_P_BYTES = 34                                        # and with top-p: its mass and digit as integers, some twice
 PUBLISHED = (95_000_000, 384, 1536)                     # bytes in bf16, widths of the embedder of the recipes: 47.7M
 
 
@@ -224,13 +224,9 @@ def update_parts(model: Transformer, work: Work, root: int, block: int, largest:
         Part("a block's gradients on their way", 2 * tokens * g.intermediate * compute, 0, ("blocks",)),
         Part("one chunk of the LM head", 3 * chunk * 4, 0, ("LM head",)),
     ]
-    if work.gpu and compute >= 4 and g.heads > g.kv_heads:      # no fused kernel takes float32 with grouped heads
-        rows = max(1, tokens // work.row_tokens)
-        found.append(Part("attention's T x T matrices", 3 * rows * g.heads * work.row_tokens**2 * compute, 0,
-                          ("LM head", "blocks")))
     if not work.fsdp:                                   # a matrix has a micro-batch's gradient and the sum of them
         return [*found, Part("the largest gradient once more", largest * master, 0, ("LM head", "gradients"))]
-    found += [Part("the head's gradient, of a chunk and summed", g.vocab * g.hidden * (compute + 4), 0, ("LM head",)),
+    found += [Part("the head's gradient, of a chunk and summed", g.vocab * g.hidden * 2 * master, 0, ("LM head",)),
               Part("gathered by FSDP2: outer weights", root * compute, 0, UPDATE),
               Part("gathered by FSDP2: two blocks", 2 * block * (compute + master), 0, ("blocks",)),
               Part("gathered by FSDP2: outer gradients", root * (compute + master), 0, ("gradients",))]
