@@ -105,8 +105,9 @@ def step_times(model: Transformer, work: Work, gpu: Gpu, lengths: Lengths) -> Ti
         return Times(read, steps, update_flops, 0.0, 0.0)
     update_s = update_flops / speed
     if work.offload:
-        passes = -(-tokens // work.micro_batch()[0])    # micro-batches: each moves all weights for every pass
-        update_s += passes * parameters * 4 * ((1 + work.reference + 1 + recomputed) / TO_GPU + 1 / TO_HOST)
+        # every micro-batch moves all weights for each pass, and its gradients to the host
+        moved = -(-tokens // work.micro_batch()[0]) * parameters / work.world * 4
+        update_s += moved * ((once + 2 * work.updates) / TO_GPU + work.updates / TO_HOST)
         update_s += work.updates * parameters * OPTIMIZER_BYTES / HOST
     else:
         update_s += work.updates * parameters / work.world * OPTIMIZER_BYTES / (gpu.bandwidth * OPTIMIZER_SHARE)
