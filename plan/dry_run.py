@@ -19,9 +19,10 @@ from data import DataConfig
 from eval_samples import ROWS_PER_CALL, SLOTS_PER_CALL, EvalConfig, settings_of
 from model import DTYPES, ModelConfig, Transformer
 from plan import memory, speed
+from plan.fit import gb, to_fit
 from plan.gpus import GPUS, Gpu, named
-from plan.preflight import (Findings, compare, decided, evaluation_work, free_host, gb, network, on_meta, this_gpu,
-                            to_fit, training_work)
+from plan.preflight import (Findings, compare, decided, evaluation_work, free_host, network, on_meta, this_gpu,
+                            training_work)
 from prompts import prompt_text, prompt_tokens
 
 ROOT = Path(__file__).parents[1]

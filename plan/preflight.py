@@ -10,7 +10,7 @@ where nine tenths of it are too much; where it is just tight, a warning says so.
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from model import DTYPES, ModelConfig, Transformer, read_config
+from plan.fit import fits, gb, to_fit
 from plan.gpus import Gpu, of_this_machine
-from plan.memory import RESERVED_GB, Work, embedder_bytes, evaluation_parts, host_peak, parts, peaks
+from plan.memory import Work, embedder_bytes, evaluation_parts, host_peak, parts, peaks
 from prompts import model_folder
 
 SLACK = 0.9                                             # of an estimate: less than this is too little for certain
@@ -92,13 +93,9 @@ def this_gpu() -> Gpu | None:
     return replace(of_this_machine(device), memory=float(free_gpu(device))) if device.type == "cuda" else None
 
 
-def local_ranks() -> int:
-    """Ranks that share this machine's memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def gb(size: float) -> str:
-    return f"~{size / 1e9:.{0 if size >= 99.5e9 else 1}f} GB"
+def local_ranks(world: int = 1) -> int:
+    """Ranks that share this machine; without a launcher that says so, all."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world))
 
 
 # ------------------------------------------------------------------------------------------------ a run's work
@@ -140,11 +137,12 @@ def decided(config, model: Transformer, work: Work, free: float | None) -> Work:
 def training(config, findings: Findings, world: int) -> Work:
     """All checks of a training run on this machine; returns what this rank will do."""
     model, gpu, host = network(config.model), this_gpu(), free_host()
-    on_this_machine(findings, config.model.dtype, config.learner.offload)
+    on_this_machine(findings, config.model.dtype, world, config.learner.offload)
     work = training_work(config, model, world, gpu is not None)
-    work = decided(config, model, work, gpu.memory if gpu else host and host / local_ranks())
+    work = decided(config, model, work, gpu.memory if gpu else host and host / local_ranks(world))
     training_memory(findings, model, work)
-    disk(findings, Path(config.run.dir), model, config.model.dtype, config.run.keep + 1)
+    run = config.run
+    disk(findings, Path(run.dir), model, config.model.dtype, min(run.keep + 1, -(-run.steps // run.save_every)))
     return work
 
 
@@ -169,7 +167,7 @@ def evaluation_work(config, model: Transformer, world: int, gpu: bool, prompt_to
 def evaluation(config, findings: Findings) -> None:
     """All checks of an evaluation on this machine: it decodes fewer rows where memory is short, but one must fit."""
     model, gpu, host = network(config.model), this_gpu(), free_host()
-    on_this_machine(findings, config.model.dtype)
+    on_this_machine(findings, config.model.dtype, 1)
     work = evaluation_work(config, model, 1, gpu is not None, 0)
     found = evaluation_parts(model, work, 1, work.row_tokens)
     need, free = max(peaks(found).values()), gpu.memory if gpu else host and host / local_ranks()
@@ -180,7 +178,7 @@ def evaluation(config, findings: Findings) -> None:
 # ------------------------------------------------------------------------------------------------ checks
 
 
-def on_this_machine(findings: Findings, dtype: str, offload: bool = False) -> None:
+def on_this_machine(findings: Findings, dtype: str, world: int, offload: bool = False) -> None:
     """Whether torch and the GPU do what the settings ask for."""
     device, version = this_device(), torch.__version__
     if tuple(int(number) for number in version.split("+")[0].split(".")[:2]) < NEWEST_NEEDED:
@@ -194,10 +192,9 @@ def on_this_machine(findings: Findings, dtype: str, offload: bool = False) -> No
             findings.warnings.append(f"{wanted} is meant for a GPU, and torch {version} finds none ({why}): everything "
                                      "is computed on the CPU")
         return
-    if local_ranks() > torch.cuda.device_count():
-        findings.problems.append(f"{local_ranks()} ranks were started on this machine, which shows torch "
-                                 f"{torch.cuda.device_count()} GPUs; lower --nproc-per-node or look at "
-                                 "CUDA_VISIBLE_DEVICES")
+    if (ranks := local_ranks(world)) > (count := torch.cuda.device_count()):
+        findings.problems.append(f"{ranks} ranks on this machine, and torch sees {count} GPUs here; lower "
+                                 "--nproc-per-node, or look at CUDA_VISIBLE_DEVICES")
         return
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     if dtype == "bfloat16" and capability < (8, 0):
@@ -220,11 +217,6 @@ def ragged_attention() -> bool:
         and torch.backends.cuda.is_flash_attention_available()
 
 
-def fits(need: float, free: float) -> bool:
-    """With RESERVED_GB to spare."""
-    return need + RESERVED_GB * 1e9 <= free
-
-
 def compare(findings: Findings, what: str, need: float, free: float | None, remedies: Callable[[], str]) -> str:
     """Compares an estimate with what is free of `what`, such as "host memory": "fits", or "is tight" and a warning, or
     "does not fit" and a problem."""
@@ -240,87 +232,24 @@ def compare(findings: Findings, what: str, need: float, free: float | None, reme
 
 def training_memory(findings: Findings, model: Transformer, work: Work) -> None:
     """GPU and host memory of a training run on this machine."""
-    found, gpu, host = parts(model, work), this_gpu(), free_host()
+    found, gpu, host, ranks = parts(model, work), this_gpu(), free_host(), local_ranks(work.world)
     need = max(peaks(found).values())
     if gpu:
-        compare(findings, gpu.name, need, gpu.memory, lambda: to_fit(model, work, gpu.memory, host))
+        compare(findings, gpu.name, need, gpu.memory, lambda: to_fit(model, work, gpu.memory, host and host / ranks))
         most = max((part for part in found if part.host), key=lambda part: part.host)
-        compare(findings, "host memory", host_peak(found) * local_ranks(), host,
+        compare(findings, "host memory", host_peak(found) * ranks, host,
                 lambda: f"most of it is {most.name}; take a machine with more, or ranks on several machines")
     else:
-        compare(findings, "this machine", need * local_ranks(), host,
-                lambda: to_fit(model, work, host / local_ranks()))
+        compare(findings, "this machine", need * ranks, host, lambda: to_fit(model, work, host / ranks))
 
 
 def disk(findings: Findings, folder: Path, model: Transformer, dtype: str, checkpoints: int) -> None:
-    """Room for the most checkpoints that a run holds at once, and for its policy; `checkpoints`: run.keep and one."""
+    """Room for the most `checkpoints` that a run has at once, and for its policy."""
     parameters, kind = sum(p.numel() for p in model.parameters()), DTYPES[dtype]
     one = parameters * 3 * torch.promote_types(kind, torch.float32).itemsize        # weights and two moments
     there = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file())
     need, free = checkpoints * one + parameters * kind.itemsize - there, free_disk(folder)
     if need > free:
         findings.problems.append(f"run.dir = {str(folder)!r}: {free / 1e9:.1f} GB are free there, and the run needs "
-                                 f"{need / 1e9:.1f} GB ({checkpoints} checkpoints of {one / 1e9:.1f} GB, one of them "
+                                 f"{need / 1e9:.1f} GB ({checkpoints} x {one / 1e9:.1f} GB of checkpoints, with the one "
                                  "being written, and the policy); lower run.keep, or name a run.dir on another disk")
-
-
-# ------------------------------------------------------------------------------------------------ what would fit
-
-
-def knobs(work: Work) -> Iterator[tuple[str, list[Work]]]:
-    """(key, the work with other values of it, the mildest first) of each setting that saves memory on the GPU."""
-    if not work.checkpointing:
-        yield "model.activation_checkpointing", [replace(work, checkpointing=True)]
-    smaller = [work.micro_batch_tokens >> i for i in range(1, 12) if work.micro_batch_tokens >> i > work.row_tokens]
-    if work.micro_batch_tokens > work.row_tokens:       # a row is never cut
-        yield "learner.micro_batch_tokens", [replace(work, micro_batch_tokens=n) for n in (*smaller, work.row_tokens)]
-    fewer = [n for i in range(1, 12) if (n := (work.slots or work.rows) >> i)]
-    if fewer:
-        yield "sampler.slots", [replace(work, slots=n) for n in fewer]
-    if work.gpu and not work.offload:
-        yield "learner.offload", [replace(work, offload=True)]
-    total = work.prompts * work.world
-    ranks = [n for n in (2, 4, 8) if work.world < n <= total]
-    if work.gpu and ranks:
-        yield "GPUs", [replace(work, world=n, prompts=-(-total // n)) for n in ranks]
-
-
-def value(key: str, work: Work) -> str:
-    """A knob as one turns it."""
-    return {"model.activation_checkpointing": "model.activation_checkpointing=true",
-            "learner.micro_batch_tokens": f"learner.micro_batch_tokens={work.micro_batch_tokens}",
-            "sampler.slots": f"sampler.slots={work.slots}",
-            "learner.offload": "learner.offload=true",
-            "GPUs": f"{work.world} GPUs (torchrun --nproc-per-node {work.world})"}[key]
-
-
-def to_fit(model: Transformer, work: Work, gpu: float, host: float | None = None) -> str:
-    """What to change so that the work fits a GPU, and host memory where that is known, in words.
-
-    Every setting that suffices by itself, with the mildest value that does; if none does, several together.
-    """
-    def need(changed: Work) -> tuple[float, float]:
-        found = parts(model, changed)
-        return max(peaks(found).values()), host_peak(found)
-
-    def enough(changed: Work) -> bool:
-        most, most_host = need(changed)
-        return fits(most, gpu) and (host is None or most_host * local_ranks() <= host)
-
-    def said(changed: Work, words: Sequence[str]) -> str:
-        most, most_host = need(changed)
-        in_host = f", {gb(most_host)} of host memory" if changed.offload else ""
-        return f"{' '.join(words)} ({gb(most)}{in_host})"
-
-    alone = [said(changed, [value(key, changed)]) for key, options in knobs(work)
-             if (changed := next(filter(enough, options), None))]
-    if alone:
-        return "to fit: " + ", or ".join(alone)
-    changed, words = work, []
-    while step := next(((key, options[-1]) for key, options in knobs(changed) if key not in words), None):
-        words.append(step[0])
-        changed = step[1]
-        if enough(changed):
-            return "to fit, together: " + said(changed, [value(key, changed) for key in words])
-    return f"nothing that can be set makes it fit ({gb(need(changed)[0])} are left); take a smaller policy, a lower " \
-           "sampler.max_new_tokens, or a larger GPU"

@@ -15,9 +15,10 @@ import eval as evaluation
 from config import load
 from model import Transformer
 from plan import preflight, speed
+from plan.fit import fits, to_fit
 from plan.gpus import GPUS, named, of_this_machine
 from plan.memory import PHASES, UPDATE, Work, parts, peaks, rows_at_a_time, tokens_left
-from plan.preflight import Findings, fits, on_meta, to_fit
+from plan.preflight import Findings, on_meta
 from ranks import run_main
 
 H200 = json.loads((ROOT / "tests/h200.json").read_text(encoding="utf-8"))
@@ -334,7 +335,7 @@ def test_host_memory_is_looked_at_too(gpu, roomy, monkeypatch):
     gpu(memory=80 * GB)
     monkeypatch.setattr(preflight, "free_host", lambda: 30 * GB)
     found = findings_of("learner.offload=true")
-    assert re.search(r"host memory has 30.0 GB free, and this needs ~38.\d GB; most of it is AdamW's", found.problems[0])
+    assert re.search(r"host memory has 30.0 GB free, and this needs ~38.\d GB; most of it is AdamW's", *found.problems)
     assert findings_of() == Findings()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     gpu(memory=80 * GB, count=8)
@@ -357,7 +358,7 @@ def test_half_precision_needs_a_gpu_that_has_it(gpu, roomy, monkeypatch):
 def test_ranks_without_a_gpu_and_an_old_torch_are_refused(gpu, roomy, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     gpu(memory=80 * GB, count=4)
-    assert "8 ranks were started on this machine, which shows torch 4 GPUs" in findings_of(world=8).problems[0]
+    assert "8 ranks on this machine, and torch sees 4 GPUs here" in findings_of(world=8).problems[0]
     monkeypatch.setattr(torch, "__version__", "2.10.1+cu128")
     assert "torch 2.10.1+cu128 is too old: this needs torch >= 2.11" in findings_of(world=8).problems[0]
     monkeypatch.setattr(torch, "__version__", "2.11.0a0")
@@ -386,8 +387,8 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_step(monkeypatch, tmp
     """Three of the tiny policy's checkpoints of 12 bytes a parameter, and the policy; what is there already counts."""
     monkeypatch.setattr(preflight, "free_disk", lambda _: 10**6)
     code, _, err = command(dra_grpo, *TINY, f"run.dir={tmp_path / 'r'}")
-    assert code == 2 and re.search(r"run.dir = .*0.0 GB are free there, and the run needs 0.0 GB \(3 checkpoints of "
-                                   r"0.0 GB, one of them being written, and the policy\); lower run.keep", err)
+    assert code == 2 and re.search(r"run.dir = .*0.0 GB are free there, and the run needs 0.0 GB \(1 x 0.0 GB "
+                                   r"of checkpoints, with the one being written, and the policy\); lower run.keep", err)
     total = sum(p.numel() for p in on_meta(Path("tiny/policy")).parameters())
     for there, fits_now in ((0, False), (26 * total, True)):
         folder = tmp_path / f"with-{there}/checkpoints"
