@@ -251,5 +251,6 @@ def disk(findings: Findings, folder: Path, model: Transformer, dtype: str, check
     need, free = checkpoints * one + parameters * kind.itemsize - there, free_disk(folder)
     if need > free:
         findings.problems.append(f"run.dir = {str(folder)!r}: {free / 1e9:.1f} GB are free there, and the run needs "
-                                 f"{need / 1e9:.1f} GB ({checkpoints} x {one / 1e9:.1f} GB of checkpoints, with the one "
-                                 "being written, and the policy); lower run.keep, or name a run.dir on another disk")
+                                 f"{need / 1e9:.1f} GB ({checkpoints} x {one / 1e9:.1f} GB of checkpoints, with the "
+                                 "one being written, and the policy); lower run.keep, or name a run.dir on another "
+                                 "disk")
