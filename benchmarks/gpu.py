@@ -311,8 +311,7 @@ def counted(bench: Bench, figures: Figures) -> Iterator[None]:
 
 def predicted_gb(policy: Transformer, **settings) -> dict[str, float]:
     """plan/memory.py's peaks of the phases of a step of the recipe, in GB."""
-    found = parts(policy, Work(dtype=torch.bfloat16, reference=True, checkpointing=True,
-                               micro_batch_tokens=LearnerConfig.micro_batch_tokens, **settings))
+    found = parts(policy, Work(dtype=torch.bfloat16, reference=True, checkpointing=True, **settings))
     return {phase: size / 1e9 for phase, size in peaks(found).items()}
 
 

@@ -7,7 +7,6 @@ The model may be on the meta device, which has shapes and no memory. Weights, gr
 and so is what autograd saves for a token in a block, through hooks. The rest (the cache, the chunked LM head, what
 FSDP2 gathers, a checkpoint) are formulas. They assume the largest batches: every completion reaches max_new_tokens.
 """
-import json
 import resource
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from checkpoint import FILE_BYTES
 from embedder import BYTES_PER_PASS, TOKENS_PER_PASS
-from model import PACK_FROM, Block, Geometry, Transformer, logits_per_chunk
+from learner import LearnerConfig
+from model import PACK_FROM, Block, Geometry, Transformer, logits_per_chunk, product_dtype, read_json
 from sampler import COLUMNS, FREE_SHARE, PREFILL_TOKENS, row_bucket
 
 # moments that can be a run's peak; of an update those of the backward pass: LM head, blocks, then all gradients at once
@@ -39,7 +39,7 @@ PUBLISHED = (95_000_000, 384, 1536)                     # bytes in bf16, widths 
 class Work:
     """What one of `world` ranks does at most: samples and trains prompts x group_size completions a step.
 
-    Without a `gpu` everything is in one memory, and the sampler keeps its packed copies and a cache in float32.
+    Without a `gpu` everything is in one memory, and the sampler keeps packed copies of its matrices.
     """
     prompts: int
     group_size: int
@@ -49,8 +49,8 @@ class Work:
     gpu: bool = True
     world: int = 1
     slots: int = 0                                      # rows decoded at a time, 0 for all
-    micro_batch_tokens: int = 16384
-    updates: int = 1                                    # per rollout
+    micro_batch_tokens: int = LearnerConfig.micro_batch_tokens
+    updates: int = LearnerConfig.updates_per_rollout
     reference: bool = False
     offload: bool = False
     checkpointing: bool = False
@@ -117,7 +117,12 @@ def block_bytes_per_token(model: Transformer, dtype: torch.dtype) -> int:
 
 def kv_bytes(g: Geometry, dtype: torch.dtype, gpu: bool = True) -> int:
     """Keys and values of one token in the cache."""
-    return 2 * g.layers * g.kv_heads * g.head_dim * (dtype.itemsize if gpu else max(4, dtype.itemsize))
+    return 2 * g.layers * g.kv_heads * g.head_dim * (dtype if gpu else multiplied_in(dtype)).itemsize
+
+
+def multiplied_in(dtype: torch.dtype) -> torch.dtype:
+    """What this CPU multiplies `dtype` in, and keeps a cache and packed matrices in."""
+    return product_dtype(torch.empty(0, dtype=dtype))
 
 
 def pass_bytes(g: Geometry, dtype: torch.dtype) -> int:
@@ -135,7 +140,7 @@ def embedder_bytes(name_or_path: str, g: Geometry, work: Work) -> tuple[int, int
     if folder.is_dir():                                 # its files are float32, or as here
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
         if (folder / "config.json").is_file():
-            network = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            network = read_json(folder / "config.json")
             hidden = network.get("hidden_size", hidden)
             intermediate = network.get("intermediate_size", 4 * hidden)
     length = work.max_new_tokens
@@ -205,7 +210,7 @@ def sampling_parts(g: Geometry, work: Work, matrices: dict[str, int], total: int
         return [*found, Part("graphs: logits and the draw", draw, 0, stays),
                 Part("pass over the prompts", prefill, 0, ("sampling",))]
     packed = sum(size for name, size in matrices.items() if size >= PACK_FROM and not name.startswith("embed"))
-    return [*found, Part("sampler's packed matrices", packed * max(4, work.dtype.itemsize), 0, AFTER_LOADING),
+    return [*found, Part("sampler's packed matrices", packed * multiplied_in(work.dtype).itemsize, 0, AFTER_LOADING),
             Part("pass over the prompts, or the draw", max(prefill, draw), 0, stays)]
 
 
