@@ -17,9 +17,10 @@ from model import Transformer
 from plan import preflight, speed
 from plan.fit import fits, to_fit
 from plan.gpus import GPUS, named, of_this_machine
-from plan.memory import PHASES, UPDATE, Work, parts, peaks, rows_at_a_time, tokens_left
+from plan.memory import UPDATE, Work, parts, peaks, rows_at_a_time, tokens_left
 from plan.preflight import Findings, on_meta
 from ranks import run_main
+from stand_in import Gpu
 
 H200 = json.loads((ROOT / "tests/h200.json").read_text(encoding="utf-8"))
 GEOMETRY = H200["policy"]
@@ -355,6 +356,17 @@ def test_half_precision_needs_a_gpu_that_has_it(gpu, roomy, monkeypatch):
                            "learner.micro_batch_tokens=1024").problems, "float32 is sampled without it"
 
 
+def test_a_dry_run_on_a_gpu_that_the_table_does_not_know(command):
+    """The tests' stand-in: its memory is what torch says, its speed nobody's."""
+    with Gpu(2):
+        code, out, _ = command(dra_grpo, *TINY, "--dry-run")
+    assert code == 0 and "1 x stand-in, 2 GB: fits" in out, out
+    assert "the speed of stand-in is not in the table; name a GPU with --gpu" in out
+    with Gpu(0.02):
+        code, _, err = command(dra_grpo, *TINY, "--dry-run")
+    assert code == 2 and "stand-in has 0.0 GB free, and this needs ~0.1 GB" in err
+
+
 def test_ranks_without_a_gpu_and_an_old_torch_are_refused(gpu, roomy, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     gpu(memory=80 * GB, count=4)
@@ -444,10 +456,3 @@ def test_a_run_records_what_auto_came_to(memory, recomputes, monkeypatch, tmp_pa
     assert load(dra_grpo.Config, tmp_path / "r/config.toml").model.activation_checkpointing is recomputes
     monkeypatch.setattr(preflight, "free_host", lambda: 20 * GB)
     assert command(dra_grpo, *arguments, "run.steps=2")[0] == 0
-
-
-# ------------------------------------------------------------------------------------------------ the real width
-
-
-def test_phases_are_named_once():
-    assert len(set(PHASES)) == len(PHASES) and set(UPDATE) < set(PHASES)
