@@ -7,6 +7,7 @@ The model may be on the meta device, which has shapes and no memory. Weights, gr
 and so is what autograd saves for a token in a block, through hooks. The rest (the cache, the chunked LM head, what
 FSDP2 gathers, a checkpoint) are formulas. They assume the largest batches: every completion reaches max_new_tokens.
 """
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -285,6 +286,9 @@ def peak_gb(device: torch.device) -> float:
     """Peak memory of this process so far in GB (10^9 bytes): allocated on its GPU, or resident without one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    status = Path("/proc/self/status")                  # rusage begins with what the process had that started this one
+    if status.is_file() and (peak := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M)):
+        return int(peak[1]) * 1024 / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
