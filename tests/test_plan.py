@@ -191,6 +191,18 @@ def test_an_evaluation_decodes_as_many_rows_as_the_sampler_would(policy):
     assert rows_at_a_time(tokens, 33_000) == 2 * tokens // 33_000 and rows_at_a_time(0, 33_000) == 1
 
 
+def test_the_work_of_a_rank_is_that_of_the_settings(policy):
+    """Prompts are divided over the ranks, the last may have fewer; "auto" recomputes nothing until it is decided."""
+    config = load(dra_grpo.Config, "configs/dra_grpo.toml",
+                  ["sampler.slots=5", "learner.offload=true", "learner.updates_per_rollout=3", "learner.kl_beta=0",
+                   "eval.benchmarks=[\"tiny/test.jsonl\"]", "eval.max_new_tokens=9000", "learner.micro_batch_tokens=77"])
+    found = preflight.training_work(config, policy, 3, True)
+    assert found == replace(work(), prompts=3, world=3, slots=5, offload=True, updates=3, reference=False,
+                            checkpointing=False, micro_batch_tokens=77, eval_tokens=9512, embedder=found.embedder)
+    assert found.embedder[0] == 95_000_000 and preflight.training_work(
+        replace(config, dra=replace(config.dra, enabled=False)), policy, 3, True).embedder == (0, 0)
+
+
 # ------------------------------------------------------------------------------------------------ --dry-run
 
 
