@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+import checkpoint
 import dra_grpo
 import eval as evaluation
 from config import load
@@ -195,12 +196,20 @@ def test_the_work_of_a_rank_is_that_of_the_settings(policy):
     """Prompts are divided over the ranks, the last may have fewer; "auto" recomputes nothing until it is decided."""
     config = load(dra_grpo.Config, "configs/dra_grpo.toml",
                   ["sampler.slots=5", "learner.offload=true", "learner.updates_per_rollout=3", "learner.kl_beta=0",
-                   "eval.benchmarks=[\"tiny/test.jsonl\"]", "eval.max_new_tokens=9000", "learner.micro_batch_tokens=77"])
+                   "eval.benchmarks=[\"a.jsonl\"]", "eval.max_new_tokens=9000", "learner.micro_batch_tokens=77"])
     found = preflight.training_work(config, policy, 3, True)
     assert found == replace(work(), prompts=3, world=3, slots=5, offload=True, updates=3, reference=False,
                             checkpointing=False, micro_batch_tokens=77, eval_tokens=9512, embedder=found.embedder)
     assert found.embedder[0] == 95_000_000 and preflight.training_work(
         replace(config, dra=replace(config.dra, enabled=False)), policy, 3, True).embedder == (0, 0)
+
+
+def test_a_checkpoint_needs_host_memory_for_a_file_or_the_policy(policy):
+    """Three times a file of moments, of 1 GB and what its last tensor has more; or the policy that the first rank
+    gathers, in float32."""
+    found = {part.name: part.host for part in parts(policy, work())}["a checkpoint being written"]
+    total, largest = sum(p.numel() for p in policy.parameters()), max(p.numel() for p in policy.parameters())
+    assert found == max(4 * total, 3 * (checkpoint.FILE_BYTES + 4 * largest)) < 8 * total
 
 
 # ------------------------------------------------------------------------------------------------ --dry-run
@@ -414,11 +423,11 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_step(monkeypatch, tmp
     assert code == 2 and re.search(r"run.dir = .*0.0 GB are free there, and the run needs 0.0 GB \(1 x 0.0 GB "
                                    r"of checkpoints, with the one being written, and the policy\); lower run.keep", err)
     total = sum(p.numel() for p in on_meta(Path("tiny/policy")).parameters())
-    for there, fits_now in ((0, False), (26 * total, True)):
+    for there, fits_now in ((0, False), (12 * total, True)):
         folder = tmp_path / f"with-{there}/checkpoints"
         folder.mkdir(parents=True)
         (folder / "x").write_bytes(b"0" * there)
-        monkeypatch.setattr(preflight, "free_disk", lambda _: 14 * total)
+        monkeypatch.setattr(preflight, "free_disk", lambda _: 30 * total)
         found = Findings()
         preflight.disk(found, folder.parent, on_meta(Path("tiny/policy")), "float32", 3)
         assert bool(found.problems) != fits_now
