@@ -308,6 +308,15 @@ def test_recipes_say_what_their_dry_run_says(path, command):
     assert f"together {step} a step" in out, re.search("together .*", out)[0]
 
 
+@pytest.mark.parametrize(("name", "keys"), [
+    ("literal", {"clamp", "negative"}), *((size, {"offload", "micro_batch_tokens"}) for size in ("16gb", "24gb", "40gb"))])
+def test_variants_of_a_recipe_add_two_lines(name, keys):
+    """Below the comment at the top, and change none."""
+    own, base = ({line for line in path.read_text(encoding="utf-8").split("[model]")[1].splitlines()}
+                 for path in (ROOT / f"configs/dra_grpo_{name}.toml", ROOT / "configs/dra_grpo.toml"))
+    assert {line.partition(" ")[0] for line in own - base} == keys and not base - own
+
+
 # ------------------------------------------------------------------------------------------------ preflight
 
 
