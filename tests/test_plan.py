@@ -309,7 +309,8 @@ def test_recipes_say_what_their_dry_run_says(path, command):
 
 
 @pytest.mark.parametrize(("name", "keys"), [
-    ("literal", {"clamp", "negative"}), *((size, {"offload", "micro_batch_tokens"}) for size in ("16gb", "24gb", "40gb"))])
+    ("literal", {"clamp", "negative"}),
+    *((size, {"offload", "micro_batch_tokens"}) for size in ("16gb", "24gb", "40gb"))])
 def test_variants_of_a_recipe_add_two_lines(name, keys):
     """Below the comment at the top, and change none."""
     own, base = ({line for line in path.read_text(encoding="utf-8").split("[model]")[1].splitlines()}
