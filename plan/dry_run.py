@@ -19,7 +19,7 @@ from data import DataConfig
 from eval_samples import ROWS_PER_CALL, SLOTS_PER_CALL, EvalConfig, settings_of
 from model import DTYPES, ModelConfig, Transformer
 from plan import memory, speed
-from plan.fit import gb, to_fit
+from plan.fit import gb, rows_at_a_time, to_fit, tokens_left
 from plan.gpus import GPUS, Gpu, named
 from plan.preflight import (Findings, compare, decided, evaluation_work, free_host, network, on_meta, this_gpu,
                             training_work)
@@ -110,8 +110,7 @@ def training(config, model: Transformer, request: Request, prompt: float, benchm
     if not times.step_s:
         return [*lines, f"time: not estimated, the speed of {gpu.name} is not in the table; name a GPU with --gpu"]
     evaluations = 1 + -(-config.run.steps // config.eval.every) if config.eval.every else 2
-    rows = memory.rows_at_a_time(memory.tokens_left(sums["evaluation"], gpu.memory, model.g, work.dtype),
-                              work.eval_tokens)
+    rows = rows_at_a_time(tokens_left(sums["evaluation"], gpu.memory, model.g, work.dtype), work.eval_tokens)
     eval_s = sum(evaluation_s(model, work.dtype, gpu, settings_of(config.eval, name), problems, rows, request, prompt)
                  for name, problems in benchmarks.items())
     hours = (config.run.steps * times.step_s + evaluations * eval_s) / 3600
@@ -177,8 +176,8 @@ def evaluation(config, model: Transformer, request: Request, prompt: float, long
     standing, least = (memory.peaks(memory.evaluation_parts(model, work, rows, rows * longest)) for rows in (0, 1))
     rows, tokens = wanted, wanted * longest
     if gpu:
-        room = memory.tokens_left(standing["evaluation"], gpu.memory, g, dtype)
-        rows = min(wanted, memory.rows_at_a_time(room, longest))
+        room = tokens_left(standing["evaluation"], gpu.memory, g, dtype)
+        rows = min(wanted, rows_at_a_time(room, longest))
         tokens = min(rows * longest, room)
     found = memory.evaluation_parts(model, work, rows, tokens)
     phases = ("evaluation", "embedding")[: 1 + bool(work.embedder[1])]

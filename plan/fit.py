@@ -5,8 +5,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from model import Transformer
-from plan.memory import RESERVED_GB, Work, host_peak, parts, peaks
+import torch
+
+from model import Geometry, Transformer
+from plan.memory import Work, host_peak, kv_bytes, parts, peaks
+from sampler import FREE_SHARE
+
+RESERVED_GB = 1.0                                       # of a GPU, for the driver, libraries and fragmentation
 
 
 def gb(size: float) -> str:
@@ -16,6 +21,16 @@ def gb(size: float) -> str:
 def fits(need: float, free: float) -> bool:
     """With RESERVED_GB to spare."""
     return need + RESERVED_GB * 1e9 <= free
+
+
+def tokens_left(standing: float, memory: float, g: Geometry, dtype: torch.dtype) -> int:
+    """Tokens of an evaluation's rows that the sampler keeps on a GPU of `memory` bytes, `standing` of them taken."""
+    return max(0, int(FREE_SHARE * (memory - standing) // kv_bytes(g, dtype)))
+
+
+def rows_at_a_time(tokens: int, longest: int) -> int:
+    """Rows that an evaluation decodes at a time, as Sampler.fitting has it: what fits if half as long as can be."""
+    return max(1, 2 * tokens // max(longest, 1))
 
 
 def knobs(work: Work) -> Iterator[tuple[str, list[Work]]]:

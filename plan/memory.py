@@ -21,13 +21,12 @@ from checkpoint import FILE_BYTES
 from embedder import BYTES_PER_PASS, TOKENS_PER_PASS
 from learner import LearnerConfig
 from model import PACK_FROM, Block, Geometry, Transformer, logits_per_chunk, product_dtype, read_json
-from sampler import COLUMNS, FREE_SHARE, PREFILL_TOKENS, row_bucket
+from sampler import COLUMNS, PREFILL_TOKENS, row_bucket
 
 # moments that can be a run's peak; of an update those of the backward pass: LM head, blocks, then all gradients at once
 UPDATE = ("LM head", "blocks", "gradients")
 PHASES = ("loading", "sampling", "embedding", *UPDATE, "checkpoint", "evaluation")
 AFTER_LOADING = PHASES[1:]
-RESERVED_GB = 1.0                                       # of a GPU, for the driver, libraries and fragmentation
 PROCESS_GB = {True: 3.0, False: 0.35}                   # resident before any tensor: with CUDA's libraries, without
 EMBEDDER_GB = 0.2                                       # and with sentence-transformers
 PROBE_TOKENS = 64
@@ -270,16 +269,6 @@ def peaks(found: Sequence[Part]) -> dict[str, int]:
 def host_peak(found: Sequence[Part]) -> int:
     """Bytes in host memory in the phase with most."""
     return max(sum(part.host for part in found if phase in part.phases) for phase in PHASES)
-
-
-def tokens_left(standing: float, memory: float, g: Geometry, dtype: torch.dtype) -> int:
-    """Tokens of an evaluation's rows that the sampler keeps on a GPU of `memory` bytes, `standing` of them taken."""
-    return max(0, int(FREE_SHARE * (memory - standing) // kv_bytes(g, dtype)))
-
-
-def rows_at_a_time(tokens: int, longest: int) -> int:
-    """Rows that an evaluation decodes at a time, as Sampler.fitting has it: what fits if half as long as can be."""
-    return max(1, 2 * tokens // max(longest, 1))
 
 
 def peak_gb(device: torch.device) -> float:

@@ -16,9 +16,9 @@ import eval as evaluation
 from config import load
 from model import Transformer
 from plan import preflight, speed
-from plan.fit import fits, to_fit
+from plan.fit import fits, rows_at_a_time, to_fit, tokens_left
 from plan.gpus import GPUS, named, of_this_machine
-from plan.memory import UPDATE, Work, parts, peaks, rows_at_a_time, tokens_left
+from plan.memory import UPDATE, Work, parts, peaks
 from plan.preflight import Findings, on_meta
 from ranks import run_main
 from stand_in import Gpu
