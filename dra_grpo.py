@@ -33,7 +33,7 @@ from eval import format_record, summarize
 from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, check_eval, check_room, eval_sampler, grader_of,
                           labeller, sample_problems, settings_of)
 from learner import Clock, Learner, LearnerConfig, Row, lr_at, rows_in_loss
-from metrics import Trackers, before_and_after, check_trackers, group_figures, step_line
+from metrics import Trackers, before_and_after, check_trackers, group_figures, noise_note, step_line
 from model import DTYPES, Geometry, ModelConfig, Transformer, read_config
 from prompts import (check_template, decode, load_tokenizer, model_folder, opening, prompt_text, prompt_tokens,
                      read_files, short_enough, stop_ids, write_files)
@@ -126,6 +126,9 @@ def check_dra(dra: DraConfig) -> None:
     if dra.enabled and dra.embedder.startswith((".", "/")) and not Path(dra.embedder).is_dir():
         raise ValueError(f"dra.embedder = {dra.embedder!r} does not exist; name a sentence-transformers folder, a hub "
                          'name, or "policy"')
+    if dra.enabled and (dra.embedder, dra.text) == ("policy", "answer"):
+        raise ValueError('dra.embedder = "policy" reads the tokens as they were sampled, and an answer has none of its '
+                         'own; use dra.text = "completion" or another embedder')
     if dra.enabled:                                     # the refusals of reward.py, with the keys they name
         correct = torch.ones(2) if dra.scope == "correct" else None
         smi_values(torch.eye(2), dra.smi, dra.sharpen, dra.clamp, correct)
@@ -303,7 +306,8 @@ class Trainer:
                      "name another run.dir")
             return 0
         self.claim()
-        bar = tqdm(total=config.run.steps, initial=self.done, desc="train", unit="step", disable=not self.first)
+        bar = tqdm(total=config.run.steps, initial=self.done, desc="train", unit="step",
+                   disable=None if self.first else True)                # None: no bar in a log file
         with closing(self.trackers), self.grader, bar:
             going = self.was_evaluated() or self.evaluate()
             while going and self.done < config.run.steps and not stop.any_rank() and self.step(self.done):
@@ -435,6 +439,10 @@ class Trainer:
         checkpoint.save(self.run_dir, self.done, self.write_policy, self.learner.optimizer_state(), meta,
                         self.config.run.keep)
         self.saved = self.done
+        if self.first:
+            records = [record for _, record in files.read_jsonl(self.metrics_path) if record["kind"] == "train"]
+            if note := noise_note(records):
+                self.say(note)
 
     def write_policy(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """The policy and its tokenizer as a Hugging Face folder; collective."""

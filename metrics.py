@@ -153,6 +153,26 @@ def step_line(record: dict, steps: int) -> str:
     return line if len(line) <= 160 else line.replace(" | ", " ")
 
 
+def noise_note(records: Sequence[dict]) -> str:
+    """A line where DRA may be paying for noise: from the first quarter of the train records to the last, completions
+    became less alike, and longer by half or cut more often by a tenth of them; else "".
+
+    What the embedder reads and no reward does is free to vary, and DRA pays for what varies.
+    """
+    def means(part: Sequence[dict]) -> list[float]:
+        return [mean(record[key] for record in part) for key in ("similarity", "length", "truncated")]
+
+    quarter = len(records) // 4
+    if not quarter or any(record["similarity"] is None for record in records):
+        return ""
+    (alike, length, cut), (alike_now, length_now, cut_now) = means(records[:quarter]), means(records[-quarter:])
+    if alike_now > alike - 0.02 or (length_now < 1.5 * length and cut_now < cut + 0.1):
+        return ""
+    return (f"note: completions became less alike (mean cosine {alike:.2f} -> {alike_now:.2f}), and longer "
+            f"({length:.1f} -> {length_now:.1f} tokens, {cut:.0%} -> {cut_now:.0%} cut at the limit): is that what you "
+            "want DRA to reward? See the last groups in samples.jsonl, and dra.text")
+
+
 def strategies_of(record: dict) -> str:
     """Effective strategies of an evaluation's record, and of how many problems: "2.41 (131 of 200)"; "-" for none."""
     if record.get("effective_strategies") is None:
@@ -163,12 +183,15 @@ def strategies_of(record: dict) -> str:
 def before_and_after(run_dir: Path) -> str:
     """First and last evaluation of every benchmark in a run's metrics.jsonl, and where its files are."""
     records = [record for _, record in read_jsonl(run_dir / "metrics.jsonl") if record["kind"] == "eval"]
-    lines = [f"\n{'benchmark':<20}{'step':>6}{'accuracy':>20}{'effective strategies':>28}"] if records else []
+    lines = [f"\n{'benchmark':<20}{'step':>6}{'accuracy':>16}{'pass@8':>8}{'cut':>7}{'effective strategies':>23}"
+             f"{'different':>11}"] if records else []
     for name in dict.fromkeys(record["benchmark"] for record in records):
         mine = [record for record in records if record["benchmark"] == name]
         for record in (mine[0], mine[-1]):
-            lines.append(f"{name:<20}{record['step']:>6}{record['accuracy']:>12.3f} ± "
-                         f"{record['accuracy_se']:.3f}{strategies_of(record):>28}")
+            more = record["pass_at_k"].get("8"), record.get("distinct_strategies")
+            passed, different = ("-" if value is None else f"{value:.2f}" for value in more)
+            lines.append(f"{name:<20}{record['step']:>6}{record['accuracy']:>8.3f} ± {record['accuracy_se']:.3f}"
+                         f"{passed:>8}{record['truncated']:>7.3f}{strategies_of(record):>23}{different:>11}")
     lines.append(f"\npolicy       {run_dir}/final\nmetrics      {run_dir}/metrics.jsonl\nsamples      "
                  f"{run_dir}/samples.jsonl\ncheckpoints  {run_dir}/checkpoints\nconfig       {run_dir}/config.toml")
     return "\n".join(lines)

@@ -38,8 +38,8 @@ from torch import Tensor
 @dataclass(frozen=True)
 class CorrectConfig:
     correct: str = field(default="", kw_only=True)
-    """"path.py:function" called with (texts, problems), one of each per completion; the booleans that it returns say
-    which are right, in place of the grader, and golds are not needed; empty for the grader"""
+    """"path.py:function" called with (texts, problems), one of each per completion, in place of the grader; it returns
+    for each whether it is right, or (right, the answer that it read); golds are not needed; empty for the grader"""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,9 @@ class DraConfig:
     embedder: str = "ibm-granite/granite-embedding-small-english-r2"
     """sentence-transformers folder or hub name, or "policy" for the mean of the policy's own hidden states (no second
     model)"""
-    text: Literal["completion", "reasoning"] = "completion"
-    """what is embedded: the whole completion, or what stands before </think>, else before its last box"""
+    text: Literal["completion", "reasoning", "answer"] = "completion"
+    """what is embedded: the whole completion; what stands before </think>, else before its last box; or the answer that
+    was graded"""
     max_tokens: Annotated[int, ">= 0"] = 0
     """tokens of a text that are embedded; 0 for all of them, and an embedder that reads fewer than
     sampler.max_new_tokens is refused"""
@@ -376,6 +377,17 @@ def hook_weights(hook: Callable[..., Tensor], similarity_PGG: Tensor, raw_PG: Te
     return weight_PG.detach().to(raw_PG)
 
 
+def graded_parts(texts: Sequence[str], grades: Sequence[Grade]) -> list[str]:
+    """What of each text was graded: its answer or, where none was found, all of it.
+
+    ValueError for a right text without an answer: then nobody knows what was graded.
+    """
+    if any(grade.correct and not grade.answer for grade in grades):
+        raise ValueError('dra.text = "answer" needs the answer of each right completion; let the function of '
+                         "reward.correct return pairs (right, answer)")
+    return [grade.answer or text for text, grade in zip(texts, grades, strict=True)]
+
+
 # ------------------------------------------------------------------------------------------------ stateful pieces
 
 
@@ -452,8 +464,9 @@ class Rewarder:
         smi_PG, weight_PG, adjusted_PG = torch.zeros_like(raw_PG), torch.ones_like(raw_PG), raw_PG
         similarity_P, cut, embedded = [None] * len(rows), [False] * len(texts), graded
         if dra.enabled:
-            embeddings_PGD = self.embedder.encode(texts, tokens).view(*raw_PG.shape, -1)
-            cut = self.embedder.cut(texts, tokens)
+            read = graded_parts(texts, grades) if dra.text == "answer" else texts
+            embeddings_PGD = self.embedder.encode(read, tokens).view(*raw_PG.shape, -1)
+            cut = self.embedder.cut(read, tokens)
             embedded = time.perf_counter()
             similarity_PGG = cosine_similarity(embeddings_PGD)
             similarity_P = (graph_cut_smi(similarity_PGG).mean(-1) / (group_size - 1)).tolist()

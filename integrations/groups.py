@@ -22,11 +22,14 @@ class GroupRewards:
         """
         if dra.weights:
             raise ValueError(f"dra.weights = {dra.weights!r} works in dra_grpo.py only; leave it empty")
+        if dra.text == "answer":
+            raise ValueError('dra.text = "answer" works in dra_grpo.py only, which knows the answers; use "completion"')
         if group_size is not None and group_size < 2:
             raise ValueError(f"DRA compares the completions of a prompt; sample at least 2 of each, not {group_size}")
         self.options = {key: getattr(dra, key) for key in ("smi", "sharpen", "clamp", "scope", "normalize", "negative")}
         adjust_rewards(torch.ones(2), torch.eye(2), **self.options)     # refuses them now, not after the first rollout
-        self.embedder = Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, device) if dra.enabled else None
+        self.embedder = Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, device,
+                                 dra.text) if dra.enabled else None
 
     def __call__(self, texts: Sequence[str], rewards_N: Tensor, groups: Sequence[Hashable]) -> Tensor:
         """(N,) in the order given, at least float32; rows with equal `groups`, wherever they stand, are of one prompt.

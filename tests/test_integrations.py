@@ -182,7 +182,8 @@ def test_trl_refuses_functions_and_batches_that_do_not_fit():
 
 
 @pytest.mark.parametrize(("options", "words"),
-                         [({"weights": "x.py:f"}, "dra.weights"), ({"smi": "log_det", "sharpen": 2.0}, "log_det")])
+                         [({"weights": "x.py:f"}, "dra.weights"), ({"text": "answer"}, "dra.text"),
+                          ({"smi": "log_det", "sharpen": 2.0}, "log_det")])
 def test_options_are_refused_before_anything_is_sampled(options, words):
     with pytest.raises(ValueError, match=words):
         DraReward(grpo_config(), [len], DraConfig(embedder="tiny/embedder", **options))

@@ -13,8 +13,8 @@ import torch
 from test_loop import run as train_here
 
 import metrics
-from metrics import (Trackers, before_and_after, check_trackers, effective_labels, group_figures, maj_at_k, pass_at_k,
-                     scalars, standard_error, step_line, vendi_score)
+from metrics import (Trackers, before_and_after, check_trackers, effective_labels, group_figures, maj_at_k, noise_note,
+                     pass_at_k, scalars, standard_error, step_line, vendi_score)
 
 
 def test_pass_at_k_equals_counting_subsets():
@@ -136,14 +136,36 @@ def test_the_step_line_has_what_the_run_has_and_fits():
 
 def test_before_and_after_are_the_first_and_the_last(tmp_path):
     records = [{"kind": "eval", "benchmark": "x", "step": step, "accuracy": step / 100, "accuracy_se": 0.01,
-                "pass_at_k": {}, "n": 9, "effective_strategies": None if step else 2.5,
-                "effective_strategies_problems": 7}
+                "pass_at_k": {} if step else {"8": 0.5}, "truncated": 0.25, "n": 9,
+                "effective_strategies": None if step else 2.5, "effective_strategies_problems": 7,
+                **({} if step else {"distinct_strategies": 3.0})}
                for step in (0, 50, 100)]
     (tmp_path / "metrics.jsonl").write_text(
         "".join(json.dumps(record) + "\n" for record in [{"kind": "run", "config": {}, "argv": []}, *records]))
     rows = [line.split() for line in before_and_after(tmp_path).splitlines() if line.startswith("x ")]
-    assert rows == [["x", "0", "0.000", "±", "0.010", "2.50", "(7", "of", "9)"],
-                    ["x", "100", "1.000", "±", "0.010", "-"]]
+    assert rows == [["x", "0", "0.000", "±", "0.010", "0.50", "0.250", "2.50", "(7", "of", "9)", "3.00"],
+                    ["x", "100", "1.000", "±", "0.010", "-", "0.250", "-", "-"]]
+
+
+def trained(similarity: float | None, length: float, truncated: float) -> dict:
+    return {"similarity": similarity, "length": length, "truncated": truncated}
+
+
+BEGUN = trained(0.6, 10.0, 0.1)
+
+
+@pytest.mark.parametrize(("now", "noted"), [
+    (trained(0.5, 10.0, 0.2), True), (trained(0.5, 15.0, 0.1), True), (trained(0.58, 10.0, 0.2), True),
+    (trained(0.5, 14.9, 0.19), False), (trained(0.59, 15.0, 0.2), False), (trained(0.7, 15.0, 0.2), False),
+    (trained(None, 15.0, 0.2), False)])
+def test_noise_is_noted_where_completions_become_less_alike_and_longer_or_cut(now, noted):
+    """First quarter against the last; what is between does not count, nor a run without DRA or of three steps."""
+    between = trained(None if now["similarity"] is None else 0.9, 99.0, 0.9)
+    begun = BEGUN | {"similarity": None} if now["similarity"] is None else BEGUN
+    assert bool(noise_note([begun, between, between, now])) == noted
+    assert noise_note([begun, now, now]) == ""
+    if noted:
+        assert f"{0.6:.2f} -> {now['similarity']:.2f}" in noise_note([begun, between, between, now])
 
 
 def test_scalars_by_hand():

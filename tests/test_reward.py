@@ -288,6 +288,26 @@ def test_rewarder_is_the_functions_in_order(dra):
                                  else [None, None])
 
 
+def test_answers_alone_are_embedded_if_asked_for():
+    """dra.text = "answer": words around an answer change no weight; a text without an answer is embedded whole, and a
+    right one without an answer is refused."""
+    texts = ["ones 7+8=15, so \\boxed{85}", "tens \\boxed{85} or", "ones 7+8=15", "\\boxed{84}"]
+    rewards = reward_functions(RewardConfig())
+    embedder, rows = Embedder("tiny/embedder"), [{"answer": "85"}]
+    with Grader(1) as grader:
+        scores = Rewarder(rewards, DraConfig(text="answer"), "std", 64, grader, embedder)(texts, rows, [5] * 4, 4)
+    similarity = cosine_similarity(embedder.encode(["85", "85", texts[2], "84"]))
+    assert torch.equal(scores.adjusted, adjust_rewards(torch.tensor([[1.0, 1, 0, 0]]), similarity[None]))
+    assert scores.adjusted[0, 0] == scores.adjusted[0, 1]
+
+    class Booleans:
+        def grade_rows(self, texts, rows):
+            return [Grade(True, "right", None)] * len(texts)
+
+    with pytest.raises(ValueError, match="reward.correct return pairs"):
+        Rewarder(rewards, DraConfig(text="answer"), "std", 64, Booleans(), embedder)(texts, rows, [5] * 4, 4)
+
+
 def test_user_reward_functions_get_what_the_docs_say(tmp_path):
     """The example of docs/rewards.md next to accuracy, weighted.
 
