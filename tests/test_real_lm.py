@@ -1,4 +1,4 @@
-"""real_lm/: what is a right answer, the questions, how the models are made, the recipes and the picture."""
+"""real_lm/: what is a right answer, the questions, how the models are made, the recipes and what they came to."""
 import json
 import subprocess
 import sys
@@ -15,11 +15,11 @@ from config import import_function, load
 from data import DataConfig, load_problems
 from eval_samples import OwnGrader
 from prompts import model_folder
-from real_lm import make, picture
+from real_lm import make, results
 from real_lm.questions import ASKED, FORM, REWORDED, TEST, TRAIN, main, questions
 from real_lm.task import forms, item, item_among, labels_of, plain, right, right_among
 
-RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/smollm2*.toml"))
+RECIPES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/*smollm2*.toml"))
 ROW = {"items": ["apple", "kiwi|kiwi fruit", "berry", "potato", "sweet potato", "peach", "leaf", "côte|coast", "knife",
                  "fireman", "box", "t shirt"]}
 
@@ -180,41 +180,65 @@ def test_recipes_differ_in_loss_and_dra_alone():
     assert len({tuple(one[key] for key in sorted(differing)) for one in found}) == 4
 
 
-# ------------------------------------------------------------------------------------------------ the picture
+# ------------------------------------------------------------------------------------------------ what came of it
 
 
-def run_file(folder: Path, name: str, dra: bool, seed: int, last: dict[str, int],
-             first: dict[str, int] = {"china": 2, "japan": 1}) -> Path:
+def run_of(folder: Path, name: str, dra: bool, seed: int, last: dict[str, int],
+           first: dict[str, int] = {"china": 2, "japan": 1}, **settings) -> results.Run:
+    """A metrics.jsonl with two evaluations of four samples, read."""
     def evaluated(step: int, counts: dict[str, int]) -> dict:
         return {"kind": "eval", "step": step, "benchmark": "asia", "accuracy": sum(counts.values()) / 4,
-                "accuracy_se": 0.0, "pass_at_k": {}, "n": 1, "samples": 4, "strategies": counts}
+                "accuracy_se": 0.0, "pass_at_k": {"8": 0.5} if step else {}, "n": 1, "samples": 4,
+                "strategies": counts, "effective_strategies": 1.5 if step else None,
+                "distinct_strategies": float(len(counts)), "truncated": 0.25}
 
-    config = {"dra": {"enabled": dra}, "learner": {"loss": "grpo"}, "run": {"seed": seed}}
+    config = {"dra": {"enabled": dra, "text": "completion"} | settings, "learner": {"loss": "grpo"},
+              "reward": {"correct": "t.py:right" if name < "m" else "t.py:right_among"}, "run": {"seed": seed}}
     records = [{"kind": "run", "config": config, "argv": []}, evaluated(0, first), evaluated(40, last)]
     (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder / name
+    return results.read_run(folder / name)
 
 
-def test_the_picture_shows_the_shares_of_each_run(tmp_path, capsys):
+def test_table_and_picture_show_each_run(tmp_path, capsys):
     """Before once; baselines first, then seeds in order; shares are of all samples, so what is wrong stays blank."""
-    files = [run_file(tmp_path, "c", True, 0, {"india": 1, "china": 2, "japan": 1}),
-             run_file(tmp_path, "b", False, 1, {"japan": 4}), run_file(tmp_path, "a", False, 0, {"china": 3})]
-    bars = picture.bars_of([picture.read_run(file) for file in files])
+    runs = [run_of(tmp_path, "c", True, 0, {"india": 1, "china": 2, "japan": 1}),
+            run_of(tmp_path, "b", False, 1, {"japan": 4}), run_of(tmp_path, "a", False, 0, {"china": 3})]
+    bars = results.bars_of(runs)
     assert bars == {"before training": {"china": 0.5, "japan": 0.25}, "GRPO, seed 0": {"china": 0.75},
                     "GRPO, seed 1": {"japan": 1.0}, "DRA-GRPO, seed 0": {"china": 0.5, "india": 0.25, "japan": 0.25}}
-    pieces = picture.figure(bars, "?").axes[0].patches
+    pieces = results.figure(bars, "?").axes[0].patches
     assert sorted((patch.get_y() + patch.get_height() / 2, patch.get_x(), patch.get_width()) for patch in pieces) == [
         (0, 0, 0.5), (0, 0.5, 0.25), (1, 0, 0.75), (2, 0, 1), (3, 0, 0.5), (3, 0.5, 0.25), (3, 0.75, 0.25)]
-    assert picture.main([*map(str, files), "--out", str(tmp_path / "asia.png")]) == 0
+    files = [str(run.path) for run in runs]
+    assert results.main([*files, "--picture", str(tmp_path / "asia.png")]) == 0
     assert (tmp_path / "asia.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| before | 0.750 | - | 2.0 | - | 0.250 |", "| GRPO | 0.750, 1.000 | 1.50, 1.50 | 1.0, 1.0 | 0.500, 0.500 | "
+        "0.250, 0.250 |", "| DRA-GRPO | 1.000 | 1.50 | 3.0 | 0.500 | 0.250 |"]
 
 
-@pytest.mark.parametrize(("files", "words"), [
+def test_other_rules_and_texts_are_rows_of_their_own(tmp_path):
+    runs = [run_of(tmp_path, "x", True, 0, {"china": 1}), run_of(tmp_path, "y", True, 0, {"china": 2}, text="answer"),
+            run_of(tmp_path, "a", True, 0, {"china": 3})]
+    assert [line.split(" | ")[:2] for line in results.table(runs).splitlines()[2:]] == [
+        ["| before", "0.750"], ["| DRA-GRPO", "0.750"], ["| before, loose reward", "0.750"],
+        ["| DRA-GRPO, loose reward", "0.250"], ["| DRA-GRPO, loose reward, dra.text = answer", "0.500"]]
+
+
+@pytest.mark.parametrize(("runs", "words"), [
     ([("a", False, 0, {"china": 1}), ("b", False, 0, {"china": 2})], "same method and seed"),
     ([("a", False, 0, {"china": 1}), ("b", True, 0, {"china": 2}, {"china": 4})], "did not begin with the same")])
-def test_the_picture_refuses_runs_that_do_not_go_together(tmp_path, files, words):
+def test_runs_that_do_not_go_together_are_refused(tmp_path, runs, words):
     with pytest.raises(ValueError, match=words):
-        picture.bars_of([picture.read_run(run_file(tmp_path, *file)) for file in files])
+        results.bars_of([run_of(tmp_path, *run) for run in runs])
+
+
+def test_a_run_that_did_not_end_is_refused(tmp_path):
+    run = run_of(tmp_path, "a", False, 0, {"china": 1})
+    lines = run.path.read_text().splitlines(keepends=True)
+    run.path.write_text("".join(lines[:2]))
+    with pytest.raises(ValueError, match="no evaluations on 'asia' before and after training"):
+        results.table([results.read_run(run.path)])
 
 
 # ------------------------------------------------------------------------------------------------ for real
