@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ranks import run_main
 from report.page import method
@@ -24,8 +25,9 @@ COLUMNS = {"accuracy": (lambda record: record["accuracy"], 3),
            "cut": (lambda record: record["truncated"], 3)}
 BENCHMARK = "asia"
 NAMED = 7                                               # answers with a color and a name; the others are grey
+GREY = "#C8C8C8"
 COLORS = ["#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442"]        # Okabe and Ito's
-ROOM = 0.045                                            # of a bar's length: what a name in it needs, per five letters
+ROOM = 0.052                                            # of a bar's length: what a name in it needs, per five letters
 
 
 def evaluations(run: Run, benchmark: str) -> tuple[dict, dict]:
@@ -95,12 +97,12 @@ def figure(bars: dict[str, dict[str, float]], question: str) -> Figure:
     grey, wrong ones left blank; at its end the number of different right answers."""
     shares = sum((Counter(bar) for bar in bars.values()), Counter())
     colors = dict(zip([label for label, _ in shares.most_common(NAMED)], COLORS))
-    drawn = Figure(figsize=(8.2, 0.42 * len(bars) + 0.9), layout="constrained")
+    drawn = Figure(figsize=(8.2, 0.42 * len(bars) + 1.1), layout="constrained")
     ax = drawn.subplots()
     for y, bar in enumerate(bars.values()):
         left = 0.0
         for label in [*(label for label in colors if label in bar), *(label for label in bar if label not in colors)]:
-            ax.barh(y, bar[label], left=left, height=0.75, color=colors.get(label, "#C8C8C8"), edgecolor="white",
+            ax.barh(y, bar[label], left=left, height=0.75, color=colors.get(label, GREY), edgecolor="white",
                     linewidth=0.6)
             if label in colors and bar[label] > ROOM * max(1, len(label) / 5):
                 ax.text(left + bar[label] / 2, y, label.title(), ha="center", va="center", fontsize=8)
@@ -113,6 +115,10 @@ def figure(bars: dict[str, dict[str, float]], question: str) -> Figure:
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_title(question, fontsize=10, loc="left")
+    keys = [*((color, label.title()) for label, color in colors.items()), (GREY, "other right answers"),
+            ("white", "wrong")]
+    drawn.legend([Patch(facecolor=color, edgecolor=GREY) for color, _ in keys], [name for _, name in keys],
+                 loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     return drawn
 
 
