@@ -1,4 +1,4 @@
-"""What runs on the open questions came to: a table of their evaluations, and a picture of their answers to one of them.
+"""What runs on the open questions came to: tables of evaluations and steps, and a picture of answers to one of them.
 
     python -m real_lm.results benchmarks/real_lm_runs/{grpo,dra_grpo}-*.metrics.jsonl \\
         --picture benchmarks/real_lm_runs/asia.png
@@ -13,6 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from metrics import mean
 from ranks import run_main
 from report.page import method
 from report.read import Run, read_run
@@ -23,6 +24,10 @@ COLUMNS = {"accuracy": (lambda record: record["accuracy"], 3),
            "different items": (lambda record: record["distinct_strategies"], 1),
            "pass@8": (lambda record: record["pass_at_k"].get("8"), 3),
            "cut": (lambda record: record["truncated"], 3)}
+# heading: (key of a train record, digits)
+COURSE = {"reward": ("reward", 2), "effective items of a group": ("modes", 2), "cosine": ("similarity", 2),
+          "tokens": ("length", 1), "cut": ("truncated", 2), "entropy": ("entropy", 2),
+          "groups without advantage": ("zero_advantage", 2)}
 BENCHMARK = "asia"
 NAMED = 7                                               # answers with a color and a name; the others are grey
 GREY = "#C8C8C8"
@@ -72,6 +77,22 @@ def table(runs: list[Run]) -> str:
                 ", ".join("-" if value(record) is None else f"{value(record):.{digits}f}" for record in records)
                 for value, digits in COLUMNS.values()) + " |" for name, records in rows.items())]))
     return "\n\n".join(tables)
+
+
+def course(runs: list[Run]) -> str:
+    """A Markdown table of the training itself: means over seeds, over the first and over the last quarter of the steps."""
+    rows: dict[str, list[Run]] = {}
+    for run in in_order(runs):
+        rows.setdefault(name_of(run), []).append(run)
+    lines = [f"| first -> last quarter of the steps | {' | '.join(COURSE)} |", "|---" * (1 + len(COURSE)) + "|"]
+    for name, seeds in rows.items():
+        quarters = [[record for run in seeds for record in part(run.train)] for part in (
+            lambda train: train[: len(train) // 4], lambda train: train[-(len(train) // 4):])]
+        means = [[mean(record[key] for record in quarter) for quarter in quarters] for key, _ in COURSE.values()]
+        cells = ["-" if first is None else f"{first:.{digits}f} -> {last:.{digits}f}"
+                 for (first, last), (_, digits) in zip(means, COURSE.values())]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def answers(record: dict) -> dict[str, float]:
@@ -128,7 +149,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--picture", type=Path, help="PNG or SVG file to draw")
     args = parser.parse_args(argv)
     runs = list(map(read_run, args.runs))
-    print(table(runs))
+    print(f"{table(runs)}\n\n{course(runs)}")
     if args.picture:
         figure(bars_of(runs), "Answers to “Name a country in Asia.”").savefig(args.picture, dpi=150)
     return 0

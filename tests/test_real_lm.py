@@ -194,7 +194,10 @@ def run_of(folder: Path, name: str, dra: bool, seed: int, last: dict[str, int],
 
     config = {"dra": {"enabled": dra, "text": "completion"} | settings, "learner": {"loss": "grpo"},
               "reward": {"correct": "t.py:right" if name < "m" else "t.py:right_among"}, "run": {"seed": seed}}
-    records = [{"kind": "run", "config": config, "argv": []}, evaluated(0, first), evaluated(40, last)]
+    trained = [{"kind": "train", "step": step, "reward": 0.5, "accuracy": 0.5, "modes": step, "length": seed,
+                "similarity": 0.25 if dra else None, "truncated": 0, "entropy": 2.125, "zero_advantage": 0}
+               for step in range(1, 9)]
+    records = [{"kind": "run", "config": config, "argv": []}, evaluated(0, first), *trained, evaluated(40, last)]
     (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
     return results.read_run(folder / name)
 
@@ -212,9 +215,14 @@ def test_table_and_picture_show_each_run(tmp_path, capsys):
     files = [str(run.path) for run in runs]
     assert results.main([*files, "--picture", str(tmp_path / "asia.png")]) == 0
     assert (tmp_path / "asia.png").read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out.splitlines()[2:] == [
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2:5] == [
         "| before | 0.750 | - | 2.0 | - | 0.250 |", "| GRPO | 0.750, 1.000 | 1.50, 1.50 | 1.0, 1.0 | 0.500, 0.500 | "
         "0.250, 0.250 |", "| DRA-GRPO | 1.000 | 1.50 | 3.0 | 0.500 | 0.250 |"]
+    assert printed[-2:] == [
+        "| GRPO | 0.50 -> 0.50 | 1.50 -> 7.50 | - | 0.5 -> 0.5 | 0.00 -> 0.00 | 2.12 -> 2.12 | 0.00 -> 0.00 |",
+        "| DRA-GRPO | 0.50 -> 0.50 | 1.50 -> 7.50 | 0.25 -> 0.25 | 0.0 -> 0.0 | 0.00 -> 0.00 | 2.12 -> 2.12 | "
+        "0.00 -> 0.00 |"], "quarters of eight steps; seeds 0 and 1 have so many tokens"
 
 
 def test_other_rules_and_texts_are_rows_of_their_own(tmp_path):
@@ -236,9 +244,25 @@ def test_runs_that_do_not_go_together_are_refused(tmp_path, runs, words):
 def test_a_run_that_did_not_end_is_refused(tmp_path):
     run = run_of(tmp_path, "a", False, 0, {"china": 1})
     lines = run.path.read_text().splitlines(keepends=True)
-    run.path.write_text("".join(lines[:2]))
+    run.path.write_text("".join(lines[:-1]))
     with pytest.raises(ValueError, match="no evaluations on 'asia' before and after training"):
         results.table([results.read_run(run.path)])
+
+
+RUNS = sorted(ROOT.glob("benchmarks/real_lm_runs/*.metrics.jsonl"))
+
+
+def test_the_page_has_the_tables_of_the_committed_runs():
+    """What `python -m real_lm.results` prints of the strict runs and of the loose ones; at least three seeds of GRPO
+    and of DRA-GRPO."""
+    text = (ROOT / "docs" / "real_model.md").read_text(encoding="utf-8")
+    runs = {loose: [results.read_run(path) for path in RUNS if ("loose" in path.name) == loose]
+            for loose in (False, True)}
+    seeds = Counter(results.name_of(run) for run in runs[False])
+    assert min(seeds["GRPO"], seeds["DRA-GRPO"]) >= 3
+    for group in runs.values():
+        assert results.course(group) in text
+        assert all(table in text for table in results.table(group).split("\n\n"))
 
 
 # ------------------------------------------------------------------------------------------------ for real
