@@ -80,7 +80,7 @@ def table(runs: list[Run]) -> str:
 
 
 def course(runs: list[Run]) -> str:
-    """A Markdown table of the training itself: means over seeds, over the first and over the last quarter of the steps."""
+    """A Markdown table of the training: means over seeds, over the first and the last quarter of the steps."""
     rows: dict[str, list[Run]] = {}
     for run in in_order(runs):
         rows.setdefault(name_of(run), []).append(run)
