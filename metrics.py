@@ -99,6 +99,22 @@ def standard_error(values: Sequence[float]) -> float:
 # ------------------------------------------------------------------------------------------------ figures of a run
 
 
+def weight_length(groups: list[list[dict]]) -> float | None:
+    """Correlation of weight and length of rewarded completions around the means of their groups, in [-1, 1]; None where
+    one of the two does not vary, as without DRA.
+
+    What an embedder reads and no reward does is free to vary, and the longer it is, the more it can.
+    """
+    weights, lengths = [], []
+    for group in groups:
+        rewarded = [completion for completion in group if completion["reward"] > 0]
+        for values, key in ((weights, "weight"), (lengths, "length")):
+            centre = mean(completion[key] for completion in rewarded)
+            values += [completion[key] - centre for completion in rewarded]
+    scale = math.sqrt(sum(w * w for w in weights) * sum(x * x for x in lengths))
+    return sum(w * x for w, x in zip(weights, lengths)) / scale if scale > 1e-9 else None
+
+
 def group_figures(records: list[dict]) -> dict:
     """Means over all completions and groups of a step, from its samples.jsonl records (those of all ranks)."""
     groups = [record["completions"] for record in records]
@@ -117,7 +133,7 @@ def group_figures(records: list[dict]) -> dict:
         "reward": average("reward"), "accuracy": average("correct"), "smi": average("smi"), "weight": average("weight"),
         "adjusted": average("adjusted"),
         "density": 1 + average("smi"), "weight_min": sum(map(min, weights)) / len(groups),
-        "weight_max": sum(map(max, weights)) / len(groups),
+        "weight_max": sum(map(max, weights)) / len(groups), "weight_length": weight_length(groups),
         "similarity": sum(similarities) / len(similarities) if similarities else None,
         "embed_cut": sum(c["cut"] for c in flat),
         "equal_group_share": sum(push for push, same in zip(pushed, equal) if same) / (sum(pushed) or 1.0),
@@ -154,23 +170,25 @@ def step_line(record: dict, steps: int) -> str:
 
 
 def noise_note(records: Sequence[dict]) -> str:
-    """A line where DRA may be paying for noise: from the first quarter of the train records to the last, completions
-    became less alike, and longer by half or cut more often by a tenth of them; else "".
+    """A line where DRA may be paying for noise, else "".
 
-    What the embedder reads and no reward does is free to vary, and DRA pays for what varies.
+    That is: in the last quarter of the train records rewarded completions weigh more the longer they are, and since the
+    first quarter a twentieth more of all became too long for the limit, or all became longer by half.
     """
-    def means(part: Sequence[dict]) -> list[float]:
-        return [mean(record[key] for record in part) for key in ("similarity", "length", "truncated")]
-
     quarter = len(records) // 4
-    if not quarter or any(record["similarity"] is None for record in records):
+    if not quarter:
         return ""
-    (alike, length, cut), (alike_now, length_now, cut_now) = means(records[:quarter]), means(records[-quarter:])
-    if alike_now > alike - 0.02 or (length_now < 1.5 * length and cut_now < cut + 0.1):
+
+    def means(part: Sequence[dict]) -> list[float | None]:
+        return [mean(record.get(key) for record in part) for key in ("weight_length", "length", "truncated")]
+
+    (_, length, cut), (paid, length_now, cut_now) = means(records[:quarter]), means(records[-quarter:])
+    if paid is None or paid < 0.3 or (length_now < 1.5 * length and cut_now < cut + 0.05):
         return ""
-    return (f"note: completions became less alike (mean cosine {alike:.2f} -> {alike_now:.2f}), and longer "
-            f"({length:.1f} -> {length_now:.1f} tokens, {cut:.0%} -> {cut_now:.0%} cut at the limit): is that what you "
-            "want DRA to reward? See the last groups in samples.jsonl, and dra.text")
+    return (f"note: DRA pays for length here: among the rewarded completions of a group, weight and length correlate "
+            f"with {paid:.2f}, and since the first steps completions went from {length:.1f} to {length_now:.1f} "
+            f"tokens, {cut:.0%} to {cut_now:.0%} of them cut. Is it noise? See the last groups in samples.jsonl; "
+            "docs/rewards.md says what to do")
 
 
 def strategies_of(record: dict) -> str:

@@ -8,13 +8,14 @@ import sys
 import types
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from test_loop import run as train_here
 
 import metrics
 from metrics import (Trackers, before_and_after, check_trackers, effective_labels, group_figures, maj_at_k, noise_note,
-                     pass_at_k, scalars, standard_error, step_line, vendi_score)
+                     pass_at_k, scalars, standard_error, step_line, vendi_score, weight_length)
 
 
 def test_pass_at_k_equals_counting_subsets():
@@ -147,25 +148,30 @@ def test_before_and_after_are_the_first_and_the_last(tmp_path):
                     ["x", "100", "1.000", "±", "0.010", "-", "0.250", "-", "-"]]
 
 
-def trained(similarity: float | None, length: float, truncated: float) -> dict:
-    return {"similarity": similarity, "length": length, "truncated": truncated}
+def test_weight_and_length_of_rewarded_completions_go_together():
+    """numpy's correlation of both around their group's means; what has no reward, and groups apart, do not count."""
+    rows = [[(1.0, 0.5, 3), (1.0, 0.3, 2), (0.0, 0.9, 1), (2.0, 0.2, 2)], [(1.0, 0.9, 30), (1.0, 0.8, 31)],
+            [(0.0, 0.1, 7)]]
+    groups = [[dict(zip(("reward", "weight", "length"), row)) for row in group] for group in rows]
+    rewarded = [np.array([row[1:] for row in group if row[0] > 0]) for group in rows[:2]]
+    centred = np.concatenate([values - values.mean(0) for values in rewarded])
+    assert weight_length(groups) == pytest.approx(np.corrcoef(centred.T)[0, 1])
+    assert weight_length([[completion | {"weight": 1.0} for completion in group] for group in groups]) is None
+    assert weight_length([[completion | {"length": 5} for completion in group] for group in groups]) is None
+    assert weight_length(groups[2:]) is None
 
 
-BEGUN = trained(0.6, 10.0, 0.1)
-
-
-@pytest.mark.parametrize(("now", "noted"), [
-    (trained(0.5, 10.0, 0.2), True), (trained(0.5, 15.0, 0.1), True), (trained(0.58, 10.0, 0.2), True),
-    (trained(0.5, 14.9, 0.19), False), (trained(0.59, 15.0, 0.2), False), (trained(0.7, 15.0, 0.2), False),
-    (trained(None, 15.0, 0.2), False)])
-def test_noise_is_noted_where_completions_become_less_alike_and_longer_or_cut(now, noted):
-    """First quarter against the last; what is between does not count, nor a run without DRA or of three steps."""
-    between = trained(None if now["similarity"] is None else 0.9, 99.0, 0.9)
-    begun = BEGUN | {"similarity": None} if now["similarity"] is None else BEGUN
-    assert bool(noise_note([begun, between, between, now])) == noted
+@pytest.mark.parametrize(("paid", "length", "truncated", "noted"), [
+    (0.5, 10.0, 0.16, True), (0.5, 15.0, 0.1, True), (0.3, 10.0, 0.16, True), (0.29, 20.0, 0.5, False),
+    (0.5, 14.9, 0.14, False), (None, 20.0, 0.5, False)])
+def test_noise_is_noted_where_dra_pays_for_length(paid, length, truncated, noted):
+    """First quarter against the last; what is between does not count, nor a run of three steps or an older record."""
+    begun, between = {"length": 10.0, "truncated": 0.1}, {"weight_length": 0.9, "length": 99.0, "truncated": 0.9}
+    now = {"weight_length": paid, "length": length, "truncated": truncated}
+    assert bool(note := noise_note([begun, between, between, now])) == noted
     assert noise_note([begun, now, now]) == ""
     if noted:
-        assert f"{0.6:.2f} -> {now['similarity']:.2f}" in noise_note([begun, between, between, now])
+        assert f"with {paid:.2f}" in note and f"10.0 to {length:.1f} tokens, 10% to {truncated:.0%}" in note
 
 
 def test_scalars_by_hand():
