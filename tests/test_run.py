@@ -75,6 +75,7 @@ def test_run_folder_holds_what_the_readme_says(run):
     for word in ("accuracy", "effective strategies", str(folder / "final"), str(folder / "samples.jsonl")):
         assert word in result.stdout
     assert "step 3/3 | reward" in result.stdout
+    assert "train:" not in result.stderr, "where nobody looks on, no bar between the lines"
 
 
 @pytest.mark.exact
