@@ -133,6 +133,7 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
             "effective_strategies_m": STRATEGY_SAMPLES, "effective_strategies_problems": len(enough),
             "effective_strategies_pooled": effective_labels(pooled) if pooled else None,
             "strategies": dict(Counter(pooled).most_common()),
+            "labels": dict(Counter(str(sample["label"]) for sample in flat).most_common()),
         }
     return record
 
