@@ -421,6 +421,11 @@ def test_checkpoints_load_on_other_numbers_of_ranks(run, tmp_path):
     (["data.max_prompt_tokens=2"], ["data.max_prompt_tokens", "2"]),
     (["eval.label=tiny/task.py:nothing"], ["eval.label", "nothing"]),
     (["dra.weights=none.py:f"], ["dra.weights", "none.py"]),
+    (["dra.advantages=none.py:f"], ["dra.advantages", "none.py"]),
+    (["dra.advantages=a.py:f", "dra.weights=b.py:f"], ["dra.advantages", "dra.weights"]),
+    (["dra.advantages=a.py:f", "dra.apply=advantage"], ["dra.advantages", "dra.apply"]),
+    (["dra.apply=advantage", "dra.clamp=false"], ["apply", "clamp"]),
+    (["dra.bonus=0.2"], ["bonus", "apply"]),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(overrides, words, tmp_path, here):
     """No traceback, nothing written."""

@@ -13,7 +13,7 @@ import random
 import re
 from collections.abc import Sequence
 
-STRATEGIES = {"first": 0.40, "second": 0.30, "third": 0.20, "fourth": 0.10}        # shares in supervised data
+STRATEGIES = {"first": 0.37, "second": 0.29, "third": 0.21, "fourth": 0.13}        # shares in supervised data
 SLIP = 0.13                                             # chance that a step of a demonstration is off by one
 
 
