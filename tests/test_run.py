@@ -469,13 +469,15 @@ def test_help_lists_every_key(here):
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dra_grpo", "dra_dr_grpo", "tiny", "tiny_grpo", "tiny_dr_grpo",
-                                  "tiny_dra_dr_grpo"])
+                                  "tiny_dra_dr_grpo", "chain", "chain_grpo", "chain_dr_grpo", "chain_dra_dr_grpo",
+                                  "chain_advantage"])
 def test_recipes_load(name):
     load(Config, f"configs/{name}.toml")
 
 
 @pytest.mark.parametrize(("baseline", "dra"), [("grpo", "dra_grpo"), ("dr_grpo", "dra_dr_grpo"), ("tiny_grpo", "tiny"),
-                                               ("tiny_dr_grpo", "tiny_dra_dr_grpo")])
+                                               ("tiny_dr_grpo", "tiny_dra_dr_grpo"), ("chain_grpo", "chain"),
+                                               ("chain_dr_grpo", "chain_dra_dr_grpo")])
 def test_a_baseline_differs_from_its_twin_in_one_line(baseline, dra):
     lines = [Path(f"configs/{name}.toml").read_text().splitlines() for name in (baseline, dra)]
     assert [(a, b) for a, b in zip(*lines, strict=True) if a != b] == [("enabled = false", "enabled = true")]
