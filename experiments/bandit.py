@@ -96,6 +96,7 @@ def pushes() -> str:
     rows = []
     for name, rule in RULES.items():
         found = [push(rule, base, skill) for base, skill in ((0.0, 0.7), (0.757, 0.7), (0.757, 0.95))]
-        rows.append([name_of(name), *(f"{round(drift, 4) + 0.0:+.3f}" for drift, _ in found), *(f"{gain:.4f}" for _, gain in found)])
+        rows.append([name_of(name), *(f"{round(drift, 4) + 0.0:+.3f}" for drift, _ in found),
+                     *(f"{gain:.4f}" for _, gain in found)])
     return table(["d log(p_first / p_last); dP(right)", "true kernel, skill .7", "cosine .757, skill .7",
                   "cosine .757, skill .95", "dP, true kernel, .7", "dP, .757, .7", "dP, .757, .95"], rows)

@@ -123,7 +123,8 @@ def record_of(run: Run, folder: Path, commit: str) -> list[dict]:
     return rounded([
         {"kind": "run", **about},
         *({"kind": "eval", **{key: record.get(key) for key in EVAL}} for record in (evals[0], evals[-1])),
-        {"kind": "train", "steps": last, "from": last // 2 + 1, **{key: mean(r.get(key) for r in late) for key in TRAIN},
+        {"kind": "train", "steps": last, "from": last // 2 + 1,
+         **{key: mean(record.get(key) for record in late) for key in TRAIN},
          "step_s": sorted(seconds)[len(seconds) // 2], **pushes(groups), "curves": curves}])
 
 

@@ -181,8 +181,8 @@ def why(arms: dict[str, dict[int, Result]]) -> str:
               ("groups_all_right", "right_pushed_down", "abs_right_down", "abs_all_right")),
             average((r.train["step_s"] for r in found), ".2f")])
     return table(["method", "gain by selection", "by skill", "against plain by selection", "by skill",
-                  "groups all right", "right answers with A < 0", "of \\|A\\|: right pushed down", "in all-right groups",
-                  "s / step"], rows)
+                  "groups all right", "right answers with A < 0", "of \\|A\\|: right pushed down",
+                  "in all-right groups", "s / step"], rows)
 
 
 def mixes(arms: dict[str, dict[int, Result]]) -> str:

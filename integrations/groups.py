@@ -64,7 +64,7 @@ class GroupRewards:
 
 
 def require_unscaled(dra: DraConfig, setting: str, holds: bool) -> None:
-    """ValueError for `apply = "advantage"` in a trainer that would divide advantages again; `setting` turns that off."""
+    """ValueError for `apply = "advantage"` in a trainer that divides advantages again; `setting` turns that off."""
     if dra.enabled and dra.apply == "advantage" and not holds:
         raise ValueError(f"apply = advantage hands advantages over, which must not be divided again; set {setting}")
 

@@ -28,7 +28,8 @@ def test_the_push_of_each_rule_is_that_of_the_table():
         "additive": ((-0.015, -0.010, -0.018), (0.0241, 0.0242)), "passk": ((0, 0, 0), (0.0009, 0.0009)),
         "Dr. GRPO": ((0, 0, 0), (0.0116, 0.0116)), "Dr. GRPO, DRA": ((-0.045, -0.001, -0.002), (0.0043, 0.0017))}
     for name, (drifts, gains) in known.items():
-        found = [bandit.push(bandit.RULES[name], base, skill) for base, skill in ((0, 0.7), (0.757, 0.7), (0.757, 0.95))]
+        found = [bandit.push(bandit.RULES[name], base, skill)
+                 for base, skill in ((0, 0.7), (0.757, 0.7), (0.757, 0.95))]
         assert [drift for drift, _ in found] == pytest.approx(drifts, abs=1.1e-3), name
         assert [gain for _, gain in found[:2]] == pytest.approx(gains, abs=6e-5), name
 
@@ -165,7 +166,8 @@ def test_shuffled_weights_are_the_same_weights(given):
 def test_the_true_kernel_knows_strategies_of_both_tasks():
     """A completion of no strategy is like no other."""
     texts = ["1+2=3, 3+3=6, then 6+4=10, so \\boxed{10}", "1 and 2 make 4, 4+3=7, 7+4=11, so \\boxed{11}", "2+3=5",
-             "2+3", "ones 1+2=3, tens 1+1+0=2, so \\boxed{23}", "tens 10+10=20, ones 1+2=3, both 20+3=23, so \\boxed{23}",
+             "2+3", "ones 1+2=3, tens 1+1+0=2, so \\boxed{23}",
+             "tens 10+10=20, ones 1+2=3, both 20+3=23, so \\boxed{23}",
              "ones 1+2=3, tens 1+1+0=3, so \\boxed{33}", "no"]
     assert rules.strategies(texts[:4], [{"problem": "1+2+3+4"}]) == ["first", "first", None, None]
     assert rules.strategies(texts[4:], [{"problem": "11+12"}]) == ["columns", "splitting", "columns", None]
@@ -337,4 +339,5 @@ def test_a_file_that_is_no_record_is_named(tmp_path):
 def test_the_page_shows_the_committed_records():
     """docs/experiments.md is what `python -m experiments tables` makes of experiments/records/."""
     page = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
-    assert tables.fill(page, tables.tables(tables.read_records(Path("experiments/records")), runs.read_plan())) == page
+    found = tables.tables(tables.read_records(Path("experiments/records")), runs.read_plan())
+    assert tables.fill(page, found | {"bandit": bandit.pushes()}) == page
