@@ -24,7 +24,7 @@ def arguments() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("run", help="trains what has no record yet")
     command.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)")
-    command.add_argument("--seeds", type=int, default=0, help="at most so many of each setting (default: the plan's)")
+    command.add_argument("--seeds", type=int, default=0, help="at most so many of each arm (default: the plan's)")
     command.add_argument("--most", type=int, default=0, help="at most so many runs now (default: all)")
     command.add_argument("--only", nargs="+", default=[], metavar="WORD",
                          help="runs whose name has one of these in it, such as chain_grpo-dra")

@@ -62,15 +62,16 @@ def read_plan(path: Path = HERE / "plan.toml") -> dict:
 def runs_of(plan: dict, quick: bool = False, seeds: int = 0) -> list[Run]:
     """All runs in the order they are made: seed by seed, settings in the plan's order.
 
-    `quick`: the plan's small version. `seeds`: at most so many of each setting, 0 for the plan's.
+    `quick`: the plan's small version. `seeds`: at most so many of each arm, 0 for the plan's.
     """
-    small, runs = plan["quick"], []
+    small, final, runs = plan["quick"], plan["finalists"], []
     for name, setting in plan["settings"].items():
         if quick and name not in small["settings"]:
             continue
         for arm in [arm for arm in setting["arms"] if not quick or arm in small["arms"]]:
-            overrides = (*setting["overrides"], "eval.samples=64", *plan["arms"][arm], *small["overrides"] * quick)
-            count = 1 if quick else min(seeds or setting["seeds"], setting["seeds"])
+            overrides = (*setting["overrides"], *plan["overrides"], *plan["arms"][arm], *small["overrides"] * quick)
+            planned = 1 if quick else final["seeds"] if arm in final["arms"] else plan["seeds"]
+            count = min(seeds or planned, planned)
             runs += [Run(name, arm, seed, setting["config"], overrides) for seed in range(count)]
     return sorted(runs, key=lambda run: run.seed)
 

@@ -8,7 +8,7 @@ so a trainer that subtracts the mean leaves them as they are, if it is told not 
 `scale` says whether ours are divided ("std", GRPO) or not ("none", Dr. GRPO).
 """
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -63,9 +63,9 @@ class GroupRewards:
         return advantages_G if self.options["apply"] == "advantage" else adjusted_G
 
 
-def require_unscaled(dra: DraConfig, setting: str, holds: bool) -> None:
+def require_unscaled(dra: DraConfig, setting: str, holds: Callable[[], bool]) -> None:
     """ValueError for `apply = "advantage"` in a trainer that divides advantages again; `setting` turns that off."""
-    if dra.enabled and dra.apply == "advantage" and not holds:
+    if dra.enabled and dra.apply == "advantage" and not holds():
         raise ValueError(f"apply = advantage hands advantages over, which must not be divided again; set {setting}")
 
 

@@ -25,9 +25,8 @@ def with_dra(maker: type, dra: DraConfig, device: str | torch.device = "cpu", sc
     class DraExperienceMaker(maker):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
-            if dra.apply == "advantage":
-                require_unscaled(dra, "--algo.advantage.estimator dr_grpo",
-                                 self.args.algo.advantage.estimator == "dr_grpo")
+            require_unscaled(dra, "--algo.advantage.estimator dr_grpo",
+                             lambda: self.args.algo.advantage.estimator == "dr_grpo")
             self.adjust = GroupRewards(dra, device, self.args.rollout.n_samples_per_prompt, scale)
 
         @torch.no_grad()

@@ -61,7 +61,7 @@ class DraReward:
         if unfit := [f for f in functions if not callable(f) or isinstance(f, torch.nn.Module)
                      or inspect.iscoroutinefunction(f)]:
             raise ValueError(f"reward functions under DRA are plain Python functions; got {unfit}")
-        require_unscaled(dra, 'scale_rewards="none"', getattr(config, "scale_rewards", None) in ("none", False))
+        require_unscaled(dra, 'scale_rewards="none"', lambda: config.scale_rewards in ("none", False))
         self.functions, self.names = list(functions), [getattr(f, "__name__", type(f).__name__) for f in functions]
         self.weights_F, self.adjust = torch.tensor(weights, dtype=torch.float32), GroupRewards(dra, device, scale=scale)
         config.reward_weights = [1.0]

@@ -26,9 +26,8 @@ def with_dra(trainer: type, dra: DraConfig, device: str | torch.device = "cpu", 
     class DraTrainer(trainer):
         def __init__(self, config):
             super().__init__(config)
-            if dra.apply == "advantage":
-                require_unscaled(dra, "algorithm.norm_adv_by_std_in_grpo=False",
-                                 not config.algorithm.norm_adv_by_std_in_grpo)
+            require_unscaled(dra, "algorithm.norm_adv_by_std_in_grpo=False",
+                             lambda: not config.algorithm.norm_adv_by_std_in_grpo)
             self.adjust = GroupRewards(dra, device, config.actor_rollout_ref.rollout.n, scale)
 
         def _compute_advantage(self, batch, metrics: dict):
