@@ -15,7 +15,7 @@ from experiments import bandit, runs, tables
 from ranks import run_main
 
 PAGE, FIGURE = Path("docs/experiments.md"), Path("experiments/front.png")
-RECORDS, FOLDER, QUICK = Path("experiments/records"), Path("runs/experiments"), Path("runs/experiments-quick")
+FOLDER, QUICK = Path("runs/experiments"), Path("runs/experiments-quick")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"no run of the plan has {' or '.join(args.only)} in its name")
     if args.jobs < 1 or args.most < 0 or args.seeds < 0:
         raise ValueError("--jobs must be >= 1, --most and --seeds >= 0")
-    folder, records = (QUICK, QUICK / "records") if args.quick else (FOLDER, RECORDS)
+    folder, records = (QUICK, QUICK / "records") if args.quick else (FOLDER, runs.RECORDS)
     failed = runs.make(wanted, folder, records, args.jobs, args.most, args.keep)
     if args.quick:
         results = tables.read_records(records)
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         case "run":
             return run(args)
         case "tables":
-            plan, results = runs.read_plan(), tables.read_records(RECORDS)
+            plan, results = runs.read_plan(), tables.read_records(runs.RECORDS)
             found = tables.tables(results, plan) | {"bandit": bandit.pushes()}
             files.write(PAGE, tables.fill(PAGE.read_text(encoding="utf-8"), found))
             tables.front(results, plan, FIGURE)

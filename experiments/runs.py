@@ -21,6 +21,7 @@ from dra_grpo import Config
 from metrics import mean
 
 HERE = Path(__file__).parent
+RECORDS = Path("experiments/records")
 PROGRAM = [sys.executable, "dra_grpo.py"]
 POINTS = 10                                             # of a run's curves
 EVAL = ("step", "benchmark", "n", "samples", "accuracy", "accuracy_se", "pass_at_k", "length", "truncated",
@@ -150,6 +151,18 @@ def commit_of_code() -> str:
 # ------------------------------------------------------------------------------------------------ the runner
 
 
+def done(run: Run, records: Path) -> bool:
+    """Whether there is a record of the run; ValueError if it was made with other settings than the plan has now."""
+    path = records / f"{run.name}.jsonl"
+    if not path.exists():
+        return False
+    _, about = next(files.read_jsonl(path))
+    if (about["config"], about["overrides"]) != (run.config, list(run.overrides)):
+        raise ValueError(f"{path} was made with {about['config']} {' '.join(about['overrides'])}, the plan now has "
+                         f"{run.config} {' '.join(run.overrides)}; remove the record, or change the plan back")
+    return True
+
+
 def start(run: Run, folder: Path) -> subprocess.Popen:
     """One thread each, so that a run's figures do not depend on how many run at a time; its output goes into a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -171,7 +184,7 @@ def make(runs: Sequence[Run], folder: Path, records: Path, jobs: int = 1, most: 
 
     A run that fails is named with the last line of its log, and the others go on. Returns how many failed.
     """
-    waiting = [run for run in runs if not (records / f"{run.name}.jsonl").exists()]
+    waiting = [run for run in runs if not done(run, records)]
     print(f"{len(runs) - len(waiting)} of {len(runs)} runs have a record in {records}", flush=True)
     waiting, running, failed, commit = waiting[: most or None], {}, 0, commit_of_code()
 

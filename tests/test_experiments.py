@@ -4,7 +4,6 @@ import math
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -206,6 +205,15 @@ def test_runs_are_made_once_and_leave_a_record(small, capsys):
     assert (folder / "s-dra-seed1" / "metrics.jsonl").exists(), "--keep"
 
 
+def test_a_record_of_other_settings_is_refused(small):
+    """The plan has changed: a table must not mix both."""
+    plan, folder, records = small
+    runs.make(plan[:1], folder, records)
+    changed = runs.Run("s", "grpo", 0, "configs/chain.toml", ("learner.lr=1",))
+    with pytest.raises(ValueError, match="s-grpo-seed0.jsonl was made with .*learner.lr=1"):
+        runs.make([changed], folder, records)
+
+
 def test_a_stopped_runner_continues_its_runs(small):
     """SIGTERM in the middle of two runs: both end, neither has a record; the next call does only what is missing."""
     plan, folder, records = small
@@ -337,7 +345,10 @@ def test_a_file_that_is_no_record_is_named(tmp_path):
 
 
 def test_the_page_shows_the_committed_records():
-    """docs/experiments.md is what `python -m experiments tables` makes of experiments/records/."""
-    page = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
-    found = tables.tables(tables.read_records(Path("experiments/records")), runs.read_plan())
+    """docs/experiments.md is what `python -m experiments tables` makes of experiments/records/, all of them runs of the
+    plan as it is."""
+    page, plan, records = (ROOT / "docs/experiments.md").read_text("utf-8"), runs.read_plan(), ROOT / runs.RECORDS
+    made = [run.name for run in runs.runs_of(plan) if runs.done(run, records)]
+    assert sorted(made) == sorted(path.stem for path in records.glob("*.jsonl"))
+    found = tables.tables(tables.read_records(records), plan)
     assert tables.fill(page, found | {"bandit": bandit.pushes()}) == page
