@@ -54,6 +54,12 @@ def run(args: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
+def all_tables(results: list[tables.Result], plan: dict) -> dict[str, str]:
+    """Every table of the page by its name there."""
+    push = {f"{setting} push": bandit.beside_runs(results, plan, setting) for setting in ("chain_grpo", "tiny_grpo")}
+    return tables.tables(results, plan) | push | {"bandit": bandit.pushes()}
+
+
 def main(argv: list[str]) -> int:
     args = arguments().parse_args(argv)
     match args.command:
@@ -61,8 +67,7 @@ def main(argv: list[str]) -> int:
             return run(args)
         case "tables":
             plan, results = runs.read_plan(), tables.read_records(runs.RECORDS)
-            found = tables.tables(results, plan) | {"bandit": bandit.pushes()}
-            files.write(PAGE, tables.fill(PAGE.read_text(encoding="utf-8"), found))
+            files.write(PAGE, tables.fill(PAGE.read_text(encoding="utf-8"), all_tables(results, plan)))
             tables.front(results, plan, FIGURE)
             print(f"{len(results)} runs: written {PAGE} and {FIGURE}")
         case "bandit":

@@ -11,6 +11,7 @@ from conftest import ROOT
 from scipy.stats import ttest_rel
 
 from experiments import bandit, rules, runs, tables
+from experiments.__main__ import all_tables
 from metrics import pass_at_k
 from reward import cosine_similarity, diversity_weights, dra_advantages, group_advantages
 
@@ -48,12 +49,25 @@ def test_gradients_are_the_sum_over_all_sequences(monkeypatch):
             theta += chance * advantage * (torch.eye(4).double()[mode] - p) / 3
             phi[mode] += chance * advantage * (correct - q[mode]) / 3
     try:
-        found = bandit.gradients(bandit.dra(bandit.similarity(0.4), bandit.groups()[2], sharpen=2.0), p, q)
+        found = bandit.gradients(bandit.dra(bandit.similarity(0.4), bandit.groups()[-1], sharpen=2.0), p, q)
     finally:
         monkeypatch.undo()
         bandit.groups.cache_clear()
     assert total == pytest.approx(1)
     torch.testing.assert_close(found, (theta, phi))
+
+
+def test_predictions_stand_next_to_what_was_measured():
+    """A strategy's push by enumeration, from the shares and skills of the record; arms without a rule are left out."""
+    record = {"labels": {"a": 40, "b": 30, "c": 20, "d": 10, "None": 5},
+              "strategies": {"a": 28, "b": 21, "c": 14, "d": 7}}
+    train = {"push": {"a": -0.0123, "b": 0.001}}
+    results = [tables.Result([{"setting": "s", "arm": arm, "seed": 0}, record, record, train]) for arm in ("dra", "kl")]
+    text = bandit.beside_runs(results, {"settings": {"s": {"arms": ["kl", "dra"]}}}, "s")
+    theta, _ = bandit.gradients(bandit.dra(bandit.similarity(0.757), bandit.groups()[-1]), torch.tensor(bandit.SHARES),
+                                torch.full((4,), 0.7))
+    expected = [f"{a:+.1f} / {1000 * b:+.1f}" for a, b in zip((-12.3, 1.0, 0.0, 0.0), theta.tolist())]
+    assert text.splitlines()[2:] == [f"| DRA, published | {' | '.join(expected)} |"]
 
 
 # ------------------------------------------------------------------------------------------------ rules
@@ -350,5 +364,4 @@ def test_the_page_shows_the_committed_records():
     page, plan, records = (ROOT / "docs/experiments.md").read_text("utf-8"), runs.read_plan(), ROOT / runs.RECORDS
     made = [run.name for run in runs.runs_of(plan) if runs.done(run, records)]
     assert sorted(made) == sorted(path.stem for path in records.glob("*.jsonl"))
-    found = tables.tables(tables.read_records(records), plan)
-    assert tables.fill(page, found | {"bandit": bandit.pushes()}) == page
+    assert tables.fill(page, all_tables(tables.read_records(records), plan)) == page
