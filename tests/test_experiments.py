@@ -11,7 +11,7 @@ from conftest import ROOT
 from scipy.stats import ttest_rel
 
 from experiments import bandit, rules, runs, tables
-from experiments.__main__ import all_tables
+from experiments.__main__ import all_tables, main
 from metrics import pass_at_k
 from reward import cosine_similarity, diversity_weights, dra_advantages, group_advantages
 
@@ -365,3 +365,25 @@ def test_the_page_shows_the_committed_records():
     made = [run.name for run in runs.runs_of(plan) if runs.done(run, records)]
     assert sorted(made) == sorted(path.stem for path in records.glob("*.jsonl"))
     assert tables.fill(page, all_tables(tables.read_records(records), plan)) == page
+
+
+# ------------------------------------------------------------------------------------------------ the commands
+
+
+def test_words_that_name_no_run_are_refused():
+    for words, error in ((["--only", "nothing"], "nothing"), (["--jobs", "0"], "--jobs")):
+        with pytest.raises(ValueError, match=error):
+            main(["run", *words])
+
+
+@pytest.mark.slow
+@pytest.mark.smoke
+@pytest.mark.parametrize("arm", ["grpo", "advantage_bonus", "ucpo", "oracle_reward"])
+def test_a_real_run_leaves_a_whole_record(arm, tmp_path):
+    """The trainer itself, two steps: nothing that a table reads is missing."""
+    (run,) = [run for run in runs.runs_of(runs.read_plan(), seeds=1) if (run.setting, run.arm) == ("chain_grpo", arm)]
+    short = ("run.steps=2", "eval.samples=16", 'eval.benchmarks=["tests/fixtures/chain.jsonl"]')
+    run = runs.Run(run.setting, run.arm, run.seed, run.config, (*run.overrides, *short))
+    assert runs.make([run], tmp_path / "runs", tmp_path / "records") == 0
+    found = all_tables(tables.read_records(tmp_path / "records"), runs.read_plan())
+    assert all(f"| {tables.name_of(arm)} | " in found[f"chain_grpo {part}"] for part in ("outcome", "why", "mixes"))
