@@ -14,8 +14,10 @@ Not here: sliding windows, mixture of experts, dropout, left padding, `.bin` wei
 """
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -157,15 +159,20 @@ def rope_table(inv_freq: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple
 
 
 def rotate(x_NTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of the last axis in halves (the Hugging Face layout); cos, sin: (T, 1, D) or (N, T, 1, D)."""
-    first, second = x_NTHD.chunk(2, dim=-1)
-    return x_NTHD * cos + torch.cat((-second, first), dim=-1) * sin
+    """Rotary embedding of the last axis in halves (the Hugging Face layout); cos, sin: (T, 1, D) or (N, T, 1, D).
+
+    The first half of `sin` is negated, so that swapping the halves of `x` is all that is left to do for every layer.
+    """
+    return x_NTHD * cos + x_NTHD.roll(x_NTHD.shape[-1] // 2, -1) * sin
 
 
 def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor) -> Tensor:
     """Every token sees itself and those before it in its row; right padding needs no mask."""
     # (N, H, T, D), (N, K, T, D), (N, K, T, D)
     q, k, v = (x.to(product_dtype(x)).transpose(1, 2) for x in (q_NTHD, k_NTKD, v_NTKD))
+    shared = q.shape[1] // k.shape[1]
+    if shared > 1 and q.is_cuda and q.dtype.itemsize > 2:       # here no fused kernel shares heads; others hold T x T
+        k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
     gqa = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2).to(q_NTHD.dtype)
 
@@ -186,6 +193,7 @@ class RMSNorm(nn.Module):
 
 class Block(nn.Module):
     """Attention and gated MLP, each after a norm and added to the residual stream."""
+    fused: tuple[Callable, Callable] | None = None      # `before` and `after` for one token a row, compiled
 
     def __init__(self, g: Geometry, layer: int):
         super().__init__()
@@ -199,6 +207,11 @@ class Block(nn.Module):
             self.q_norm, self.k_norm = RMSNorm(g.head_dim, g.eps), RMSNorm(g.head_dim, g.eps)
 
     def forward(self, x_NTC: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        before, after = self.fused if self.fused and x_NTC.shape[1] == 1 else (Block.before, Block.after)
+        return after(self, x_NTC, attend(self.layer, *before(self, x_NTC, cos, sin)))
+
+    def before(self, x_NTC: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (N, T, H, D) and keys (N, T, K, D), and values (N, T, K, D)."""
         g = self.g
         qkv = self.qkv(self.attn_norm(x_NTC)).unflatten(-1, (-1, g.head_dim))      # (N, T, H + 2K, D)
         if g.qk_norm:
@@ -207,7 +220,10 @@ class Block(nn.Module):
         else:
             qk, v = qkv.split((g.heads + g.kv_heads, g.kv_heads), dim=-2)           # (N, T, H + K, D), (N, T, K, D)
             q, k = rotate(qk, cos, sin).split((g.heads, g.kv_heads), dim=-2)
-        x_NTC = x_NTC + self.o(attend(self.layer, q, k, v).flatten(-2))
+        return q, k, v
+
+    def after(self, x_NTC: Tensor, attended_NTHD: Tensor) -> Tensor:
+        x_NTC = x_NTC + self.o(attended_NTHD.flatten(-2))
         gate, up = self.gate_up(self.mlp_norm(x_NTC)).chunk(2, dim=-1)              # each (N, T, intermediate)
         return x_NTC + self.down(F.silu(gate) * up)
 
@@ -239,6 +255,7 @@ class Transformer(nn.Module):
         x_NTC = self.embed(tokens_NT)
         tables = rope_table(self.inv_freq, positions, x_NTC.dtype)
         cos, sin = (table.unsqueeze(-2) for table in tables)                        # (T, 1, D) or (N, T, 1, D)
+        sin[..., : self.g.head_dim // 2].neg_()
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_NTC = checkpoint(block, x_NTC, cos, sin, attend, use_reentrant=False)
@@ -382,6 +399,31 @@ class Transformer(nn.Module):
         self.packed_head = packed(self.head_weight)
 
 
+    @torch.inference_mode()
+    def fuse(self) -> None:
+        """Compiles what a block does before and after attention to one token of each row: fewer kernels on a GPU.
+
+        One pair of functions for all blocks, in about 15 s (later processes find it in torch's cache). Does nothing
+        elsewhere or for small policies; says so where torch.compile does not work.
+        """
+        weight = self.norm.weight
+        if not (weight.is_cuda and find_spec("triton") and sum(p.numel() for p in self.parameters()) >= FUSE_FROM):
+            return
+        before, after = [torch.compile(function, dynamic=True) for function in (Block.before, Block.after)]
+        try:
+            for n in (2, 1):                            # a single row is compiled by itself
+                x_n1C, table_n11D = weight.new_zeros(n, 1, self.g.hidden), weight.new_ones(n, 1, 1, self.g.head_dim)
+                after(self.blocks[0], x_n1C, before(self.blocks[0], x_n1C, table_n11D, table_n11D)[0])
+        except Exception as error:                      # no C compiler, a GPU that triton does not know: many classes
+            print("torch.compile does not work here, so a decode step has more kernels: "
+                  + (str(error).splitlines() or [repr(error)])[0], file=sys.stderr)
+            return
+        for block in self.blocks:
+            block.fused = before, after
+
+
+FUSE_FROM = 2**28                                       # parameters; the runs of smaller policies are short
+
 # ------------------------------------------------------------------------------------------------ log-probs
 
 LOGITS_PER_CHUNK = 2**24                                # 64 MB in fp32: what the chunked LM head holds at once on a CPU
@@ -399,7 +441,7 @@ def head_logits(hidden_MC: Tensor, weight_VC: Tensor, n_tokens: int, packed_VC: 
     several times slower on an odd number of them. Not -inf: its probability is 0 too, and 0 x -inf would be nan in the
     entropy.
     """
-    logits_MV = linear(hidden_MC, weight_VC) if packed_VC is None else packed_linear(hidden_MC, packed_VC)
+    logits_MV = wide_product(hidden_MC, weight_VC.t()) if packed_VC is None else packed_product(hidden_MC, packed_VC)
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
     if n_tokens < logits_MV.shape[-1]:
         logits_MV[:, n_tokens:] = -1e30
@@ -457,11 +499,8 @@ class HeadLogprobs(torch.autograd.Function):
             grad_M1, target_M1 = grad_M[chunk, None], targets_M[chunk, None]
             grad_MV = softmax_MV.mul_(-grad_M1).scatter_add_(-1, target_M1, grad_M1).to(dtype)
             grad_hidden_MC[chunk] = grad_MV @ matrix_VC
-            part_VC = grad_MV.t() @ hidden_MC[chunk].to(dtype)
-            if grad_weight_VC is None:
-                grad_weight_VC = part_VC.to(torch.promote_types(dtype, torch.float32)) if exp_MV is None else part_VC
-            else:
-                grad_weight_VC += part_VC
+            part_VC = wide_product(grad_MV.t(), hidden_MC[chunk])
+            grad_weight_VC = part_VC if grad_weight_VC is None else grad_weight_VC.add_(part_VC)
         return grad_hidden_MC, None, grad_weight_VC.to(weight_VC.dtype), None, None, None
 
 
@@ -540,7 +579,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is None or torch.is_grad_enabled():
             return linear(x, self.weight, self.bias)
-        return packed_linear(x, self.packed, self.bias)
+        return packed_product(x, self.packed, self.bias).to(x.dtype)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -551,6 +590,14 @@ def product_dtype(x: Tensor) -> torch.dtype:
     """
     emulated = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.float32 if emulated else x.dtype
+
+
+def wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, at least float32: a sum of products of half precision is not rounded to it, if the device can."""
+    wide, dtype = torch.promote_types(left.dtype, torch.float32), product_dtype(left)
+    if left.is_cuda and dtype != wide:
+        return torch.mm(left, right, out_dtype=wide)
+    return (left.to(dtype) @ right.to(dtype)).to(wide)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -565,6 +612,7 @@ def packed(weight: Tensor) -> Tensor | None:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(product_dtype(weight)), PACKED_FOR_ROWS)
 
 
-def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """In the dtype of the packed matrix."""
     bias = None if bias is None else bias.to(weight.dtype)
-    return torch.ops.mkldnn._linear_pointwise.default(x.to(weight.dtype), weight, bias, "none", [], "").to(x.dtype)
+    return torch.ops.mkldnn._linear_pointwise.default(x.to(weight.dtype), weight, bias, "none", [], "")

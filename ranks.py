@@ -46,6 +46,8 @@ def start_ranks(dtype: str, offload: bool = False) -> tuple[int, int, torch.devi
         # cuDNN builds a plan for every new shape of attention, and micro-batches have new shapes in every step: 3 of
         # the 12.7 s of an update on an H200
         torch.backends.cuda.enable_cudnn_sdp(False)
+        # sums of products in float32 throughout: in bfloat16 sampler and learner would round apart
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     # sums of the host's figures, and offloaded weights, stay on the host
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if world > 1:
@@ -148,7 +150,10 @@ def gather_over_ranks(items: list) -> list:
 def full_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(name, whole parameter), one at a time; gathering a sharded one is collective: every rank iterates in full."""
     for name, parameter in model.named_parameters():
-        yield name, parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+        whole = parameter.detach()
+        if isinstance(whole, DTensor):                  # a gathered copy would not be pinned, where offloaded ones are
+            whole = whole.to_local() if dist.get_world_size() == 1 else whole.full_tensor()
+        yield name, whole
 
 
 def shard(model: Transformer, dtype: torch.dtype, offload: bool = False) -> Transformer:

@@ -97,7 +97,7 @@ class Slots:
         self.zero = weight.new_zeros((), dtype=dtype)           # a capture takes no number from the host
         self.state_S5 = weight.new_zeros(0, 5, dtype=torch.long)
         self.tokens_SW = self.state_S5.new_zeros(0, window + 1)
-        self.logprobs_SW = self.tokens_SW.float()
+        self.logprobs_SW = self.tokens_SW.double()              # of float32 numbers
         self.uniform_SW = self.tokens_SW.double()
         self.count = self.columns = 0                           # capacity: slots, and tokens of each
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}       # a captured step per row bucket
@@ -196,6 +196,13 @@ class Slots:
                     x_S[to] = x_S[source]
         self.state_S5[live:] = 0
 
+    def read(self, live: int) -> tuple[list[list[int]], list[list[int]], list[list[float]]]:
+        """State, tokens and log-probs of the live rows; the one place where the host waits for the device, once."""
+        parts = [x_S[:live] for x_S in (self.state_S5, self.tokens_SW, self.logprobs_SW)]
+        # float64 holds every position and token exactly
+        state, tokens, logprobs = torch.cat(parts, 1).cpu().split([part.shape[1] for part in parts], 1)
+        return state.long().tolist(), tokens.long().tolist(), logprobs.tolist()
+
     def replay(self, n: int, step: Callable[[int, int], None]) -> None:
         """Runs step(n, columns) as a CUDA graph, captured at its first call."""
         if n not in self.graphs:
@@ -234,13 +241,16 @@ class Sampler:
         self.slots: Slots | None = None
         self.told = False                               # that there is no memory for all rows at a time
         self.model.pack()
+        self.model.fuse()
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Copies (our parameter name, full tensor) pairs into the sampler's model; each parameter must come once."""
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, tensor in tensors:
-                parameters.pop(name).copy_(tensor)      # in place: captured graphs go on reading them
+                target = parameters.pop(name)           # in place: captured graphs go on reading it
+                # converted on the device: a copy of offloaded weights would be on the host
+                target.copy_(tensor.to(target.device, non_blocking=True))
         assert not parameters, f"sampler weights not refreshed: {list(parameters)}"
         self.model.pack()
 
@@ -293,7 +303,7 @@ class Sampler:
         tokens_n, logprobs_n = sample_tokens(logits_nV, uniform_n, self.config.temperature, self.top_p)
         column_n = torch.where(runs_n > 0, drawn_n, slots.window)
         slots.tokens_SW[slot_n, column_n] = tokens_n
-        slots.logprobs_SW[slot_n, column_n] = logprobs_n.float()
+        slots.logprobs_SW[slot_n, column_n] = logprobs_n.float().double()
         last_n.copy_(tokens_n)
         slots.state_S5[rows, :2].add_(runs_n[:, None])  # position and tokens drawn
         left_n -= runs_n
@@ -458,8 +468,7 @@ class Rollout:
         slots, live = self.slots, len(self.row_of)
         if not self.sampler.gpu and self.filled < slots.window and slots.runs_S[:live].all():
             return
-        # the one place where the host waits for the device
-        state, tokens, logprobs = (x_S[:live].tolist() for x_S in (slots.state_S5, slots.tokens_SW, slots.logprobs_SW))
+        state, tokens, logprobs = slots.read(live)
         for slot, (row, (_, drawn, *_)) in enumerate(zip(self.row_of, state)):
             self.tokens[row] += tokens[slot][:drawn]
             self.logprobs[row] += logprobs[slot][:drawn]
@@ -485,34 +494,70 @@ def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float,
     """One token per row by inverse CDF of softmax(logits / temperature), and its log-prob under that full distribution.
 
     `uniform_N` in [0, 1), float64. Temperature 0 takes the largest logit and reports log-probs at temperature 1.
-    `top_p` < 1 draws from the smallest set of most likely tokens whose mass reaches top_p (the crossing token stays);
-    log-probs do not change.
-    Returns ids (N,) and log-probs (N,), at least float32. Copy-pasteable with `top_p_logits`: needs only torch.
+    `top_p` < 1 draws from the smallest set of most likely tokens whose mass reaches top_p (see `nucleus`); log-probs do
+    not change.
+    Returns ids (N,) and log-probs (N,), at least float32. Copy-pasteable with `nucleus` and `inverse_cdf`: needs
+    only torch.
     """
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     if temperature not in (0, 1):
         logits_NV = logits_NV / temperature
     peak_N1 = logits_NV.amax(-1, keepdim=True)
-    cumulative_NV = (logits_NV - peak_N1).exp_().cumsum(-1, dtype=torch.float64)
-    total_N = cumulative_NV[:, -1]
+    mass_NV = (logits_NV - peak_N1).exp_()
+    total_N1 = mass_NV.sum(-1, keepdim=True, dtype=torch.float64)
     if temperature == 0:
-        tokens_N = logits_NV.argmax(-1)
+        tokens_N1 = logits_NV.argmax(-1, keepdim=True)
     else:
-        drawn_from_NV, mass_N = cumulative_NV, total_N
-        if top_p < 1:
-            drawn_from_NV = (top_p_logits(logits_NV, top_p) - peak_N1).exp_().cumsum(-1, dtype=torch.float64)
-            mass_N = drawn_from_NV[:, -1]
-        # u * mass may round up to mass, which would pick the last id even where its probability is 0
-        threshold_N = torch.minimum(uniform_N * mass_N, mass_N.nextafter(torch.zeros_like(mass_N)))
-        tokens_N = torch.searchsorted(drawn_from_NV, threshold_N[:, None], right=True).squeeze(-1)
-        tokens_N = tokens_N.clamp(max=logits_NV.shape[-1] - 1)  # nan logits: an id with a nan log-prob for the learner
-    chosen_N = logits_NV.gather(-1, tokens_N[:, None]).squeeze(-1)
-    return tokens_N, (chosen_N - peak_N1.squeeze(-1)) - total_N.log().to(logits_NV.dtype)
+        drawn_from_NV = nucleus(mass_NV, top_p) if top_p < 1 else mass_NV
+        mass_N1 = drawn_from_NV.sum(-1, keepdim=True, dtype=torch.float64) if top_p < 1 else total_N1
+        tokens_N1 = inverse_cdf(drawn_from_NV, uniform_N[:, None] * mass_N1)
+    logprobs_N1 = logits_NV.gather(-1, tokens_N1) - peak_N1 - total_N1.log().to(logits_NV.dtype)
+    return tokens_N1.squeeze(-1), logprobs_N1.squeeze(-1)
 
 
-def top_p_logits(logits_NV: Tensor, top_p: float) -> Tensor:
-    """Logits with everything outside the nucleus at -inf; the token that crosses `top_p` is inside."""
-    ascending_NV, order_NV = logits_NV.sort(-1)
-    outside_NV = ascending_NV.softmax(-1).cumsum(-1) <= 1 - top_p
-    outside_NV[:, -1] = False
-    return logits_NV.masked_fill(outside_NV.scatter(-1, order_NV, outside_NV), float("-inf"))
+def inverse_cdf(mass_NV: Tensor, target_N1: Tensor) -> Tensor:
+    """Ids (N, 1) where the running sum of the masses passes the targets.
+
+    In two levels for a large vocabulary: one running sum over all of it is slow on a GPU (a block of threads for a row)
+    and takes 8 bytes an id.
+    """
+    def pick(mass_NX: Tensor, target_N1: Tensor) -> tuple[Tensor, Tensor]:
+        ends_NX = mass_NX.cumsum(-1, dtype=torch.float64)
+        last_N1 = ends_NX[:, -1:]
+        # rounded up to the last end, or below 0, a target would pick an id of mass 0
+        target_N1 = target_N1.clamp(min=0).minimum(last_N1.nextafter(torch.zeros_like(last_N1)))
+        found_N1 = torch.searchsorted(ends_NX, target_N1, right=True)
+        found_N1 = found_N1.clamp(max=mass_NX.shape[-1] - 1)    # nan logits: an id with a nan log-prob for the learner
+        return found_N1, target_N1 - ends_NX.gather(-1, found_N1) + mass_NX.gather(-1, found_N1)
+
+    V, block = mass_NV.shape[-1], 128
+    if V < 4096:                                        # a second level would cost more than it saves
+        return pick(mass_NV, target_N1)[0]
+    if V % block:
+        mass_NV = torch.nn.functional.pad(mass_NV, (0, -V % block))
+    blocks_NBW = mass_NV.unflatten(-1, (-1, block))
+    block_N1, rest_N1 = pick(blocks_NBW.sum(-1, dtype=torch.float64), target_N1)
+    block_NW = blocks_NBW.gather(1, block_N1[..., None].expand(-1, -1, block)).squeeze(1)
+    return block_N1 * block + pick(block_NW, rest_N1)[0]
+
+
+def nucleus(mass_NV: Tensor, top_p: float) -> Tensor:
+    """The masses, each in [0, 1], of the smallest set of largest ones that has a share top_p of their sum; 0 elsewhere.
+
+    Masses that are equal in float32 stay or go together. Without a sort: the smallest mass in the set is found ten bits
+    at a time, since positive floats are ordered as their bits are. Sums are in integers, which any order of adding
+    leaves the same.
+    """
+    bits_NV = mass_NV.float().view(torch.int32)
+    units_NV = (mass_NV.double() * 2**44).long()
+    needed_N1 = (units_NV.sum(-1, keepdim=True).double() * top_p).ceil().long()
+    least_N1 = torch.zeros_like(needed_N1)
+    for shift in (20, 10, 0):
+        digit_NV = (bits_NV >> shift & 1023).long()
+        units_NX = units_NV.new_zeros(len(units_NV), 1024).scatter_add_(-1, digit_NV, units_NV)
+        from_NX = units_NX.flip(-1).cumsum(-1).flip(-1)         # of this digit and the larger ones
+        digit_N1 = (from_NX >= needed_N1).sum(-1, keepdim=True).sub_(1).clamp_(min=0)
+        needed_N1 = needed_N1 - (from_NX - units_NX).gather(-1, digit_N1)
+        units_NV = units_NV * (digit_NV == digit_N1)
+        least_N1 = least_N1 | digit_N1 << shift
+    return mass_NV.masked_fill(bits_NV < least_N1, 0)

@@ -538,7 +538,7 @@ def graphs(bench: Bench, figures: Figures) -> Limits:
 @check(8)
 def draw(bench: Bench, figures: Figures) -> Limits:
     """1e5 draws, a tenth from a nucleus, against sorted probabilities in float64; different only at a boundary."""
-    n, V = bench.size((1000, 151665), (100, 1003))
+    n, V = bench.size((1000, 151665), (100, 5003))
     for top_p, count in ((1.0, bench.size(90, 9)), (0.95, bench.size(10, 1))):
         differ, worst, worst_logp = 0, 0.0, 0.0
         for i in range(count):
@@ -699,6 +699,7 @@ def decode(bench: Bench, figures: Figures) -> None:
                 more, less = kernels(middle), kernels(short)
                 cost = {name: [(a - b) / (middle - short) for a, b in zip(of_more, less.get(name, (0.0, 0)))]
                         for name, of_more in more.items()}
+                figures["kernels of a step, number"] = sum(calls for _, calls in cost.values())
                 figures["kernels of a step"] = {name[:80]: {"all_us": us, "calls": calls} for name, (us, calls)
                                                 in sorted(cost.items(), key=lambda item: -item[1][0])[:10]}
             del policy, sampler

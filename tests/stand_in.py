@@ -149,6 +149,8 @@ class Gpu(TorchDispatchMode):
         run = func
         if func == torch.ops.aten._flash_attention_forward.default:
             run, args = flash_attention, (self.half_only, *args)
+        elif func == torch.ops.aten.mm.dtype:
+            run = wide_mm
         out = run(*args, **kwargs)
         if not given and id(out) in original:
             out = out.clone()                                       # a move, which a CPU need not make
@@ -260,6 +262,13 @@ class Driver(TorchFunctionMode):
 
 def storage(x: Tensor) -> int:
     return x.untyped_storage()._cdata
+
+
+def wide_mm(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """aten::mm.dtype, which a CPU build lacks: products of half precision, summed in float32 and not rounded."""
+    if dtype != torch.float32 or left.dtype not in (torch.float16, torch.bfloat16):
+        raise RuntimeError("out_dtype must be the same as input dtype or fp32 for fp16/bf16 inputs")
+    return left.float() @ right.float()
 
 
 def flash_attention(half_only, query, key, value, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p, is_causal,
