@@ -31,7 +31,7 @@ from data import DataConfig, check_source, load_benchmarks, load_problems, remar
 from embedder import Embedder, PolicyEmbedder
 from eval import format_record, summarize
 from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, check_eval, check_room, eval_sampler, grader_of,
-                          labeller, sample_problems, settings_of)
+                          greedy_remark, labeller, sample_problems, settings_of)
 from learner import Clock, Learner, LearnerConfig, Row, lr_at, rows_in_loss
 from metrics import Trackers, before_and_after, check_trackers, group_figures, step_line
 from model import DTYPES, Geometry, ModelConfig, Transformer, read_config
@@ -288,6 +288,8 @@ class Trainer:
             self.say(f"rows left out as unusable: {len(skipped)} ({skipped[0]})")
         for remark in remarks(problems):
             self.say(f"data.train: {remark}")
+        if self.benchmarks and (remark := greedy_remark(config.eval)):
+            self.say(remark)
         self.say(f"the first prompt: {json.dumps(self.first_prompt, ensure_ascii=False)}")
         return folder
 

@@ -7,14 +7,15 @@ Every problem is sampled n times; all ranks share the problems. Reported per ben
 standard error over problems and its standard deviation over seeds, pass@k by the unbiased estimator (arXiv:2107.03374),
 maj@k, how answers fail, and the diversity of right answers. Every sample is saved as soon as it is made
 (eval_samples.py), and an evaluation that was interrupted in any way continues where it stopped. The trainer uses the
-same functions for its own evaluations. `python -m report compare` compares policies.
+same functions for its own evaluations. More samples or benchmarks are added to a finished evaluation by the same
+command with larger settings. `python -m report compare` compares policies.
 """
 import json
 import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from os.path import normpath
@@ -29,7 +30,8 @@ from config import changes, dump, load, parse_args
 from data import DataConfig, benchmark_name, columns_of, first_gold, load_benchmarks, load_problems, remarks
 from embedder import Embedder
 from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, OwnGrader, asked, by_problem, check_eval, check_room, collect,
-                          eval_sampler, grader_of, sample_groups, sample_problems, settings_of, whole_problems)
+                          eval_sampler, grader_of, greedy_remark, sample_groups, sample_problems, samples_in,
+                          settings_of, whole_problems)
 from files import append_jsonl, read_jsonl, require
 from grader import Grader
 from metrics import deviation, effective_labels, maj_at_k, mean, pass_at_k, standard_error, vendi_score
@@ -45,6 +47,7 @@ VENDI_SAMPLES = 4                                       # and that the Vendi sco
 NUMBER = (int, float)
 RESULT = {"model": str, "benchmark": str, "n": int, "samples": int, "accuracy": NUMBER, "accuracy_se": NUMBER,
           "pass_at_k": dict}                            # what readers need of a record in results.jsonl
+GROWING = ("benchmarks", "samples", "samples_of")       # settings of [eval] that may grow in a finished evaluation
 OF_RIGHT_TEXTS = ("similarity", "vendi", "vendi_m", "vendi_problems", "embed_cut")      # figures of an embedder
 
 
@@ -239,6 +242,26 @@ def out_folder(config: Config) -> Path:
     return Path(config.output.dir) / config.model.path.strip("/.").replace("/", "-")
 
 
+def samples_of(config: Config) -> dict[str, int]:
+    """Samples per problem of each benchmark, by name."""
+    names = [benchmark_name(benchmark)[0] for benchmark in config.eval.benchmarks]
+    return {name: settings_of(config.eval, name).samples for name in names}
+
+
+def check_growth(before: Config, now: Config) -> None:
+    """ValueError unless `now` has all benchmarks and samples of `before`, and more only of what is finished."""
+    out, asked_for = out_folder(now), samples_of(now)
+    for name, begun in samples_of(before).items():
+        n, more = max(begun, samples_in(out / f"{name}.samples.jsonl")), asked_for.get(name, 0)
+        if more < n:
+            raise ValueError(f"{out} holds an evaluation with {n} samples per problem of {name}, and now it is to have "
+                             f"{more or 'none'}: it can only grow; change eval.benchmarks, eval.samples or "
+                             "eval.samples_of back, or name another output.dir")
+        if more > n and any(path.stat().st_size for path in (out / f"{name}.parts").glob("*.jsonl")):
+            raise ValueError(f"{out} holds an evaluation of {name} that was interrupted: finish it with its {n} "
+                             f"samples per problem before it gets {more}, or name another output.dir")
+
+
 def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     """Writes config.toml and identity.json into the policy's folder; ValueError if it has samples made with others, or
     the policy cannot be used."""
@@ -253,15 +276,23 @@ def claim(config: Config, benchmarks: dict[str, list[dict]]) -> None:
     print(f"{config.model.path} | the first prompt: {json.dumps(first, ensure_ascii=False)}")
     now = identity_of(config, folder, benchmarks)
     if any(path.stat().st_size for path in [*out.glob("*.jsonl"), *out.glob("*.parts/*.jsonl")]):
-        if changed := changes(load(Config, out / "config.toml"), config, ["model.path"]):   # its files are known
+        old = load(Config, out / "config.toml")
+        grow = [f"eval.{key}" for key in GROWING]       # and the files of model.path are known
+        if changed := changes(old, config, ["model.path", *grow]):
             raise ValueError(f"{out} holds an evaluation with other settings ({changed}); name another output.dir or "
                              "change them back")
+        check_growth(old, config)
+        added = [name for name in benchmarks if name not in samples_of(old)]
+        if not (out / "identity.json").exists():
+            raise ValueError(f"{out} has no identity.json, so its samples come from report regrade or an evaluation "
+                             "that cannot be continued; name another output.dir")
         before = json.loads((out / "identity.json").read_text(encoding="utf-8"))
         unknown = [name for name in now if ": " in name and name not in before]     # written by an earlier version
         if unknown:
             print(f"{out / 'identity.json'} does not have {', '.join(unknown)}: whether the evaluation began "
                   "with these files cannot be checked")
-        if changed := checkpoint.differences(before, {name: now[name] for name in now if name not in unknown}):
+        known = {name: now[name] for name in now if name not in unknown + added}
+        if changed := checkpoint.differences(before, known):
             raise ValueError(f"{out} holds an evaluation with other weights, problems or functions ({changed}); name "
                              "another output.dir")
     files.write(out / "config.toml", dump(config))
@@ -288,11 +319,15 @@ class Evaluator:
         output = config.output
         with grader_of(config.reward.correct, output.workers, output.timeout_s, output.require_box) as grader:
             for name in self.benchmarks:
-                if name not in records:
-                    if (record := self.benchmark(name, grader)) is None:
-                        return False
-                    settings = asdict(settings_of(config.eval, name))
+                settings, record = asdict(settings_of(config.eval, name)), records.get(name, {})
+                if record.get("samples") == settings["samples"]:
+                    # as of now, not as of when it was finished
+                    grown = {key: settings[key] for key in GROWING}
+                    records[name] = {**record, "settings": record.get("settings", {}) | grown}
+                elif (record := self.benchmark(name, grader)) is not None:
                     records[name] = {"model": self.policy, **record, "settings": settings}
+                else:
+                    return False
                 if self.first:                          # the others have no figures
                     self.show(records, name)
         self.say(f"written to {self.out}/")
@@ -310,7 +345,7 @@ class Evaluator:
                                      section="diversity")
 
     def finished(self) -> dict[str, dict]:
-        """The records in results.jsonl, by benchmark."""
+        """The records in results.jsonl, by benchmark; some may have fewer samples than are asked for."""
         path, records = self.out / "results.jsonl", {}
         for where, record in read_jsonl(path) if path.exists() else ():
             if not (isinstance(record, dict) and "benchmarks" in record):           # the average
@@ -321,11 +356,11 @@ class Evaluator:
 
     def show(self, records: dict[str, dict], name: str) -> None:
         """Writes results.jsonl with all records so far, and their average after the last; prints the one of `name`."""
-        written = list(records.values())
+        written = [records[benchmark] for benchmark in self.benchmarks if benchmark in records]
         if name == list(self.benchmarks)[-1]:
             written = with_average(written)
         files.write_jsonl(self.out / "results.jsonl", written)
-        for record in (records[name], *written[len(records):]):
+        for record in (records[name], *written[len(self.benchmarks):]):
             self.say(f"{self.policy} | {format_record(record)}")
 
     def say(self, text: str) -> None:
@@ -364,12 +399,16 @@ class Evaluator:
     def places(self, name: str) -> list[int]:
         """Places in a benchmark of the problems that this rank has to sample; collective."""
         rows, (parts, collected, final), done = self.benchmarks[name], self.paths(name), []
-        if self.first and not final.exists():
+        n = settings_of(self.config.eval, name).samples
+        have = samples_in(final) if self.first else 0
+        if self.first and have != n:
             parts.mkdir(exist_ok=True)
-            done = collect(parts, collected, settings_of(self.config.eval, name).samples)
-        if max_over_ranks(self.first and final.exists()):
+            done = collect(parts, collected, n)
+        if (have := int(max_over_ranks(have))) == n:
             return []
         done = set(gather_over_ranks(done))
+        if have:
+            self.say(f"{self.policy} | {name}: drawing {n - have} samples per problem in addition to {have}")
         if done:
             self.say(f"{self.policy} | {name}: continuing with {len(rows) - len(done)} of {len(rows)} problems")
         return [i for i in range(len(rows)) if i not in done][self.rank :: self.world]
@@ -380,14 +419,29 @@ class Evaluator:
         file = self.paths(name)[0] / f"rank{self.rank}.jsonl"
         sampler = eval_sampler(self.model, self.tokenizer, config, self.config.data)
         for groups in sample_groups(sampler, self.tokenizer, rows, self.config.data, config, grader, places, self.first,
-                                    name):
+                                    name, kept=self.kept(name, places)):
             append_jsonl(file, (sample for group in groups for sample in group))
+
+    def kept(self, name: str, places: list[int]) -> Iterator[list[dict]]:
+        """The samples of these problems that a finished evaluation with fewer has; none without one."""
+        final, wanted = self.paths(name)[2], set(places)
+        if not (have := samples_in(final)):
+            return
+        if (whole := sum(1 for _ in whole_problems(final, have))) != len(self.benchmarks[name]):
+            raise ValueError(self.incomplete(name, whole))
+        for group, _ in whole_problems(final, have):
+            if group[0]["problem"] in wanted:
+                yield group
+
+    def incomplete(self, name: str, whole: int) -> str:
+        return (f"{self.paths(name)[2]} has whole samples of {whole} of {len(self.benchmarks[name])} problems; remove "
+                "it, and the same command makes it again")
 
     def summarize(self, name: str) -> dict:
         """The figures of a benchmark, from its samples, once they are in one file; ValueError if some are missing."""
         (parts, collected, final), total = self.paths(name), len(self.benchmarks[name])
         n = settings_of(self.config.eval, name).samples
-        if not final.exists():
+        if samples_in(final) != n:
             if (whole := len(collect(parts, collected, n))) < total:
                 raise ValueError(f"{collected} has {whole} of {total} problems, the others were not written; the same "
                                  "command continues")
@@ -395,8 +449,7 @@ class Evaluator:
         shutil.rmtree(parts, ignore_errors=True)        # a kill may have left it empty
         samples = [sample | {"text": None} for group, _ in whole_problems(final, n) for sample in group]
         if len(samples) != total * n:
-            raise ValueError(f"{final} has whole samples of {len(samples) // n} of {total} problems; remove it, and "
-                             "the same command makes it again")
+            raise ValueError(self.incomplete(name, len(samples) // n))
         return summarize(name, samples)
 
     def similarities(self, name: str) -> list[tuple]:
@@ -445,6 +498,8 @@ def evaluate_all(configs: list[Config]) -> int:
         if rank == 0:
             print(", ".join(f"{name}: {len(rows)} problems" for name, rows in problems.items())
                   + (f"; rows left out as unusable: {len(skipped)} ({skipped[0]})" if skipped else ""), flush=True)
+            if remark := greedy_remark(first.eval):
+                print(remark, flush=True)
             for name, rows in problems.items():
                 for remark in remarks(rows):
                     print(f"{name}: {remark}", flush=True)

@@ -9,7 +9,7 @@ not depend on ranks, on its neighbours or on what was sampled before (in fp32).
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +46,7 @@ class EvalConfig:
     max_new_tokens: Annotated[int, ">= 1"] = 32768
     """completions are cut here"""
     temperature: Annotated[float, ">= 0"] = 0.6
-    """sampling temperature; 0 is greedy"""
+    """sampling temperature; 0 is greedy, and one sample of each problem is drawn, as all would be equal"""
     top_p: Annotated[float, "> 0", "<= 1"] = 0.95
     """mass of the nucleus that is sampled from"""
     slots: Annotated[int, ">= 0", "free"] = 0
@@ -96,8 +96,16 @@ def asked(config: EvalConfig, data: DataConfig) -> DataConfig:
 
 
 def settings_of(config: EvalConfig, benchmark: str) -> EvalConfig:
-    """The settings of one benchmark: with its own n."""
-    return replace(config, samples=config.samples_of.get(benchmark, config.samples))
+    """The settings of one benchmark: with its own n, which is 1 for greedy samples."""
+    return replace(config, samples=config.samples_of.get(benchmark, config.samples) if config.temperature else 1)
+
+
+def greedy_remark(config: EvalConfig) -> str:
+    """What somebody should know who asks for several samples that would all be equal; "" otherwise."""
+    names = [benchmark_name(benchmark)[0] for benchmark in config.benchmarks]
+    most = max(config.samples_of.get(name, config.samples) for name in names)
+    return "" if config.temperature or most == 1 else (
+        f"eval.temperature = 0 is greedy: {most} samples of a problem would be equal, so one is drawn and counted")
 
 
 def labeller(spec: str, key: str = "eval.label") -> Callable[[str, dict], str | None] | None:
@@ -159,18 +167,18 @@ def eval_sampler(model: Transformer, tokenizer, config: EvalConfig, data: DataCo
 def assign_votes(groups: Sequence[list[dict]], grader: Grader | OwnGrader) -> None:
     """Gives each sample of each problem its "vote".
 
-    The (first) gold for a right answer, None for no answer, else the first equal answer of its problem. Wrong answers
-    are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time are equal
-    only as text. Under `reward.correct` no answers are read, and two right completions need not agree on one: nobody
-    votes.
+    The (first) gold for a right answer, None for no answer or an empty box, else the first equal answer of its problem.
+    Wrong answers are equal as text, as fractions, or by algebra; those that the grader could not read or settle in time
+    are equal only as text. Under `reward.correct` no answers are read, and two right completions need not agree on one:
+    nobody votes.
     """
     if not grader.reads_answers:
         return
     # of each problem: the first of each answer, and whether algebra can be asked about it
     leaders: list[dict[str, bool]] = [{} for _ in groups]
     found: list[dict[str, str]] = [{} for _ in groups]      # of each problem: the leader of each answer
-    wrong = [{normalize(s["answer"]): s["reason"] == "different" for s in group
-              if s["answer"] is not None and not s["correct"]} for group in groups]
+    wrong = [{answer: s["reason"] == "different" for s in group
+              if not s["correct"] and (answer := normalize(s["answer"] or ""))} for group in groups]
     # the turn-th answer of every problem at once: workers share the questions
     for turn in range(max(map(len, wrong), default=0)):
         asked = []
@@ -190,31 +198,34 @@ def assign_votes(groups: Sequence[list[dict]], grader: Grader | OwnGrader) -> No
             leaders[i] |= {answer: wrong[i][answer] for answer, leader in answers.items() if answer == leader}
     for group, names in zip(groups, found):
         for s in group:
-            s["vote"] = first_gold(s["gold"]) if s["correct"] else (
-                None if s["answer"] is None else names[normalize(s["answer"])])
+            s["vote"] = first_gold(s["gold"]) if s["correct"] else names.get(normalize(s["answer"] or ""))
 
 
 def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataConfig, config: EvalConfig,
                   grader: Grader | OwnGrader, positions: Sequence[int] | None = None, progress: bool = True,
-                  desc: str = "eval") -> Iterator[list[list[dict]]]:
+                  desc: str = "eval", kept: Iterable[list[dict]] = ()) -> Iterator[list[list[dict]]]:
     """Samples and grades every problem of `rows` config.samples times, some problems at a time.
 
     `positions` are the rows' places in the whole benchmark. A prompt that does not fit into the context is not sampled;
-    its samples are wrong, with the finish "prompt".
+    its samples are wrong, with the finish "prompt". `kept` has the first samples of each row from an evaluation with
+    fewer, as many for each: only the others are drawn.
     """
-    positions = range(len(rows)) if positions is None else positions
+    positions, kept = range(len(rows)) if positions is None else positions, iter(kept)
     label = labeller(config.label)
     data = asked(config, data)
     stops, begun = stop_ids(sampler.model, tokenizer, data), opening(tokenizer, data)
     room = sampler.model.g.context - config.max_new_tokens
     step = max(1, min(ROWS_PER_CALL, SLOTS_PER_CALL * config.slots or ROWS_PER_CALL) // config.samples)
+    done = right = 0
     with tqdm(total=len(rows), desc=desc, unit="problem", disable=not progress, leave=False) as bar:
         for start in range(0, len(rows), step):
             part, places = rows[start : start + step], positions[start : start + step]
             prompts = [prompt_tokens(tokenizer, row, data) for row in part]
             fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
+            before = list(islice(kept, len(part))) or [[] for _ in part]
+            first = len(before[0])
             drawn = sampler.generate(
-                [prompts[i] for i in fits], config.samples, (config.seed,), [places[i] for i in fits])
+                [prompts[i] for i in fits], config.samples - first, (config.seed,), [places[i] for i in fits], first)
             sampled = dict(zip(fits, drawn))
             texts = {i: decode(tokenizer, [completion.tokens for completion in group], stops)
                      for i, group in sampled.items()}
@@ -224,7 +235,7 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
             groups = []
             for i, (row, place) in enumerate(zip(part, places)):
                 group = [{"problem": place, "id": row["id"], "sample": j, "seed": config.seed, "gold": row["answer"]}
-                         for j in range(config.samples)]
+                         for j in range(first, config.samples)]
                 for j, sample in enumerate(group):
                     if i in sampled:
                         item, completion = next(grades), sampled[i][j]
@@ -234,9 +245,12 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
                         sample |= {"text": "", "answer": None, "correct": False, "reason": "prompt too long",
                                    "length": 0, "finish": "prompt"}
                     sample |= {"label": label(sample["text"], row)} if label else {}
-                groups.append(group)
+                groups.append(before[i] + group)
             assign_votes(groups, grader)
             yield groups
+            done += len(part)
+            right += sum(sample["correct"] for group in groups for sample in group)
+            bar.set_postfix_str(f"accuracy {right / (done * config.samples):.3f}", refresh=False)
             bar.update(len(part))
 
 
@@ -248,7 +262,8 @@ def sample_problems(*arguments, **options) -> list[dict]:
 # ------------------------------------------------------------------------------------------------ files
 # Of a benchmark that is being sampled there is a folder NAME.parts with a file per rank, to which whole problems are
 # appended; a kill leaves at most one that is not whole, at the end of a file. What stands there is collected in one
-# file, in the order of the problems, when the evaluation goes on and when it is done: then as NAME.samples.jsonl.
+# file, in the order of the problems, when the evaluation goes on and when it is done: then as NAME.samples.jsonl. That
+# file stays where it is while more samples are drawn: the parts then get its samples and the new ones.
 
 
 def whole_problems(path: Path, n: int) -> Iterator[tuple[list[dict], int]]:
@@ -264,6 +279,17 @@ def whole_problems(path: Path, n: int) -> Iterator[tuple[list[dict], int]]:
             except (ValueError, TypeError, LookupError):
                 return
             yield samples, sum(map(len, lines))
+
+
+def samples_in(path: Path) -> int:
+    """Samples per problem of a finished samples file, by its first problem; 0 if there is no file."""
+    def problems() -> Iterator[int]:
+        for where, sample in files.read_jsonl(path):
+            files.require(sample, {"problem": int}, where, "a sample; remove the file, and the same command makes it "
+                                                           "again")
+            yield sample["problem"]
+
+    return len(list(next(groupby(problems()), (0, ()))[1])) if path.exists() else 0
 
 
 def collect(parts: Path, to: Path, n: int) -> list[int]:

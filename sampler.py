@@ -260,8 +260,8 @@ class Sampler:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[list[int]], group_size: int, seed: Sequence[int],
-                 positions: Sequence[int] | None = None) -> list[list[Completion]]:
-        """`group_size` completions of each prompt (token ids), in order.
+                 positions: Sequence[int] | None = None, first: int = 0) -> list[list[Completion]]:
+        """`group_size` completions of each prompt (token ids), in order, with the indices first..first+group_size-1.
 
         `positions` are the prompts' places in the step's global list (by default 0..P-1): with `seed` and the
         completion's index they fix its random numbers, so a prompt that occurs twice gets different completions.
@@ -278,7 +278,7 @@ class Sampler:
         if not prompts:
             return []
         positions = range(len(prompts)) if positions is None else positions
-        seeds = [(*seed, position, g) for position in positions for g in range(group_size)]
+        seeds = [(*seed, position, g) for position in positions for g in range(first, first + group_size)]
         done = False
         try:
             flat = Rollout(self, prompts, group_size, seeds).run()
@@ -504,25 +504,22 @@ def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float,
         logits_NV = logits_NV / temperature
     peak_N1 = logits_NV.amax(-1, keepdim=True)
     mass_NV = (logits_NV - peak_N1).exp_()
-    total_N1 = mass_NV.sum(-1, keepdim=True, dtype=torch.float64)
+    tokens_N1, total_N1 = inverse_cdf(mass_NV, uniform_N)
     if temperature == 0:
         tokens_N1 = logits_NV.argmax(-1, keepdim=True)
-    else:
-        drawn_from_NV = nucleus(mass_NV, top_p) if top_p < 1 else mass_NV
-        mass_N1 = drawn_from_NV.sum(-1, keepdim=True, dtype=torch.float64) if top_p < 1 else total_N1
-        tokens_N1 = inverse_cdf(drawn_from_NV, uniform_N[:, None] * mass_N1)
+    elif top_p < 1:
+        tokens_N1, _ = inverse_cdf(nucleus(mass_NV, top_p), uniform_N)
     logprobs_N1 = logits_NV.gather(-1, tokens_N1) - peak_N1 - total_N1.log().to(logits_NV.dtype)
     return tokens_N1.squeeze(-1), logprobs_N1.squeeze(-1)
 
 
-def inverse_cdf(mass_NV: Tensor, target_N1: Tensor) -> Tensor:
-    """Ids (N, 1) where the running sum of the masses passes the targets.
+def inverse_cdf(mass_NV: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids (N, 1) where the running sum of the masses passes uniform x total, and the totals (N, 1) in float64.
 
     In two levels for a large vocabulary: one running sum over all of it is slow on a GPU (a block of threads for a row)
     and takes 8 bytes an id.
     """
-    def pick(mass_NX: Tensor, target_N1: Tensor) -> tuple[Tensor, Tensor]:
-        ends_NX = mass_NX.cumsum(-1, dtype=torch.float64)
+    def pick(mass_NX: Tensor, ends_NX: Tensor, target_N1: Tensor) -> tuple[Tensor, Tensor]:
         last_N1 = ends_NX[:, -1:]
         # rounded up to the last end, or below 0, a target would pick an id of mass 0
         target_N1 = target_N1.clamp(min=0).minimum(last_N1.nextafter(torch.zeros_like(last_N1)))
@@ -532,13 +529,17 @@ def inverse_cdf(mass_NV: Tensor, target_N1: Tensor) -> Tensor:
 
     V, block = mass_NV.shape[-1], 128
     if V < 4096:                                        # a second level would cost more than it saves
-        return pick(mass_NV, target_N1)[0]
+        ends_NV = mass_NV.cumsum(-1, dtype=torch.float64)
+        return pick(mass_NV, ends_NV, uniform_N[:, None] * ends_NV[:, -1:])[0], ends_NV[:, -1:]
     if V % block:
         mass_NV = torch.nn.functional.pad(mass_NV, (0, -V % block))
     blocks_NBW = mass_NV.unflatten(-1, (-1, block))
-    block_N1, rest_N1 = pick(blocks_NBW.sum(-1, dtype=torch.float64), target_N1)
+    sums_NB = blocks_NBW.sum(-1, dtype=torch.float64)
+    ends_NB = sums_NB.cumsum(-1)
+    block_N1, rest_N1 = pick(sums_NB, ends_NB, uniform_N[:, None] * ends_NB[:, -1:])
     block_NW = blocks_NBW.gather(1, block_N1[..., None].expand(-1, -1, block)).squeeze(1)
-    return block_N1 * block + pick(block_NW, rest_N1)[0]
+    inside_N1, _ = pick(block_NW, block_NW.cumsum(-1, dtype=torch.float64), rest_N1)
+    return block_N1 * block + inside_N1, ends_NB[:, -1:]
 
 
 def nucleus(mass_NV: Tensor, top_p: float) -> Tensor:

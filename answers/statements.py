@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from .parser import Parser, expanded
 from .text import END, MACRO, Unread
-from .tokens import Token, canonical, closing, is_sign, replace, split, tokenize
+from .tokens import Token, canonical, closing, has_prose, is_sign, replace, split, tokenize
 
 
 class Statement(NamedTuple):
@@ -79,6 +79,8 @@ def joined_intervals(members: list[tuple]) -> list[tuple]:
 def statement(text: str, joined: bool) -> Statement:
     """What a normalised text says. Raises Unread."""
     text, domain = cut_domain(text)
+    if has_prose(text):
+        raise Unread("words between formulas")
     tokens = tokenize(text, joined)
     while is_sign(tokens[0] if tokens else None, "{") and closing(tokens, 0) == len(tokens) - 1:
         tokens = tokens[1:-1]

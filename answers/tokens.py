@@ -42,6 +42,25 @@ JOINERS = {"and": "and", "or": "or", "to": ":"}
 PHRASE = re.compile(r"((?:(?:and|or|to)\b|[,;])?)(.*?)((?:\b(?:and|or|to)|[,;])?)")
 
 
+# what is read by itself, or names the value: the name of an equation has no number in it
+NO_PROSE = re.compile(rf"(?:{MACRO}|{FONT}|\\math[a-z]+|\\begin|\\end|_)\{{[^{{}}]*\}}|\\[A-Za-z]+"
+                      r"|(?:^|[,;]|\b(?:and|or)\b)[^=,;<>\d]*=")
+SPELT = re.compile(rf"(?!(?:and|(?:arc)?(?:{'|'.join(FUNCTIONS)})[a-z]?)(?![a-z]))"
+                   r"(?:(?i:add|all|are|but|for|has|not|odd|one|red|row|six|sum|ten|the|two|was|yes)"
+                   r"|(?=.{4})[A-Za-z][a-z]*[aeiou][a-z]*)")
+
+
+def has_prose(text: str) -> bool:
+    """Whether words of a language stand outside \\text{}: as products of letters, "carry 1" would be "1 carry".
+
+    Words are short ones that are known, and runs of four letters or more with a vowel after the first; abcd, mgh and
+    LRAC are products.
+    """
+    return any(SPELT.fullmatch(run) and run.lower() not in BARE_WORDS
+               and "".join(sorted(run)) not in "abcdefghijklmnopqrstuvwxyz"
+               for run in re.findall(r"[A-Za-z]{3,}", NO_PROSE.sub(" ", text)))
+
+
 def tokenize(text: str, joined: bool = False, roman: bool = False, tokens: list[Token] | None = None) -> list[Token]:
     """Tokens of a normalised text, added to `tokens`; `joined` reads 1,234 as one number, in `roman` text a run of
     letters is a word. Raises Unread."""

@@ -1,10 +1,15 @@
 """Our grader against math-verify alone, its speed, also on hostile completions, and whether each gold equals itself.
 
     python benchmarks/grader.py [--data FILE.jsonl ...] [--cases FILE.jsonl] [--workers 2] [--rounds 3]
+    python benchmarks/grader.py --repeat 20 [--cases FILE.jsonl]
 
 Side by side: on --cases, lines of {"gold", "text", "correct"} (without it the rows of tests/fixtures/answers.tsv), and
-on 2,000 pairs of different golds of --data, drawn at random, none of which should be equal. For math-verify both sides
-are parsed in a box and in dollars.
+on 2,000 pairs of golds of --data that differ as texts, drawn at random. The first pairs that are wrongly accepted are
+printed: of golds some are two spellings of one value (0.4 miles and 2/5), others would be mistakes. For math-verify
+both sides are parsed in a box and in dollars.
+
+--repeat does nothing but this: it grades all cases and hostile completions so many times with 1, with 2 and with 4
+workers, next to as many processes that keep a core busy, and fails unless verdicts and reasons are the same each time.
 
 Ordinary completions: for each gold eight solutions of some 300 words; three end in the gold as it is, one in the gold
 with other spaces and spellings, one in x = gold, one in another problem's gold, one in a number that is off by one, one
@@ -15,6 +20,7 @@ import json
 import random
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from answers import gold_of, grade  # noqa: E402
 from grader import Grader  # noqa: E402
 
+SHOWN = 5                                               # wrongly accepted answers that are printed
 ANSWERS = Path(__file__).parent.parent / "tests" / "fixtures" / "answers.tsv"
 
 POWERS = r"""9^{9^{9^{9}}} 9^{9^9} 10^{10^{10}} 2^{2^{2^{2^{2^{2}}}}} (x+1)^{10^{10^{10}}} 9^{999999999} x^{999999999}
@@ -86,14 +93,16 @@ def compare(name: str, pairs: list[tuple[str, str, bool]]) -> None:
         start = time.perf_counter()
         verdicts = [judge(text, gold) for text, gold, _ in pairs]
         seconds = time.perf_counter() - start
-        accepted = sum(verdict and not right for verdict, (_, _, right) in zip(verdicts, pairs))
+        accepted = [(text, gold) for verdict, (text, gold, right) in zip(verdicts, pairs) if verdict and not right]
         refused = sum(right and not verdict for verdict, (_, _, right) in zip(verdicts, pairs))
-        print(f"{name}, {grader}: agree {len(pairs) - accepted - refused} of {len(pairs)}; wrong accepted {accepted}; "
-              f"right refused {refused}; {len(pairs) / seconds:.0f} per second in one process")
+        print(f"{name}, {grader}: agree {len(pairs) - len(accepted) - refused} of {len(pairs)}; wrong accepted "
+              f"{len(accepted)}; right refused {refused}; {len(pairs) / seconds:.0f} per second in one process")
+        for text, gold in accepted[:SHOWN]:
+            print(f"    accepted: {text[-80:]!r} for {gold!r}")
 
 
 def different_golds(golds: list[str], count: int, seed: int = 0) -> list[tuple[str, str, bool]]:
-    """`count` pairs of golds that differ as texts, numbers or formulas on both sides; none should be equal."""
+    """`count` pairs of golds that differ as texts, numbers or formulas on both sides."""
     pick, kinds = random.Random(seed), {}
     for gold in dict.fromkeys(golds):
         kinds.setdefault(bool(re.fullmatch(r"-?\d+", gold)), []).append(gold)
@@ -102,21 +111,48 @@ def different_golds(golds: list[str], count: int, seed: int = 0) -> list[tuple[s
             for answer, gold in (pick.sample(pick.choice(kinds), 2) for _ in range(count))]
 
 
+def repeat(pairs: list[tuple[str, str]], runs: int) -> None:
+    """Prints whether (completion, gold) pairs are graded alike in all runs; exits with 1 if not."""
+    texts, golds = zip(*pairs)
+    found = [set() for _ in pairs]
+    for busy in (1, 2, 4):
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+        try:
+            for _ in range(runs):
+                with Grader(busy) as grader:
+                    for seen, item in zip(found, grader.grade_batch(texts, golds)):
+                        seen.add((item.correct, item.reason))
+        finally:
+            for process in others:
+                process.kill()
+                process.wait()
+    differ = [(pair, seen) for pair, seen in zip(pairs, found) if len(seen) > 1]
+    print(f"{len(pairs)} answers, {runs} runs with each of 1, 2 and 4 workers and busy cores: {len(differ)} with more "
+          f"than one verdict or reason; {dict(Counter(reason for seen in found for _, reason in seen))}")
+    for (text, gold), seen in differ:
+        print(f"{text[:80]} for {gold}: {seen}")
+    sys.exit(bool(differ))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", nargs="*", default=[], metavar="FILE", help="JSONL files with an answer per line")
     parser.add_argument("--cases", metavar="FILE", help="JSONL with gold, text and correct per line")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=0, metavar="RUNS",
+                        help="instead of all else: whether so many runs give the same verdicts and reasons")
     args = parser.parse_args()
     rows = [json.loads(line) for path in args.data for line in Path(path).read_text(encoding="utf-8").splitlines()]
     table = [line.split("\t") for line in ANSWERS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    golds = [gold_of(str(row["answer"])) for row in rows] or [gold for _, gold, _ in table]
-    refused = [gold for gold in golds if not grade(f"\\boxed{{{gold}}}", gold).correct]
-    print(f"{len(golds)} golds, boxed as they are: {len(refused)} not graded as right {refused[:10]}")
     cases = [(case["text"], gold_of(case["gold"]), case["correct"])
              for case in map(json.loads, Path(args.cases).read_text(encoding="utf-8").splitlines())] \
         if args.cases else [(f"so \\boxed{{{answer}}}", gold, right == "1") for answer, gold, right in table]
+    if args.repeat:
+        repeat([(text, gold) for text, gold, _ in cases] + [(text, "42") for text in HOSTILE], args.repeat)
+    golds = [gold_of(str(row["answer"])) for row in rows] or [gold for _, gold, _ in table]
+    refused = [gold for gold in golds if not grade(f"\\boxed{{{gold}}}", gold).correct]
+    print(f"{len(golds)} golds, boxed as they are: {len(refused)} not graded as right {refused[:10]}")
     compare("cases", cases)
     compare("different golds", different_golds(golds, 2000))
     for name, (texts, truths) in (("ordinary", ordinary(golds)), ("hostile", (HOSTILE, ["42"] * len(HOSTILE)))):

@@ -30,10 +30,13 @@ TINY = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_att
             vocab_size=512)
 SMALL = dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2,
              vocab_size=8192)
+SMOLLM2 = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+               num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True)       # that of SmolLM2-135M
 WORKLOADS = {                                           # geometry, dtype, prompt tokens
     "tiny-fp32": (TINY, torch.float32, 64), "tiny-bf16": (TINY, torch.bfloat16, 64),
     "small-fp32": (SMALL, torch.float32, 64), "small-bf16": (SMALL, torch.bfloat16, 64),
     "small-fp32-256": (SMALL, torch.float32, 256), "small-bf16-256": (SMALL, torch.bfloat16, 256),
+    "smollm2-fp32": (SMOLLM2, torch.float32, 40), "smollm2-bf16": (SMOLLM2, torch.bfloat16, 40),
 }
 PROMPTS, GROUP, CAP, TEMPERATURE = 8, 6, 256, 0.7
 LENGTHS = np.random.default_rng(0).lognormal(4.55, 0.55, PROMPTS * GROUP).round().clip(8, CAP).astype(int).tolist()
@@ -42,8 +45,9 @@ LENGTHS = np.random.default_rng(0).lognormal(4.55, 0.55, PROMPTS * GROUP).round(
 def build(name: str, folder: str) -> None:
     geometry, dtype, _ = WORKLOADS[name]
     torch.manual_seed(0)
-    config = transformers.Qwen2Config(**geometry, max_position_embeddings=1024, tie_word_embeddings=False,
-                                      bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    kind = transformers.LlamaConfig if geometry is SMOLLM2 else transformers.Qwen2Config
+    config = kind(**{"tie_word_embeddings": False, **geometry}, max_position_embeddings=1024, bos_token_id=None,
+                  eos_token_id=None, pad_token_id=0)
     transformers.AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
 
 
@@ -164,10 +168,10 @@ def bound(name: str) -> float:
 def serve(contestant: str, name: str, folder: str) -> None:
     run = CONTESTANTS[contestant](folder, name, prompts_for(name))
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         tokens = run()
-        elapsed = time.perf_counter() - start
-        print(json.dumps({"tokens": tokens, "seconds": elapsed, "peak": peak_mib()}), flush=True)
+        print(json.dumps({"tokens": tokens, "seconds": time.perf_counter() - start,
+                          "processor": time.process_time() - busy, "peak": peak_mib()}), flush=True)
 
 
 def main() -> None:
@@ -194,6 +198,7 @@ def main() -> None:
                 times = [run["seconds"] for run in runs]
                 print(f"   {contestant:<26}{runs[0]['tokens'] / statistics.median(times):>8.0f} tok/s "
                       f"({min(times):.2f}..{max(times):.2f} s)  time / {first}: {ratio(rounds, contestant, first):.2f}"
+                      f", processor {ratio(rounds, contestant, first, 'processor'):.2f}"
                       f"  {limit / statistics.median(times):>4.0%} of the bound  peak {runs[-1]['peak']:.0f} MiB",
                       flush=True)
 

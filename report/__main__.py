@@ -46,6 +46,8 @@ def arguments() -> argparse.ArgumentParser:
                                            "the tokenizer at model.path")
     command.add_argument("--correct", help='"path.py:function" called with (texts, problem rows), instead of '
                                            'reward.correct in config.toml or the grader')
+    command.add_argument("--golds", action="append", default=[], metavar="[NAME=]FILE",
+                         help="problems with corrected golds, found by their id; NAME is the benchmark, of several")
     command.add_argument("--out", type=Path, help="folder for samples and results with the new verdicts")
     return parser
 
@@ -73,7 +75,7 @@ def output_of(args: argparse.Namespace) -> str:
         case "regrade":
             from report.regrade import regrade
 
-            return regrade(args.path, args.opening, args.out, args.correct)
+            return regrade(args.path, args.opening, args.out, args.correct, args.golds)
 
 
 def main(argv: list[str]) -> int:

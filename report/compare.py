@@ -1,6 +1,9 @@
 """What evaluations on the same problems allow to conclude of their policies, and checkpoints of one run as a curve."""
+import json
 import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from os.path import normpath
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import numpy as np
 from scipy.integrate import quad
 from scipy.stats import bootstrap, norm, permutation_test, t
 
-from config import free_keys
+from config import build, free_keys
 from data import first_gold
 from eval import STRATEGY_SAMPLES, Config
 from metrics import effective_labels, maj_at_k, pass_at_k, standard_error, strategies_of
@@ -103,47 +106,98 @@ def measures(a: dict[int, list[dict]], b: dict[int, list[dict]]) -> dict[str, li
 
 
 def conditions(evaluation: Evaluation, benchmark: str) -> dict[str, object]:
-    """The settings under which a benchmark was evaluated, "section.key": value."""
+    """The settings under which a benchmark was evaluated, "section.key": value; those that were not written have their
+    defaults, and eval.prompt is the request wherever it came from."""
     sections = {**config_of(evaluation.path), "eval": evaluation.results[benchmark].get("settings", {})}
+    written = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    defaults = asdict(build(Config, {"model": {"path": evaluation.model}}))
+    settings = {f"{section}.{key}": value for section, values in defaults.items() for key, value in values.items()}
+    settings |= written
+    settings["eval.prompt"] = settings["eval.prompt"] or settings["data.template"]
     shown = {"model.path", "eval.benchmarks", "eval.samples_of", "eval.seed"}       # next to the figures
-    flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
-    return {key: value for key, value in flat.items()
-            if key not in shown | free_keys(Config) and not key.startswith("diversity.")}
+    hidden = {"data.template", *shown, *free_keys(Config)}
+    return {key: value for key, value in settings.items()
+            if key not in hidden and not key.startswith("diversity.")}
 
 
-def require_same_problems(a: Evaluation, b: Evaluation) -> list[str]:
-    """The benchmarks of both; ValueError where there is none or one of them holds other problems."""
-    common = [name for name in a.problems if name in b.problems]
-    if not common:
-        raise ValueError(f"{a.path} and {b.path} have no benchmark in common ({', '.join(a.problems)} and "
-                         f"{', '.join(b.problems)})")
-    for name in common:
-        keys = [{problem: (samples[0].get("id"), samples[0].get("gold"))
-                 for problem, samples in side.problems[name].items()} for side in (a, b)]
-        if keys[0] != keys[1]:
-            place = min(problem for problem in keys[0].keys() | keys[1].keys()
-                        if keys[0].get(problem) != keys[1].get(problem))
-            raise ValueError(f"{a.path} and {b.path} did not see the same problems of {name}: problem {place} is "
-                             f"{keys[0].get(place)} and {keys[1].get(place)}")
-    return common
+Problems = dict[tuple[str, str, int], list[dict]]       # samples of problems by what they are
+
+
+def id_of(place: int, samples: list[dict]) -> object:
+    """The id of a problem: its place where it has none of its own."""
+    found = samples[0].get("id")
+    return place if found is None else found
+
+
+def identified(problems: dict[int, list[dict]]) -> Problems:
+    """The samples of each problem by its id, its gold, and which of those with both it is (0 for the first)."""
+    found, again = {}, Counter()
+    for place, samples in problems.items():
+        known = json.dumps(id_of(place, samples)), json.dumps(samples[0].get("gold"))
+        found[*known, again[known]] = samples
+        again[known] += 1
+    return found
+
+
+def require_one_order(a: Evaluation, b: Evaluation, name: str) -> None:
+    """ValueError if only their places tell the problems of a benchmark apart, and not all golds agree there."""
+    sides = a.problems[name], b.problems[name]
+    if any(id_of(place, samples) != place for side in sides for place, samples in side.items()):
+        return                                          # with ids of their own
+    golds = [{place: samples[0].get("gold") for place, samples in side.items()} for side in sides]
+    if differ := [place for place, gold in golds[0].items() if gold != golds[1].get(place, gold)]:
+        raise ValueError(f"{a.path} and {b.path} did not see the same problems of {name}: without ids of their own "
+                         f"they are paired by place, and {len(differ)} have other golds there, such as "
+                         f"{golds[0][differ[0]]!r} and {golds[1][differ[0]]!r} at {differ[0]}; give the problems ids "
+                         "and evaluate again, or both the same golds with python -m report regrade --golds")
+
+
+def pair_problems(a: Evaluation, b: Evaluation, name: str) -> tuple[Problems, Problems, list[str]]:
+    """The problems of a benchmark that both evaluations have, in one order, and notes on those that are left out."""
+    require_one_order(a, b, name)
+    ours, theirs = identified(a.problems[name]), identified(b.problems[name])
+    common = [key for key in ours if key in theirs]
+    only_ours = [(known, gold) for known, gold, again in ours if (known, gold, again) not in theirs]
+    only_theirs = [(known, gold) for known, gold, again in theirs if (known, gold, again) not in ours]
+    theirs_of = dict(only_theirs)
+    others = {known: (gold, theirs_of[known]) for known, gold in only_ours if known in theirs_of}
+    notes = []
+    for what, ids in (("only in A", [known for known, _ in only_ours if known not in others]),
+                      ("only in B", [known for known, _ in only_theirs if known not in others]),
+                      ("with another gold in B", list(others))):
+        if ids:
+            first = ", ".join(known[:60] for known in ids[:3]) + ", ..." * (len(ids) > 3)
+            notes.append(f"{len(ids)} problem{'s' * (len(ids) > 1)} {what} left out: id {first}")
+    if others:
+        notes[-1] += " ({} and {}); regrade --golds gives both the same golds".format(*next(iter(others.values())))
+    if again := sum(place > 0 for *_, place in common):
+        notes.append(f"{again} have the id and the gold of another; such problems are paired in their order")
+    return *({key: side[key] for key in common} for side in (ours, theirs)), notes
 
 
 def compare_two(a: Evaluation, b: Evaluation) -> list[str]:
-    """Table and sentences for one pair."""
-    common = require_same_problems(a, b)
+    """Table and sentences for one pair, over the problems that both have; ValueError if there are none."""
+    paired = {name: pair_problems(a, b, name) for name in a.problems if name in b.problems}
+    if not paired:
+        raise ValueError(f"{a.path} and {b.path} have no benchmark in common ({', '.join(a.problems)} and "
+                         f"{', '.join(b.problems)})")
+    if not any(ours for ours, *_ in paired.values()):
+        raise ValueError(f"{a.path} and {b.path} have no problem in common: "
+                         + "; ".join(f"{name}, {note}" for name, (*_, notes) in paired.items() for note in notes))
     lines = [f"A  {a.model}  ({a.path})", f"B  {b.model}  ({b.path})"]
     differ = {}
-    for name in common:
+    for name in paired:
         first, second = conditions(a, name), conditions(b, name)
         differ |= {key: f"{key} differs, {first.get(key)!r} and {second.get(key)!r}" for key in {**first, **second}
                    if first.get(key) != second.get(key)}
     lines += [f"   note: {text}" for text in differ.values()]
-    left_out = [name for name in [*a.problems, *b.problems] if name not in common]
+    lines += [f"   note: {name}, {note}" for name, (*_, notes) in paired.items() for note in notes]
+    left_out = [name for name in [*a.problems, *b.problems] if name not in paired]
     lines += [f"   note: only one of them has {', '.join(left_out)}"] if left_out else []
     lines.append(f"\n{'':<34}{'A':>8}{'B':>8}{'A - B':>8}   {'95 % interval':<16}{'p':>7}{'problems':>10}")
     by_measure: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {}
-    for name in common:
-        for measure, pairs in measures(a.problems[name], b.problems[name]).items():
+    for name, (ours, theirs, _) in paired.items():
+        for measure, pairs in measures(ours, theirs).items() if ours else ():
             by_measure.setdefault(measure, []).append((name, pairs))
     sentences = []
     for measure, parts in by_measure.items():
@@ -221,12 +275,20 @@ def curves_of_evaluations(evaluations: Sequence[Evaluation]) -> list[str]:
             if len(mine) < 2:
                 continue
             for _, evaluation in mine[1:]:
-                require_same_problems(mine[0][1], evaluation)
-            scores_KN = np.array([[np.mean([sample["correct"] for sample in samples])
-                                   for samples in evaluation.problems[name].values()] for _, evaluation in mine])
+                require_one_order(mine[0][1], evaluation, name)
+            sides = [identified(evaluation.problems[name]) for _, evaluation in mine]
+            common = [key for key in sides[0] if all(key in side for side in sides)]
+            title = f"checkpoints of {run} on {name}"
+            if not common:
+                lines.append(f"\n{title}: they have no problem in common")
+                continue
+            if len(common) < max(map(len, sides)):
+                title += f", the {len(common)} problems that all have"
+            scores_KN = np.array([[np.mean([sample["correct"] for sample in side[key]]) for key in common]
+                                  for side in sides])
             rows = [(step, row.mean(), standard_error(row.tolist()), strategies_of(evaluation.results[name]))
                     for (step, evaluation), row in zip(mine, scores_KN)]
-            lines += curve(f"checkpoints of {run} on {name}", rows, gain_of_choosing(scores_KN), "")
+            lines += curve(title, rows, gain_of_choosing(scores_KN), "")
     return lines
 
 

@@ -2,6 +2,7 @@
 import itertools
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -225,12 +226,98 @@ def test_a_folder_of_evaluations_is_all_of_them(tmp_path):
     assert compare([tmp_path / "all"]) == compare([a, b])
 
 
+def changed(folder: Path, change, copy: Path, benchmark: str = "b") -> Path:
+    """A copy of an evaluation with `change` made to each of its samples, and the figures of these."""
+    shutil.copytree(folder, copy)
+    file = copy / f"{benchmark}.samples.jsonl"
+    samples = [change(json.loads(line)) for line in file.read_text().splitlines()]
+    samples = [sample for sample in samples if sample]
+    write_jsonl(file, samples)
+    write_jsonl(copy / "results.jsonl", [{"model": "other", **summarize(benchmark, samples)}])
+    return copy
+
+
+def test_problems_are_paired_by_what_they_are(tmp_path):
+    """The same problems in another order are equal one by one, whatever their places.
+
+    A pairing by place would see differences of 100 points that cancel, as wide as the interval.
+    """
+    right = [[1, 1], [0, 0], [1, 1], [0, 1], [0, 0]]
+    a = evaluation(tmp_path / "a", right)
+    b = changed(a, lambda sample: sample | {"problem": 4 - sample["problem"]}, tmp_path / "b")
+    assert "b, accuracy: A - B = +0.0 ± 0.0 points" in compare([a, b])
+    policies = [changed(folder, dict, folder.with_suffix(".c")) for folder in (a, b)]
+    for folder, name in zip(policies, ("checkpoints/step-000001/policy", "final")):
+        write_jsonl(folder / "results.jsonl", [json.loads((folder / "results.jsonl").read_text())
+                                               | {"model": f"r/{name}"}])
+    assert "gains 0.0 points by chance" in compare(policies), "equal checkpoints, without the noise of a wrong order"
+
+
+def test_what_only_one_has_is_said_and_left_out(tmp_path):
+    """Other problems, problems with a corrected gold, another number of samples: the rest is compared."""
+    a = evaluation(tmp_path / "a", [[1, 1], [0, 0], [1, 0], [0, 1], [1, 1], [0, 0], [0, 0]])
+    b = changed(a, lambda sample: None if sample["problem"] < 4 or sample["sample"] else
+                sample | {"problem": sample["problem"] - 4, "gold": "5" if sample["problem"] == 6 else "4"},
+                tmp_path / "b")
+    c = changed(b, lambda sample: sample | {"id": sample["id"] + "new" * (sample["problem"] == 0)}, tmp_path / "c")
+    text = compare([a, b])
+    assert 'note: b, 4 problems only in A left out: id "p0", "p1", "p2", ...\n' in text and "only in B" not in text
+    assert 'b, 1 problem with another gold in B left out: id "p6" ("4" and "5"); regrade --golds gives both' in text
+    line = next(line for line in text.splitlines() if line.startswith("b accuracy"))
+    assert line.split()[2:5] == ["50.0", "50.0", "+0.0"] and line.endswith(" 2") and "pass@" not in text
+    assert 'note: b, 1 problem only in B left out: id "p4new"' in compare([a, c])
+    for folder, name in ((a, "checkpoints/step-000001/policy"), (c, "final")):
+        write_jsonl(folder / "results.jsonl", [json.loads((folder / "results.jsonl").read_text())
+                                               | {"model": f"r/{name}"}])
+    assert "checkpoints of r on b, the 1 problems that all have" in compare([a, c])
+
+
+def test_problems_with_one_id_are_told_apart_by_gold_and_order(tmp_path):
+    a = evaluation(tmp_path / "a", [[1], [0], [1], [1]])
+    one = changed(a, lambda sample: sample | {"id": "x", "gold": str(sample["problem"] // 2)}, tmp_path / "one")
+    two = changed(one, lambda sample: sample | {"problem": (sample["problem"] + 2) % 4}, tmp_path / "two")
+    text = compare([one, two])
+    assert "A - B = +0.0 ± 0.0" in text and "2 have the id and the gold of another; such problems are paired" in text
+    fewer = changed(two, lambda sample: sample if sample["problem"] else None, tmp_path / "fewer")
+    assert '1 problem only in A left out: id "x"' in compare([one, fewer])
+
+
+@pytest.mark.parametrize("own", [0, None])
+def test_problems_without_ids_are_paired_by_place(tmp_path, own):
+    """Their ids are their places, and a file in another order could agree in a place by chance: refused, if any gold
+    differs. The first half of a file is the same problems."""
+    a = evaluation(tmp_path / "a", [[1], [0], [1], [1]])
+    a = changed(a, lambda sample: sample | {"id": sample["problem"] if own == 0 else None,
+                                            "gold": str(sample["problem"] % 3)}, tmp_path / "places")
+    half = changed(a, lambda sample: sample if sample["problem"] < 2 else None, tmp_path / "half")
+    assert "2 problems only in A left out: id 2, 3" in compare([a, half])
+    turned = changed(a, lambda sample: sample | {"problem": 3 - sample["problem"],
+                                                 **({"id": 3 - sample["problem"]} if own == 0 else {})}, tmp_path / "t")
+    with pytest.raises(ValueError, match="same problems of b: without ids .* 2 have other golds there, such as '1' and "
+                                         "'2' at 1; give the problems ids"):
+        compare([a, turned])
+
+
+def test_settings_that_mean_the_same_do_not_differ(tmp_path):
+    """An earlier version did not write a setting that has its default now; the request may come from data.template."""
+    a, b = evaluation(tmp_path / "a", [[1], [0]]), evaluation(tmp_path / "b", [[1], [0]])
+    (a / "config.toml").write_text('[data]\ntemplate = "Solve {problem}"\n')
+    (b / "config.toml").write_text('[reward]\ncorrect = ""\n[data]\nsystem = ""\n')
+    record = json.loads((b / "results.jsonl").read_text())
+    record["settings"] |= {"prompt": "Solve {problem}", "top_p": 0.95, "slots": 3, "label": ""}
+    write_jsonl(b / "results.jsonl", [record])
+    assert "differs" not in compare([a, b])
+    (b / "config.toml").write_text('[reward]\ncorrect = "mine.py:right"\n')
+    assert "note: reward.correct differs, '' and 'mine.py:right'" in compare([a, b])
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     a = evaluation(tmp_path / "a", [[1], [0]])
-    for other, words in ((evaluation(tmp_path / "b", [[1]]),
-                          r"same problems of b: problem 1 is \('p1', '4'\) and None"),
-                         (evaluation(tmp_path / "c", [[1], [0]], gold="5"), "same problems of b: problem 0"),
+    other_ids = changed(a, lambda sample: sample | {"id": sample["id"] + "x"}, tmp_path / "b")
+    for other, words in ((other_ids, 'no problem in common: b, 2 problems only in A left out: id "p0", "p1"; b, 2 '
+                                     'problems only in B left out: id "p0x", "p1x"'),
+                         (evaluation(tmp_path / "c", [[1], [0]], gold="5"), "common: b, 2 problems with another gold"),
                          (evaluation(tmp_path / "d", [[1]], benchmark="x"), "no benchmark in common"),
                          (tmp_path / "none", "does not exist"),
                          (tmp_path / "empty", "has neither metrics.jsonl nor results.jsonl")):
@@ -238,6 +325,100 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
             compare([a, other])
     with pytest.raises(ValueError, match="name another evaluation"):
         compare([a])
+
+
+def test_several_golds_are_voted_for_graded_and_compared(tmp_path):
+    """A right answer to any of them is right, all right ones vote for the first, and the list is the problem's gold."""
+    folder = evaluation(tmp_path / "a", [[1, 1, 0], [1, 0, 0]])
+    file = folder / "b.samples.jsonl"
+    file.write_text(file.read_text().replace('"gold": "4"', '"gold": ["4", "5"]').replace("boxed{0}", "boxed{5}"))
+    text = regrade(folder, "", tmp_path / "out")
+    assert "accuracy 0.5000 -> 1.0000, 3 verdicts changed" in text and "'5' for ['4', '5']" in text
+    samples = [json.loads(line) for line in (tmp_path / "out" / "b.samples.jsonl").read_text().splitlines()]
+    assert {sample["vote"] for sample in samples} == {"4"} and {sample["answer"] for sample in samples} == {"4", "5"}
+    assert json.loads((tmp_path / "out" / "results.jsonl").read_text())["maj_at_k"]["2"] == 1
+    assert "b, maj@2: A - B = -50.0" in compare([folder, tmp_path / "out"])
+
+
+def problems_file(path: Path, golds: dict, **columns) -> str:
+    write_jsonl(path, [{"id": key, "problem": "2+2", "answer": gold, **columns} for key, gold in golds.items()])
+    return str(path)
+
+
+def test_regrade_by_corrected_golds(tmp_path):
+    """One gold mended, one that has two now, one as it was, one that the file does not have; the evaluation stays."""
+    folder, out = evaluation(tmp_path / "a", [[1, 0], [1, 0], [1, 0], [0, 1]]), tmp_path / "out"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    fixed = problems_file(tmp_path / "fixed.jsonl", {"p2": "4", "p0": 0, "p1": ["5", "0"]})
+    text = regrade(folder, "", out, golds=[fixed])
+    assert "2 of 4 golds changed" in text and "does not have 1 of the problems: these keep theirs" in text
+    assert """    "p0": '4' -> '0'\n    "p1": '4' -> ['5', '0']\n""" in text and '"p2"' not in text
+    assert "8 completions, accuracy 0.5000 -> 0.5000, 4 verdicts changed" in text
+    samples = [json.loads(line) for line in (out / "b.samples.jsonl").read_text().splitlines()]
+    found = {(s["id"], s["sample"]): (s["gold"], s["correct"], s["vote"]) for s in samples}
+    assert [found[f"p{p}", i] for p in range(4) for i in (0, 1)] == [
+        ("0", False, "4"), ("0", True, "0"), (["5", "0"], False, "4"), (["5", "0"], True, "5"),
+        ("4", True, "4"), ("4", False, "0"), ("4", False, "0"), ("4", True, "4")]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "b, 2 problems with another gold in B left out" in compare([folder, out])
+    again = regrade(out, "", tmp_path / "back", golds=[problems_file(tmp_path / "old.jsonl", {"p0": "4", "p1": "4"})])
+    assert "2 of 4 golds changed" in again and "A - B = +0.0 ± 0.0" in compare([folder, tmp_path / "back"])
+
+
+def test_golds_of_several_benchmarks_are_named(tmp_path):
+    folder = evaluation(evaluation(tmp_path / "a", [[1, 0]], benchmark="x"), [[1, 1]], benchmark="y")
+    fixed = problems_file(tmp_path / "fixed.jsonl", {"p0": "0"})
+    text = regrade(folder, "", None, golds=[f"y={fixed}"])
+    assert "y.samples.jsonl: 1 of 1 golds changed" in text and "accuracy 1.0000 -> 0.0000" in text
+    assert "x.samples.jsonl: 2 completions, accuracy 0.5000 -> 0.5000" in text
+    for golds in ([fixed], [f"y={fixed}", f"y={fixed}"]):
+        with pytest.raises(ValueError, match="once for each benchmark whose golds these are.* x=.*there are x, y"):
+            regrade(folder, "", None, golds=golds)
+
+
+@pytest.mark.parametrize("golds, words", [
+    ({"p0": "4", "q": "5", "r": "6"}, 'no samples of 2 of its 3 problems, such as "q", "r"; problems are known by'),
+    ({0: "4"}, "no samples of 1 of its 1 problems"), ({"p0": "\\frac{1"}, "no boxed answer can equal")])
+def test_golds_for_other_problems_are_refused(tmp_path, golds, words):
+    folder = evaluation(tmp_path / "a", [[1, 0], [0, 0]])
+    with pytest.raises(ValueError, match=words):
+        regrade(folder, "", tmp_path / "out", golds=[problems_file(tmp_path / "f.jsonl", golds)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_that_do_not_say_which_problem_are_refused(tmp_path):
+    """Two golds for one id, one id for two problems, and a part of a file whose problems have no ids."""
+    folder = evaluation(tmp_path / "a", [[1], [0], [1]])
+    twice = tmp_path / "twice.jsonl"
+    write_jsonl(twice, [{"id": "p0", "problem": "x", "answer": gold} for gold in "45"])
+    with pytest.raises(ValueError, match="""two golds for the problem "p0": '4' and '5'"""):
+        regrade(folder, "", None, golds=[str(twice)])
+    same = changed(folder, lambda sample: sample | {"id": "p0"}, tmp_path / "same")
+    with pytest.raises(ValueError, match='has 3 problems with the id "p0"; give each its own'):
+        regrade(same, "", None, golds=[problems_file(tmp_path / "p0.jsonl", {"p0": "4"})])
+    places = changed(folder, lambda sample: sample | {"id": sample["problem"]}, tmp_path / "places")
+    for golds, right in (("505", "2 of 3 golds changed"), ("50", None)):
+        write_jsonl(twice, [{"problem": "x", "answer": gold.replace("0", "4")} for gold in golds])
+        if right:
+            assert right in regrade(places, "", None, golds=[str(twice)])
+        else:
+            with pytest.raises(ValueError, match="without ids of their own, its 2 problems must be all 3 of"):
+                regrade(places, "", None, golds=[str(twice)])
+
+
+def test_golds_of_a_run_are_found_by_id_and_text(finished_groups, tmp_path):
+    """A training set may have more problems than were drawn, and ids that are places."""
+    (finished_groups / "config.toml").write_text("[run]\nseed = 0\n")
+    golds = tmp_path / "golds.jsonl"
+    write_jsonl(golds, [{"id": "x", "problem": "2+2", "answer": "5"}, {"id": "x", "problem": "1+1", "answer": "2"}])
+    assert "1 of 1 golds changed" in regrade(finished_groups, "", tmp_path / "out", golds=[str(golds)])
+    record = json.loads((tmp_path / "out" / "samples.jsonl").read_text())
+    assert record["answer"] == "5" and [c["correct"] for c in record["completions"]] == [False, True]
+    write_jsonl(golds, [{"id": "x", "problem": "3+3", "answer": "6"}])
+    with pytest.raises(ValueError, match="no samples of 1 of its 1 problems"):
+        regrade(finished_groups, "", None, golds=[str(golds)])
+    with pytest.raises(ValueError, match="--golds is for the grader"):
+        regrade(finished_groups, "", None, correct="mine.py:f", golds=[str(golds)])
 
 
 RUN_LINE = json.dumps({"kind": "run", "config": {}, "argv": []})

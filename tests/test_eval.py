@@ -19,13 +19,15 @@ import eval as eval_module
 from config import load
 from data import DataConfig
 from eval import PROTOCOLS, Config, average, evaluate, main, right_similarity, summarize
-from eval_samples import EvalConfig, assign_votes, collect, eval_sampler, labeller, whole_problems
+from eval_samples import (EvalConfig, assign_votes, collect, eval_sampler, greedy_remark, labeller, sample_groups,
+                          whole_problems)
 from files import json_lines
 from grader import Grader
 from metrics import standard_error
 from model import Transformer
 from prompts import load_tokenizer, prompt_tokens
 from ranks import run_main
+from report.read import read_evaluation
 
 
 def make_samples(correct, labels):
@@ -77,6 +79,14 @@ def test_wrong_answers_that_are_equal_vote_together():
     assert [[sample["vote"] for sample in group] for group in groups] == [
         ["1/2", "1/2", "1/2", "7", None, "x", "2"], ["x+1", "\\sqrt{8}", "x+1", "\\sqrt{8}", "1/2", "x+1", "x+1+0"], [],
         [None]]
+
+
+def test_an_empty_box_has_no_vote():
+    """Nor has one with nothing but spacing in it: two of them would outvote a right answer."""
+    group = graded("", " \\, ", "{}", ("7.0", "equal"), (None, "no box"))
+    with Grader(1) as grader:
+        assign_votes([group], grader)
+    assert [sample["vote"] for sample in group] == [None, None, None, "7", None]
 
 
 def test_right_answers_vote_together_whichever_gold_they_equal():
@@ -318,6 +328,17 @@ def test_two_ranks_evaluate_alike(finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_ranks_draw_what_one_has_not(finished, tmp_path):
+    """Each of two ranks adds to its share of the samples that one rank has made of the first benchmark."""
+    fewer = [*finished[0], f'eval.benchmarks=["{finished[1].parents[1]}/a.jsonl"]', "eval.samples_of={a = 1}"]
+    assert in_process(fewer, tmp_path) == 0
+    result = torchrun(2, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("a: drawing 2 samples per problem in addition to 1") == 1
+    assert contents(tmp_path / "tiny-policy") == contents(finished[1])
+
+
+@pytest.mark.slow
 def test_a_killed_evaluation_continues(finished, tmp_path):
     """kill -9 as soon as the first samples are on disk."""
     command = [sys.executable, "eval.py", "--config", "configs/eval_tiny.toml", *finished[0], f"output.dir={tmp_path}"]
@@ -368,6 +389,102 @@ def test_another_evaluation_in_the_same_folder_is_refused(finished, tmp_path):
     assert contents(finished[1]) == before
 
 
+def test_a_finished_evaluation_grows_to_a_fresh_one(finished, tmp_path, monkeypatch, capsys):
+    """More samples, and another benchmark in front of the first: only what is missing is drawn, an interruption in the
+    middle loses nothing, and the files are those of one evaluation with the larger settings."""
+    fewer = [*finished[0][:-2], f'eval.benchmarks=["{finished[1].parents[1]}/b.jsonl"]']
+    assert in_process([*fewer, "eval.samples=2"], tmp_path) == 0
+    out, drawn, left = tmp_path / "tiny-policy", [], [5]        # calls for a and the first for b
+    generate = eval_sampler.__globals__["Sampler"].generate
+
+    def counts(self, prompts, n, seed, positions, first):
+        if len(drawn) in left:
+            left.clear()
+            signal.raise_signal(signal.SIGINT)
+        drawn.append((len(prompts), n, first))
+        return generate(self, prompts, n, seed, positions, first)
+
+    monkeypatch.setattr(eval_sampler.__globals__["Sampler"], "generate", counts)
+    assert in_process(finished[0], tmp_path) == 130
+    records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [(record["benchmark"], record["samples"]) for record in records] == [("a", 3), ("b", 2)], "b as it was"
+    assert read_evaluation(out).results["b"]["settings"]["samples"] == 2
+    with pytest.raises(ValueError, match="evaluation of b that was interrupted: finish it with its 5 samples"):
+        in_process([*finished[0], "eval.samples_of={b = 6}"], tmp_path)
+    assert in_process(finished[0], tmp_path) == 0 and contents(out) == contents(finished[1])
+    assert drawn == [(4, 3, 0)] * 3 + [(2, 3, 0)] + [(2, 3, 2)] * 3, "twelve rows at a time; b has two samples"
+    assert "b: drawing 3 samples per problem in addition to 2" in capsys.readouterr().out
+    for lower, words in ((["eval.samples_of={b = 4}"], "5 samples per problem of b, and now it is to have 4"),
+                         ([fewer[-1]], "3 samples per problem of a, and now it is to have none: it can only grow; "
+                                       "change eval.benchmarks, eval.samples or eval.samples_of back")):
+        with pytest.raises(ValueError, match=words):
+            in_process([*finished[0], *lower], tmp_path)
+    assert contents(out) == contents(finished[1])
+
+
+def test_a_benchmark_that_is_added_leaves_the_others(finished, tmp_path, capsys):
+    """Its figures come first, and the record of the other is that of an evaluation of both from the start."""
+    one = [*finished[0], f'eval.benchmarks=["{finished[1].parents[1]}/b.jsonl"]']
+    assert in_process(one, tmp_path) == 0
+    samples = tmp_path / "tiny-policy" / "b.samples.jsonl"
+    written = samples.stat().st_mtime_ns
+    assert in_process(finished[0], tmp_path) == 0 and contents(tmp_path / "tiny-policy") == contents(finished[1])
+    assert samples.stat().st_mtime_ns == written and "in addition" not in capsys.readouterr().out
+
+
+def test_added_samples_vote_with_those_before(monkeypatch):
+    """0.5 among the new ones is the 1/2 of before."""
+    model, tokenizer = Transformer.from_pretrained("tiny/policy"), load_tokenizer("tiny/policy")
+    config, row = EvalConfig(samples=2, max_new_tokens=4), {"id": 0, "problem": "47+38", "answer": "85"}
+    monkeypatch.setattr("eval_samples.decode", lambda tokenizer, tokens, stops: ["so \\boxed{0.5}"] * len(tokens))
+    old = {"problem": 0, "sample": 0, "gold": "85", "answer": "1/2", "correct": False, "reason": "different",
+           "vote": "1/2"}
+    with Grader(1) as grader:
+        (group,), = sample_groups(eval_sampler(model, tokenizer, config), tokenizer, [row], DataConfig(), config,
+                                  grader, kept=[[old]])
+    assert [(s["sample"], s["answer"], s["vote"]) for s in group] == [(0, "1/2", "1/2"), (1, "0.5", "1/2")]
+
+
+def test_a_damaged_evaluation_does_not_grow(finished, tmp_path):
+    shutil.copytree(finished[1].parent, tmp_path, dirs_exist_ok=True)
+    final = tmp_path / "tiny-policy" / "a.samples.jsonl"
+    final.write_bytes(b"".join(final.read_bytes().splitlines(keepends=True)[:4]))
+    with pytest.raises(ValueError, match="a.samples.jsonl has whole samples of 1 of 14 problems; remove it"):
+        in_process([*finished[0], "eval.samples=4"], tmp_path)
+
+
+def test_samples_of_unknown_origin_are_not_continued(finished, tmp_path):
+    """Regraded ones, for instance, whose golds may be others than those of the benchmark."""
+    shutil.copytree(finished[1].parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tiny-policy" / "identity.json").unlink()
+    with pytest.raises(ValueError, match="has no identity.json, so its samples come from report regrade or"):
+        in_process(finished[0], tmp_path)
+
+
+def test_an_evaluation_shows_the_accuracy_so_far(finished, tmp_path, monkeypatch):
+    """Of all problems that are done, after each call of the sampler: four of `a` with three samples, two of `b`."""
+    shown = []
+    monkeypatch.setattr("eval_samples.tqdm.set_postfix_str", lambda bar, text, refresh: shown.append(text))
+    assert in_process(finished[0], tmp_path) == 0
+    right = {name: [json.loads(line)["correct"] for line in (finished[1] / f"{name}.samples.jsonl").open()]
+             for name in "ab"}
+    assert shown == [f"accuracy {sum(right[name][:done]) / done:.3f}"
+                     for name, ends in (("a", (12, 24, 36, 42)), ("b", (10, 20, 30))) for done in ends]
+
+
+def test_greedy_samples_are_drawn_and_counted_once(finished, tmp_path, capsys):
+    """Copies of one sample would pass for seeds that agree: sd 0, pass@k and maj@k no larger than the accuracy."""
+    assert in_process([*finished[0], "eval.temperature=0"], tmp_path) == 0
+    assert capsys.readouterr().out.count("greedy: 5 samples of a problem would be equal, so one is drawn") == 1
+    folder = tmp_path / "tiny-policy"
+    record = json.loads((folder / "results.jsonl").read_text().splitlines()[0])
+    assert record["samples"] == record["settings"]["samples"] == 1 and record["accuracy_sd"] is None
+    assert list(record["pass_at_k"]) == list(record["maj_at_k"]) == ["1"]
+    assert len((folder / "a.samples.jsonl").read_text().splitlines()) == 14
+    sampled = load(Config, "configs/eval_tiny.toml", ["eval.temperature=0", "eval.samples=1"])
+    assert greedy_remark(sampled.eval) == greedy_remark(load(Config, "configs/eval_tiny.toml").eval) == ""
+
+
 def test_what_changes_no_figure_may_change(finished, tmp_path):
     """Fewer slots, another number of workers, another name of the folder.
 
@@ -412,8 +529,8 @@ def test_a_policy_that_cannot_be_used_is_found_before_the_first_is_sampled(tmp_p
 def test_damaged_parts_are_sampled_again(finished, tmp_path, monkeypatch, damage):
     """What a power failure leaves of a part file: whole problems in front of it are kept, the others made again, and
     all ends with the same bytes."""
-    def interrupted(*arguments):                        # in b, with four of six problems on disk
-        for i, groups in enumerate(sampled(*arguments)):
+    def interrupted(*arguments, **options):             # in b, with four of six problems on disk
+        for i, groups in enumerate(sampled(*arguments, **options)):
             if arguments[-1] == "b" and i == 2:
                 signal.raise_signal(signal.SIGINT)
             yield groups
@@ -436,8 +553,8 @@ def test_samples_that_were_not_written_are_missed(finished, tmp_path, monkeypatc
     The same command makes up for it.
     """
     sampled = eval_module.sample_groups
-    monkeypatch.setattr(eval_module, "sample_groups", lambda *arguments: (
-        [groups[0], *(group[:1] for group in groups[1:])] for groups in sampled(*arguments)))
+    monkeypatch.setattr(eval_module, "sample_groups", lambda *arguments, **options: (
+        [groups[0], *(group[:1] for group in groups[1:])] for groups in sampled(*arguments, **options)))
     with pytest.raises(ValueError, match=r"kept.jsonl has \d of 14 problems, the others were not written; the same "
                                          r"command continues"):
         in_process(finished[0], tmp_path)

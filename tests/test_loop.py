@@ -177,6 +177,15 @@ def test_evaluation_does_not_disturb_training(finished, tmp_path):
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
+def test_a_run_says_that_its_greedy_evaluations_draw_one_sample(tmp_path, capsys):
+    (tmp_path / "e.jsonl").write_text('{"problem": "47+38", "answer": "85"}\n')
+    run(tmp_path / "r", PROBLEMS, f'eval.benchmarks=["{tmp_path}/e.jsonl"]', "eval.samples=3", "eval.temperature=0",
+        "run.steps=1")
+    assert "eval.temperature = 0 is greedy: 3 samples of a problem would be equal" in capsys.readouterr().out
+    samples = [record["samples"] for record in comparable(tmp_path / "r" / "metrics.jsonl") if record["kind"] == "eval"]
+    assert samples == [1, 1]
+
+
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 

@@ -287,7 +287,8 @@ def test_two_levels_draw_what_one_does(V):
     target = uniform * mass.sum(-1, keepdim=True, dtype=torch.float64)
     ends = mass.cumsum(-1, dtype=torch.float64)
     expected = torch.searchsorted(ends, target.minimum(ends[:, -1:].nextafter(torch.zeros(()).double())), right=True)
-    found = inverse_cdf(mass, target)
+    found, total = inverse_cdf(mass, uniform.squeeze(-1))
+    torch.testing.assert_close(total, ends[:, -1:], rtol=1e-14, atol=0)
     assert (mass.gather(-1, found) > 0).all()
     at_a_border = (ends.gather(-1, expected) - target).abs() < 1e-12 * ends[:, -1:]
     assert torch.equal(found[~at_a_border], expected[~at_a_border]) and at_a_border.sum() <= 30
