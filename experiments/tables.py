@@ -178,11 +178,10 @@ def why(arms: dict[str, dict[int, Result]]) -> str:
             name_of(arm), *(f"{100 * mean(part):+.1f}" for part in zip(*gained)),
             *([f"{100 * mean(part):+.2f}" for part in zip(*against)] or ["-", "-"]),
             *(average((r.train[key] for r in found), ".0%") for key in
-              ("groups_all_right", "right_pushed_down", "abs_right_down", "abs_all_right")),
-            average((r.train["step_s"] for r in found), ".2f")])
+              ("groups_all_right", "right_pushed_down", "abs_right_down", "abs_all_right"))])
     return table(["method", "gain by selection", "by skill", "against plain by selection", "by skill",
                   "groups all right", "right answers with A < 0", "of \\|A\\|: right pushed down",
-                  "in all-right groups", "s / step"], rows)
+                  "in all-right groups"], rows)
 
 
 def mixes(arms: dict[str, dict[int, Result]]) -> str:
