@@ -225,9 +225,14 @@ def front(results: Sequence[Result], plan: dict, path: Path) -> bool:
               if (arms := by_arm(results, setting, about["arms"]))}
     if not panels:
         return False
+    wide = min(3, len(panels))
+    high = -(-len(panels) // wide)
     with rc_context(TEXT):
-        figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
-        for axes, (setting, arms) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        figure = Figure(figsize=(5.2 * wide, 4.2 * high), layout="constrained")
+        every = figure.subplots(high, wide, squeeze=False).flatten()
+        for axes in every[len(panels):]:
+            axes.remove()
+        for axes, (setting, arms) in zip(every, panels.items()):
             for i, (arm, seeds) in enumerate(arms.items()):
                 kept = [100 * result.kept for result in seeds.values() if result.kept is not None]
                 accuracy = list(map(points, seeds.values()))
@@ -243,6 +248,9 @@ def front(results: Sequence[Result], plan: dict, path: Path) -> bool:
             axes.set(title=plan["settings"][setting]["title"], xlabel="strategies kept, % of those before training",
                      ylabel="accuracy, %")
             axes.margins(0.15)
+            low, top = axes.get_ylim()
+            more = max(0.0, 3 - (top - low)) / 2        # 3 points at least: less is noise, and should look like it
+            axes.set_ylim(low - more, top + more)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
     return True
