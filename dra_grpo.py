@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,14 +33,15 @@ from eval import format_record, summarize
 from eval_samples import (LESS_EVAL_MEMORY, EvalConfig, asked, check_eval, check_room, eval_sampler, grader_of,
                           greedy_remark, labeller, sample_problems, settings_of)
 from learner import Clock, Learner, LearnerConfig, Row, lr_at, rows_in_loss
-from metrics import Trackers, before_and_after, check_trackers, group_figures, step_line
+from metrics import Trackers, before_and_after, check_trackers, group_figures, noise_note, step_line
 from model import DTYPES, Geometry, ModelConfig, Transformer, weight_files
 from plan import dry_run, preflight
 from plan.memory import peak_gb
 from prompts import (SMALL_FILES, check_template, decode, load_tokenizer, model_folder, opening, prompt_text,
                      prompt_tokens, read_files, short_enough, stop_ids, write_files)
 from ranks import Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
-from reward import DraConfig, RewardConfig, RewardFunction, Rewarder, Scores, reward_function, smi_values
+from reward import (OPTIONS, DraConfig, RewardConfig, RewardFunction, Rewarder, Scores, dra_advantages,
+                    reward_function)
 from sampler import Completion, Sampler, SamplerConfig
 
 # P prompts, G completions each, N = P*G completions
@@ -138,11 +139,22 @@ def check_dra(dra: DraConfig) -> None:
     if dra.enabled and dra.embedder.startswith((".", "/")) and not Path(dra.embedder).is_dir():
         raise ValueError(f"dra.embedder = {dra.embedder!r} does not exist; name a sentence-transformers folder, a hub "
                          'name, or "policy"')
+    if dra.enabled and (dra.embedder, dra.text) == ("policy", "answer"):
+        raise ValueError('dra.embedder = "policy" reads the tokens as they were sampled, and an answer has none of its '
+                         'own; use dra.text = "completion" or another embedder')
     if dra.enabled:                                     # the refusals of reward.py, with the keys they name
-        correct = torch.ones(2) if dra.scope == "correct" else None
-        smi_values(torch.eye(2), dra.smi, dra.sharpen, dra.clamp, correct)
-    if dra.weights:
-        import_function("dra.weights", dra.weights)
+        dra_advantages(torch.ones(2), torch.eye(2), torch.ones(2), **{name: getattr(dra, name) for name in OPTIONS})
+    if dra.advantages and (dra.weights or dra.apply == "advantage"):
+        raise ValueError(f"dra.advantages = {dra.advantages!r} takes the place of dra.weights = {dra.weights!r} and "
+                         f"dra.apply = {dra.apply!r}; leave them out")
+    for key in ("weights", "advantages"):
+        hook_of(dra, key)
+
+
+def hook_of(dra: DraConfig, key: str) -> Callable | None:
+    """The function that `dra.weights` or `dra.advantages` names."""
+    name = getattr(dra, key)
+    return import_function(f"dra.{key}", name) if name else None
 
 
 def check_unchanged(config: Config, saved: Path) -> None:
@@ -291,10 +303,10 @@ class Trainer:
         if dra.enabled and dra.embedder == "policy":
             embedder = PolicyEmbedder(self.rollout_model, lambda ids: self.decode([ids])[0], dra.max_tokens, dra.text)
         self.grader = grader_of(config.reward.correct, config.reward.workers, config.reward.timeout_s)
-        hook = import_function("dra.weights", dra.weights) if dra.weights else None
         self.rewarder = Rewarder(reward_functions(config.reward), dra, advantage_scale(config),
                                  config.sampler.max_new_tokens, self.grader, embedder,
-                                 opening(self.tokenizer, config.data), hook)
+                                 opening(self.tokenizer, config.data), hook_of(dra, "weights"),
+                                 hook_of(dra, "advantages"))
         self.label = labeller(config.eval.label)
         self.done = self.saved = 0                      # steps: trained, and in a checkpoint
         self.sizes = {"metrics": 0, "samples": 0}       # bytes of the record files at that checkpoint
@@ -354,7 +366,8 @@ class Trainer:
                      "name another run.dir")
             return 0
         self.claim()
-        bar = tqdm(total=config.run.steps, initial=self.done, desc="train", unit="step", disable=not self.first)
+        bar = tqdm(total=config.run.steps, initial=self.done, desc="train", unit="step",
+                   disable=None if self.first else True)                # None: no bar in a log file
         with closing(self.trackers), self.grader, bar:
             going = self.was_evaluated() or self.evaluate()
             while going and self.done < config.run.steps and not stop.any_rank() and self.step(self.done):
@@ -388,7 +401,8 @@ class Trainer:
             completions = [completion for group in groups for completion in group]
             tokens = [completion.tokens for completion in completions]
             texts = self.decode(tokens)
-            scores = self.rewarder(texts, problems, [len(ids) for ids in tokens], G, tokens)
+            scores = self.rewarder(texts, problems, [len(ids) for ids in tokens], G, tokens,
+                                   [sum(completion.logprobs) for completion in completions])
             labels = [self.label(text, problems[i // G]) for i, text in enumerate(texts)] if self.label else []
             clock.lap("reward_s")
         if self.stop.any_rank():
@@ -486,6 +500,10 @@ class Trainer:
         checkpoint.save(self.run_dir, self.done, self.write_policy, self.learner.optimizer_state(), meta,
                         self.config.run.keep)
         self.saved = self.done
+        if self.first:
+            records = [record for _, record in files.read_jsonl(self.metrics_path) if record["kind"] == "train"]
+            if note := noise_note(records):
+                self.say(note)
 
     def write_policy(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """The policy and its tokenizer as a Hugging Face folder; collective."""

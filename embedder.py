@@ -50,15 +50,18 @@ class Embedder:
                  dtype: torch.dtype | None = None, section: str = "dra"):
         """`max_tokens` cuts texts there, in the embedder's tokens; 0 is as far as it reads.
 
-        `part`: "completion" or "reasoning". `max_new_tokens`: how long completions may become. `dtype`: by default
-        bfloat16 on a GPU, float32 elsewhere. `section`: of the config, for messages.
+        `part`: "reasoning", or all of the text for anything else. `max_new_tokens`: how long completions may become.
+        `dtype`: by default bfloat16 on a GPU, float32 elsewhere. `section`: of the config, for messages.
 
         Raises ValueError if the model cannot be loaded, needs code from its files that `trust_remote_code` does not
         allow, finds no value for a weight in its files, reads fewer than `max_tokens` tokens, or, unless `max_tokens`
         says that cutting is meant, fewer than `max_new_tokens`.
         """
-        from sentence_transformers import SentenceTransformer       # takes seconds, and runs without DRA do not need it
+        # takes seconds, and runs without DRA do not need it
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()                          # one for its weights, a line for each of them in a log file
         key = f"{section}.embedder = {name_or_path!r}"
         dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
         try:

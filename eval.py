@@ -136,14 +136,16 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
         record |= {
             "effective_strategies": mean(enough),
             "effective_strategies_m": STRATEGY_SAMPLES, "effective_strategies_problems": len(enough),
+            "distinct_strategies": mean(len(set(labels)) for labels in right),
             "effective_strategies_pooled": effective_labels(pooled) if pooled else None,
             "strategies": dict(Counter(pooled).most_common()),
+            "labels": dict(Counter(str(sample["label"]) for sample in flat).most_common()),
         }
     return record
 
 
 AVERAGED = ("accuracy", "truncated", "no_answer", "timeouts", "too_long", "length", "length_right", "distinct_answers",
-            "effective_strategies", "similarity", "vendi")
+            "effective_strategies", "distinct_strategies", "similarity", "vendi")
 
 
 def with_average(records: Sequence[dict]) -> list[dict]:
@@ -187,6 +189,8 @@ def format_record(record: dict) -> str:
         line += (f" | effective strategies {record['effective_strategies']:.2f} (m={record['effective_strategies_m']}, "
                  f"{record['effective_strategies_problems']} of {record['n']} problems; pooled "
                  f"{record['effective_strategies_pooled']:.2f})")
+    if record.get("distinct_strategies") is not None and "samples" in record:
+        line += f" | different strategies {record['distinct_strategies']:.2f}"
     for key, name in (("similarity", "cosine of right answers"), ("vendi", f"Vendi score (m={VENDI_SAMPLES})")):
         line += "" if record.get(key) is None else f" | {name} {record[key]:.3f}"
     return line

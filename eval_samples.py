@@ -7,6 +7,7 @@ numbers, "gold", "text", "answer" (what was taken from the text, None for nothin
 not depend on ranks, on its neighbours or on what was sampled before (in fp32).
 """
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
@@ -132,15 +133,18 @@ class OwnGrader:
         self.name, self.function = f"reward.correct: {correct}", import_function("reward.correct", correct)
 
     def grade_rows(self, texts: Sequence[str], rows: Sequence[dict]) -> list[Grade]:
-        """A grade for each text, "right" or "wrong"; ValueError if the function returns anything but booleans."""
+        """A grade for each text, "right" or "wrong", with the answer if the function tells it; ValueError if it returns
+        anything but booleans or pairs (boolean, text or None)."""
         if not texts:
             return []
-        verdicts = per_completion(self.name, self.function(list(texts), list(rows)), len(texts))
-        for i, verdict in enumerate(verdicts):
-            if not isinstance(verdict, int | float) or verdict not in (0, 1):
-                raise ValueError(f"{self.name} returned {repr(verdict)[:80]} for completion {i}; expected True "
-                                 "or False")
-        return [Grade(bool(verdict), "right" if verdict else "wrong", None) for verdict in verdicts]
+        grades = []
+        for verdict in per_completion(self.name, self.function(list(texts), list(rows)), len(texts)):
+            right, answer = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, None)
+            if not isinstance(right, int | float) or right not in (0, 1) or not isinstance(answer, str | None):
+                raise ValueError(f"{self.name} returned {repr(verdict)[:80]} for completion {len(grades)}; expected "
+                                 "True or False, or a pair of that and the answer")
+            grades.append(Grade(bool(right), "right" if right else "wrong", answer))
+        return grades
 
     def close(self) -> None:
         pass
@@ -217,7 +221,9 @@ def sample_groups(sampler: Sampler, tokenizer, rows: Sequence[dict], data: DataC
     room = sampler.model.g.context - config.max_new_tokens
     step = max(1, min(ROWS_PER_CALL, SLOTS_PER_CALL * config.slots or ROWS_PER_CALL) // config.samples)
     done = right = 0
-    with tqdm(total=len(rows), desc=desc, unit="problem", disable=not progress, leave=False) as bar:
+    seconds = 0.1 if sys.stderr.isatty() else 60.0      # between two lines of it: in a log file each of them stays
+    with tqdm(total=len(rows), desc=desc, unit="problem", disable=not progress, leave=False, mininterval=seconds,
+              maxinterval=seconds) as bar:
         for start in range(0, len(rows), step):
             part, places = rows[start : start + step], positions[start : start + step]
             prompts = [prompt_tokens(tokenizer, row, data) for row in part]

@@ -99,6 +99,22 @@ def standard_error(values: Sequence[float]) -> float:
 # ------------------------------------------------------------------------------------------------ figures of a run
 
 
+def weight_length(groups: list[list[dict]]) -> float | None:
+    """Correlation of weight and length of rewarded completions around the means of their groups, in [-1, 1]; None where
+    one of the two does not vary, as without DRA.
+
+    What an embedder reads and no reward does is free to vary, and the longer it is, the more it can.
+    """
+    weights, lengths = [], []
+    for group in groups:
+        rewarded = [completion for completion in group if completion["reward"] > 0]
+        for values, key in ((weights, "weight"), (lengths, "length")):
+            centre = mean(completion[key] for completion in rewarded)
+            values += [completion[key] - centre for completion in rewarded]
+    scale = math.sqrt(sum(w * w for w in weights) * sum(x * x for x in lengths))
+    return sum(w * x for w, x in zip(weights, lengths)) / scale if scale > 1e-9 else None
+
+
 def group_figures(records: list[dict]) -> dict:
     """Means over all completions and groups of a step, from its samples.jsonl records (those of all ranks)."""
     groups = [record["completions"] for record in records]
@@ -117,7 +133,7 @@ def group_figures(records: list[dict]) -> dict:
         "reward": average("reward"), "accuracy": average("correct"), "smi": average("smi"), "weight": average("weight"),
         "adjusted": average("adjusted"),
         "density": 1 + average("smi"), "weight_min": sum(map(min, weights)) / len(groups),
-        "weight_max": sum(map(max, weights)) / len(groups),
+        "weight_max": sum(map(max, weights)) / len(groups), "weight_length": weight_length(groups),
         "similarity": sum(similarities) / len(similarities) if similarities else None,
         "embed_cut": sum(c["cut"] for c in flat),
         "equal_group_share": sum(push for push, same in zip(pushed, equal) if same) / (sum(pushed) or 1.0),
@@ -153,6 +169,28 @@ def step_line(record: dict, steps: int) -> str:
     return line if len(line) <= 160 else line.replace(" | ", " ")
 
 
+def noise_note(records: Sequence[dict]) -> str:
+    """A line where DRA may be paying for noise, else "".
+
+    That is: in the last quarter of the train records rewarded completions weigh more the longer they are, and since the
+    first quarter a twentieth more of all became too long for the limit, or all became longer by half.
+    """
+    quarter = len(records) // 4
+    if not quarter:
+        return ""
+
+    def means(part: Sequence[dict]) -> list[float | None]:
+        return [mean(record.get(key) for record in part) for key in ("weight_length", "length", "truncated")]
+
+    (_, length, cut), (paid, length_now, cut_now) = means(records[:quarter]), means(records[-quarter:])
+    if paid is None or paid < 0.3 or (length_now < 1.5 * length and cut_now < cut + 0.05):
+        return ""
+    return (f"note: DRA pays for length here: among the rewarded completions of a group, weight and length correlate "
+            f"with {paid:.2f}, and since the first steps completions went from {length:.1f} to {length_now:.1f} "
+            f"tokens, {cut:.0%} to {cut_now:.0%} of them cut. Is it noise? See the last groups in samples.jsonl; "
+            "docs/rewards.md says what to do")
+
+
 def strategies_of(record: dict) -> str:
     """Effective strategies of an evaluation's record, and of how many problems: "2.41 (131 of 200)"; "-" for none."""
     if record.get("effective_strategies") is None:
@@ -163,12 +201,15 @@ def strategies_of(record: dict) -> str:
 def before_and_after(run_dir: Path) -> str:
     """First and last evaluation of every benchmark in a run's metrics.jsonl, and where its files are."""
     records = [record for _, record in read_jsonl(run_dir / "metrics.jsonl") if record["kind"] == "eval"]
-    lines = [f"\n{'benchmark':<20}{'step':>6}{'accuracy':>20}{'effective strategies':>28}"] if records else []
+    lines = [f"\n{'benchmark':<20}{'step':>6}{'accuracy':>16}{'pass@8':>8}{'cut':>7}{'effective strategies':>23}"
+             f"{'different':>11}"] if records else []
     for name in dict.fromkeys(record["benchmark"] for record in records):
         mine = [record for record in records if record["benchmark"] == name]
         for record in (mine[0], mine[-1]):
-            lines.append(f"{name:<20}{record['step']:>6}{record['accuracy']:>12.3f} ± "
-                         f"{record['accuracy_se']:.3f}{strategies_of(record):>28}")
+            more = record["pass_at_k"].get("8"), record.get("distinct_strategies")
+            passed, different = ("-" if value is None else f"{value:.2f}" for value in more)
+            lines.append(f"{name:<20}{record['step']:>6}{record['accuracy']:>8.3f} ± {record['accuracy_se']:.3f}"
+                         f"{passed:>8}{record['truncated']:>7.3f}{strategies_of(record):>23}{different:>11}")
     lines.append(f"\npolicy       {run_dir}/final\nmetrics      {run_dir}/metrics.jsonl\nsamples      "
                  f"{run_dir}/samples.jsonl\ncheckpoints  {run_dir}/checkpoints\nconfig       {run_dir}/config.toml")
     return "\n".join(lines)

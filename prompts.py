@@ -30,6 +30,9 @@ def model_folder(config: ModelConfig, patterns: Sequence[str] = (*SMALL_FILES, "
     there is none."""
     if config.path and Path(config.path).is_dir():
         return config.path
+    if (Path(config.path).parent / "make.py").is_file():        # tiny/policy, real_lm/policy
+        raise ValueError(f"model.path = {config.path!r} does not exist yet; make it: "
+                         f"python -m {'.'.join(Path(config.path).parent.parts)}.make")
     if config.path.count("/") != 1 or config.path.startswith((".", "/")):
         raise ValueError(f"model.path = {config.path!r} is neither a folder nor a hub name owner/name")
     from huggingface_hub import snapshot_download       # only runs that name a hub model need it

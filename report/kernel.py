@@ -24,7 +24,8 @@ def similarities(groups: Sequence[dict], dra: DraConfig) -> tuple[list[np.ndarra
         raise ValueError('dra.embedder = "policy" reads hidden states, which are not kept; name a '
                          'sentence-transformers folder or hub name')
     embedder = Embedder(dra.embedder, dra.max_tokens, dra.trust_remote_code, part=dra.text)
-    texts = [completion["text"] for group in groups for completion in group["completions"]]
+    texts = [dra.text == "answer" and completion["answer"] or completion["text"]
+             for group in groups for completion in group["completions"]]
     rows_ND = embedder.encode(texts)
     sizes = [len(group["completions"]) for group in groups]
     return [cosine_similarity(rows_GD).numpy() for rows_GD in rows_ND.double().split(sizes)], sum(embedder.cut(texts))

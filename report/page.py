@@ -30,7 +30,8 @@ HEALTH = {"entropy": "entropy, nats per token", "length": "tokens of a completio
           "truncated": "share cut at the limit",
           "kl": "KL to the reference, nats per token",
           "gap": "log-prob gap of sampler and learner", "zero_advantage": "share of groups without advantage",
-          "similarity": "mean cosine in a group"}
+          "similarity": "mean cosine in a group",
+          "weight_length": "correlation of DRA's weight and length"}
 FINE_PARTS = ["sample_s", "grade_s", "embed_s", "dra_s", "logprob_s", "forward_s", "backward_s", "optimizer_s"]
 PARTS = ["sample_s", "reward_s", "update_s"]            # all that older records have
 

@@ -24,6 +24,9 @@ def names(texts, problems): return ["yes"] * len(texts)
 def nothing(texts, problems): return [None] * len(texts)
 def one(texts, problems): return True
 def short(texts, problems): return [True]
+def pairs(texts, problems): return [(True, "85"), (False, None)]
+def number(texts, problems): return [(True, 85)] * len(texts)
+def triples(texts, problems): return [(True, "85", "why")] * len(texts)
 
 def kind(text, row):
     return row["kind"] + text[:3]
@@ -133,11 +136,19 @@ def test_regrade_can_be_told_a_function(folder, tmp_path):
 
 @pytest.mark.parametrize(("name", "words"), [
     ("scores", "returned 0.3 for completion 0; expected True or False"), ("names", "'yes' for completion 0"),
-    ("nothing", "None for completion 0"), ("one", "type bool"), ("short", "1 values for 2 completions"),
+    ("nothing", "None for completion 0"), ("number", r"\(True, 85\) for completion 0"), ("triples", "why"),
+    ("one", "type bool"), ("short", "1 values for 2 completions"),
     ("none", "no function")])
 def test_anything_but_a_boolean_per_completion_is_a_line(folder, name, words):
     with pytest.raises(ValueError, match=f"reward.correct: .*my.py.*{words}"):
         OwnGrader(f"{folder}/my.py:{name}").grade_rows(["a", "b"], [{}, {}])
+
+
+def test_it_may_tell_what_it_read(folder):
+    """A pair (right, answer): the answer stands in the samples, and dra.text = "answer" embeds it."""
+    grades = OwnGrader(f"{folder}/my.py:pairs").grade_rows(["a", "b"], [{}, {}])
+    assert [(grade.correct, grade.reason, grade.answer) for grade in grades] == [(True, "right", "85"),
+                                                                                 (False, "wrong", None)]
 
 
 def test_it_is_not_asked_about_nothing(folder):

@@ -51,6 +51,7 @@ def test_summarize_counts_right_answers_only_and_from_sixteen():
     assert list(record["pass_at_k"]) == ["1", "2", "4", "8", "16", "32"]
     assert record["effective_strategies"] == pytest.approx(2.0) and record["effective_strategies_problems"] == 1
     assert record["strategies"] == {"a": 23, "c": 16, "b": 8}
+    assert record["distinct_strategies"] == 2, "three of all right answers to problem 0, one of problem 1"
     assert record["no_answer"] == 17 / 64
     shuffled = sorted(make_samples(correct, labels), key=lambda s: (s["sample"] * 7 + s["problem"] * 3) % 11)
     assert summarize("x", shuffled) == record

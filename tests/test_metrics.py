@@ -8,13 +8,14 @@ import sys
 import types
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from test_loop import run as train_here
 
 import metrics
-from metrics import (Trackers, before_and_after, check_trackers, effective_labels, group_figures, maj_at_k, pass_at_k,
-                     scalars, standard_error, step_line, vendi_score)
+from metrics import (Trackers, before_and_after, check_trackers, effective_labels, group_figures, maj_at_k, noise_note,
+                     pass_at_k, scalars, standard_error, step_line, vendi_score, weight_length)
 
 
 def test_pass_at_k_equals_counting_subsets():
@@ -136,14 +137,41 @@ def test_the_step_line_has_what_the_run_has_and_fits():
 
 def test_before_and_after_are_the_first_and_the_last(tmp_path):
     records = [{"kind": "eval", "benchmark": "x", "step": step, "accuracy": step / 100, "accuracy_se": 0.01,
-                "pass_at_k": {}, "n": 9, "effective_strategies": None if step else 2.5,
-                "effective_strategies_problems": 7}
+                "pass_at_k": {} if step else {"8": 0.5}, "truncated": 0.25, "n": 9,
+                "effective_strategies": None if step else 2.5, "effective_strategies_problems": 7,
+                **({} if step else {"distinct_strategies": 3.0})}
                for step in (0, 50, 100)]
     (tmp_path / "metrics.jsonl").write_text(
         "".join(json.dumps(record) + "\n" for record in [{"kind": "run", "config": {}, "argv": []}, *records]))
     rows = [line.split() for line in before_and_after(tmp_path).splitlines() if line.startswith("x ")]
-    assert rows == [["x", "0", "0.000", "±", "0.010", "2.50", "(7", "of", "9)"],
-                    ["x", "100", "1.000", "±", "0.010", "-"]]
+    assert rows == [["x", "0", "0.000", "±", "0.010", "0.50", "0.250", "2.50", "(7", "of", "9)", "3.00"],
+                    ["x", "100", "1.000", "±", "0.010", "-", "0.250", "-", "-"]]
+
+
+def test_weight_and_length_of_rewarded_completions_go_together():
+    """numpy's correlation of both around their group's means; what has no reward, and groups apart, do not count."""
+    rows = [[(1.0, 0.5, 3), (1.0, 0.3, 2), (0.0, 0.9, 1), (2.0, 0.2, 2)], [(1.0, 0.9, 30), (1.0, 0.8, 31)],
+            [(0.0, 0.1, 7)]]
+    groups = [[dict(zip(("reward", "weight", "length"), row)) for row in group] for group in rows]
+    rewarded = [np.array([row[1:] for row in group if row[0] > 0]) for group in rows[:2]]
+    centred = np.concatenate([values - values.mean(0) for values in rewarded])
+    assert weight_length(groups) == pytest.approx(np.corrcoef(centred.T)[0, 1])
+    assert weight_length([[completion | {"weight": 1.0} for completion in group] for group in groups]) is None
+    assert weight_length([[completion | {"length": 5} for completion in group] for group in groups]) is None
+    assert weight_length(groups[2:]) is None
+
+
+@pytest.mark.parametrize(("paid", "length", "truncated", "noted"), [
+    (0.5, 10.0, 0.16, True), (0.5, 15.0, 0.1, True), (0.3, 10.0, 0.16, True), (0.29, 20.0, 0.5, False),
+    (0.5, 14.9, 0.14, False), (None, 20.0, 0.5, False)])
+def test_noise_is_noted_where_dra_pays_for_length(paid, length, truncated, noted):
+    """First quarter against the last; what is between does not count, nor a run of three steps or an older record."""
+    begun, between = {"length": 10.0, "truncated": 0.1}, {"weight_length": 0.9, "length": 99.0, "truncated": 0.9}
+    now = {"weight_length": paid, "length": length, "truncated": truncated}
+    assert bool(note := noise_note([begun, between, between, now])) == noted
+    assert noise_note([begun, now, now]) == ""
+    if noted:
+        assert f"with {paid:.2f}" in note and f"10.0 to {length:.1f} tokens, 10% to {truncated:.0%}" in note
 
 
 def test_scalars_by_hand():

@@ -293,14 +293,12 @@ def test_a_dry_run_of_an_evaluation(command, tmp_path):
     assert code == 2 and "1. eval.benchmarks = 'nothing.jsonl'" in err and "2. model.path = 'tiny/nothing'" in err
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*grpo*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in sorted(ROOT.glob("configs/*grpo*.toml"))
+                                  if "DeepSeek" in path.read_text(encoding="utf-8")], ids=lambda path: path.stem)
 def test_recipes_say_what_their_dry_run_says(path, command):
-    """Estimates in a recipe's head; those of the tiny recipes have been run and say nothing."""
+    """Estimates in the head of a recipe for a GPU; the others have been run."""
     text = path.read_text(encoding="utf-8")
     claim = re.search(r"--gpu (\S+) estimates ~([\d.]+) GB, ~([\d.]+) GB of host memory, (~.+) a step\.", text)
-    if "tiny/policy" in text:
-        assert not claim
-        return
     gpu, peak, host, step = claim.groups()
     code, out, _ = command(dra_grpo, "--config", str(path), "--dry-run", "--gpu", gpu)
     found = re.search(r"peak: ~([\d.]+) GB \(.+\), ~([\d.]+) GB of host memory", out)

@@ -47,6 +47,7 @@ AREAS = {                                               # of mutants.toml: file 
     "read": ("report/read.py", ["tests/test_compare.py", "tests/test_kernel.py"]),
     "kernel": ("report/kernel.py", ["tests/test_kernel.py"]),
     "page": ("report/page.py", ["tests/test_page.py"]),
+    "real_lm": ("real_lm", ["tests/test_real_lm.py"]),
     "template": ("report/page.html", ["tests/test_page.py"]),
 }
 KINDS = {"unit": "not smoke and not exact", "exact": "exact", "smoke": "smoke and not exact"}
