@@ -106,8 +106,9 @@ def pushes() -> str:
 def beside_runs(results: list[Result], plan: dict, setting: str) -> str:
     """Push of each strategy in thousandths, measured / predicted, of the arms that RULES has, in a setting with GRPO.
 
-    Measured: sum of the advantages of a strategy's completions per completion, second half of the steps. Predicted: by
-    enumeration from shares and skills after training, over the four strategies alone.
+    Measured: sum of the advantages of a strategy's completions per completion, second half of the steps, minus its
+    share of what completions of no strategy lose to the four. Predicted: by enumeration from shares and skills after
+    training, over the four strategies alone.
     """
     rows, labels = [], []
     for arm, seeds in by_arm(results, setting, plan["settings"][setting]["arms"]).items():
@@ -118,9 +119,10 @@ def beside_runs(results: list[Result], plan: dict, setting: str) -> str:
             labels = [label for label in result.before["labels"] if label not in ("None", "other order")]
             share, skill = shares_and_skills(result.after)
             p_K, q_K = (torch.tensor([part.get(label, 0.0) for label in labels]).double() for part in (share, skill))
-            theta_K, _ = gradients(advantages_CG, p_K / p_K.sum(), q_K)
-            measured = [result.train["push"].get(label, 0.0) for label in labels]
-            pairs.append(list(zip(measured, theta_K.tolist())))
+            p_K = p_K / p_K.sum()
+            theta_K, _ = gradients(advantages_CG, p_K, q_K)
+            push_K = torch.tensor([result.train["push"].get(label, 0.0) for label in labels])
+            pairs.append(list(zip((push_K - p_K * push_K.sum()).tolist(), theta_K.tolist())))
         rows.append([name_of(arm), *(" / ".join(average((1000 * pair[k][i] for pair in pairs), "+.1f") for i in (0, 1))
                                      for k in range(K))])
     return table(["method", *labels], rows) if rows else "No runs yet."

@@ -242,8 +242,8 @@ def front(results: Sequence[Result], plan: dict, path: Path) -> bool:
                 axes.errorbar(mean(kept), mean(accuracy), xerr=deviation(kept), yerr=deviation(accuracy), fmt=marker,
                               color=colour, markersize=7, elinewidth=0.8, capsize=2,
                               fillstyle="full" if i < len(STYLES) else "none")
-                axes.annotate(name_of(arm), (mean(kept), mean(accuracy)), textcoords="offset points", xytext=(6, 4),
-                              fontsize=7.5)
+                axes.annotate(name_of(arm), (mean(kept), mean(accuracy)), textcoords="offset points",
+                              xytext=(6, (4, -11)[i % 2]), fontsize=7.5)
             axes.axvline(90, color="0.6", linestyle=":", linewidth=1)
             axes.set(title=plan["settings"][setting]["title"], xlabel="strategies kept, % of those before training",
                      ylabel="accuracy, %")

@@ -66,7 +66,7 @@ def test_predictions_stand_next_to_what_was_measured():
     text = bandit.beside_runs(results, {"settings": {"s": {"arms": ["kl", "dra"]}}}, "s")
     theta, _ = bandit.gradients(bandit.dra(bandit.similarity(0.757), bandit.groups()[-1]), torch.tensor(bandit.SHARES),
                                 torch.full((4,), 0.7))
-    expected = [f"{a:+.1f} / {1000 * b:+.1f}" for a, b in zip((-12.3, 1.0, 0.0, 0.0), theta.tolist())]
+    expected = [f"{a:+.1f} / {1000 * b:+.1f}" for a, b in zip((-7.78, 4.39, 2.26, 1.13), theta.tolist())]
     assert text.splitlines()[2:] == [f"| DRA, published | {' | '.join(expected)} |"]
 
 
