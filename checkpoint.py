@@ -136,7 +136,7 @@ def identity_of_functions(config) -> dict[str, str]:
     """The files of the user's functions and chat template that the settings of training or of an evaluation name."""
     named = [("eval.label", config.eval.label), ("reward.correct", config.reward.correct)]
     named += [("reward.functions", name) for name in getattr(config.reward, "functions", ()) if ":" in name]
-    named += [("dra.weights", config.dra.weights)] if hasattr(config, "dra") else []
+    named += [(f"dra.{key}", getattr(config.dra, key)) for key in ("weights", "advantages") if hasattr(config, "dra")]
     found = [(key, spec.rpartition(":")[0]) for key, spec in named if spec]
     if config.data.chat_template not in ("", "none"):
         found.append(("data.chat_template", config.data.chat_template))

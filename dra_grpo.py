@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -38,7 +38,8 @@ from model import DTYPES, Geometry, ModelConfig, Transformer, read_config
 from prompts import (check_template, decode, load_tokenizer, model_folder, opening, prompt_text, prompt_tokens,
                      read_files, short_enough, stop_ids, write_files)
 from ranks import Stop, full_weights, gather_over_ranks, is_first_rank, max_over_ranks, run_main, start_ranks
-from reward import DraConfig, RewardConfig, RewardFunction, Rewarder, Scores, reward_function, smi_values
+from reward import (OPTIONS, DraConfig, RewardConfig, RewardFunction, Rewarder, Scores, dra_advantages,
+                    reward_function)
 from sampler import Completion, Sampler, SamplerConfig
 
 # P prompts, G completions each, N = P*G completions
@@ -130,10 +131,18 @@ def check_dra(dra: DraConfig) -> None:
         raise ValueError('dra.embedder = "policy" reads the tokens as they were sampled, and an answer has none of its '
                          'own; use dra.text = "completion" or another embedder')
     if dra.enabled:                                     # the refusals of reward.py, with the keys they name
-        correct = torch.ones(2) if dra.scope == "correct" else None
-        smi_values(torch.eye(2), dra.smi, dra.sharpen, dra.clamp, correct)
-    if dra.weights:
-        import_function("dra.weights", dra.weights)
+        dra_advantages(torch.ones(2), torch.eye(2), torch.ones(2), **{name: getattr(dra, name) for name in OPTIONS})
+    if dra.advantages and (dra.weights or dra.apply == "advantage"):
+        raise ValueError(f"dra.advantages = {dra.advantages!r} takes the place of dra.weights = {dra.weights!r} and "
+                         f"dra.apply = {dra.apply!r}; leave them out")
+    for key in ("weights", "advantages"):
+        hook_of(dra, key)
+
+
+def hook_of(dra: DraConfig, key: str) -> Callable | None:
+    """The function that `dra.weights` or `dra.advantages` names."""
+    name = getattr(dra, key)
+    return import_function(f"dra.{key}", name) if name else None
 
 
 def check_unchanged(config: Config, saved: Path) -> None:
@@ -241,10 +250,10 @@ class Trainer:
         if dra.enabled and dra.embedder == "policy":
             embedder = PolicyEmbedder(self.rollout_model, lambda ids: self.decode([ids])[0], dra.max_tokens, dra.text)
         self.grader = grader_of(config.reward.correct, config.reward.workers, config.reward.timeout_s)
-        hook = import_function("dra.weights", dra.weights) if dra.weights else None
         self.rewarder = Rewarder(reward_functions(config.reward), dra, advantage_scale(config),
                                  config.sampler.max_new_tokens, self.grader, embedder,
-                                 opening(self.tokenizer, config.data), hook)
+                                 opening(self.tokenizer, config.data), hook_of(dra, "weights"),
+                                 hook_of(dra, "advantages"))
         self.label = labeller(config.eval.label)
         self.done = self.saved = 0                      # steps: trained, and in a checkpoint
         self.sizes = {"metrics": 0, "samples": 0}       # bytes of the record files at that checkpoint
@@ -343,7 +352,8 @@ class Trainer:
             completions = [completion for group in groups for completion in group]
             tokens = [completion.tokens for completion in completions]
             texts = self.decode(tokens)
-            scores = self.rewarder(texts, problems, [len(ids) for ids in tokens], G, tokens)
+            scores = self.rewarder(texts, problems, [len(ids) for ids in tokens], G, tokens,
+                                   [sum(completion.logprobs) for completion in completions])
             labels = [self.label(text, problems[i // G]) for i, text in enumerate(texts)] if self.label else []
             clock.lap("reward_s")
         if self.stop.any_rank():

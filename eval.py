@@ -137,6 +137,7 @@ def summarize(benchmark: str, samples: Iterable[dict]) -> dict:
             "distinct_strategies": mean(len(set(labels)) for labels in right),
             "effective_strategies_pooled": effective_labels(pooled) if pooled else None,
             "strategies": dict(Counter(pooled).most_common()),
+            "labels": dict(Counter(str(sample["label"]) for sample in flat).most_common()),
         }
     return record
 

@@ -13,7 +13,8 @@ Departures from the paper, each an option whose published value is `clamp=False,
 (1) negative cosines count as 0 (`clamp`), so 1 + SMI is in [1, G] and no reward changes its sign;
 (2) rewards <= 0 are left alone (`negative="keep"`): dividing them punishes a redundant wrong answer *less*;
 (3) the diagonal of the cosine matrix is set to 1, so a zero embedding has 1 + SMI = 1 instead of 0;
-(4) sharper kernels, counting right completions only, and weights of mean 1 are offered; none is on by default.
+(4) sharper kernels, counting right completions only, and weights of mean 1 are offered; none is on by default;
+(5) `apply = "advantage"` leaves the rewards alone and shares the positive advantages out anew (`redistribute`).
 
 Imports nothing of ours, so the file can be copied alone: grader (grader.py), embedder (embedder.py) and the functions
 of users are handed to `Rewarder`.
@@ -65,7 +66,12 @@ class RewardConfig(CorrectConfig):
 @dataclass(frozen=True)
 class DraConfig:
     enabled: bool = True
-    """divide rewards by 1 + SMI; off is plain GRPO or Dr. GRPO"""
+    """DRA; off is plain GRPO or Dr. GRPO"""
+    apply: Literal["reward", "advantage"] = "reward"
+    """what the weights 1 / (1 + SMI) change: the reward (the paper), or the positive advantages of right answers, whose
+    sum is kept"""
+    bonus: Annotated[float, ">= 0"] = 0.0
+    """with apply = "advantage": groups that are all right get bonus x (w - 1), w the weights at mean 1"""
     smi: Literal["graph_cut", "log_det"] = "graph_cut"
     """submodular mutual information of a completion and the rest of its group"""
     sharpen: Annotated[float, "> 0"] = 1.0
@@ -74,7 +80,8 @@ class DraConfig:
     clamp: bool = True
     """count negative cosines as 0; false is the paper"""
     scope: Literal["all", "correct"] = "all"
-    """whose similarity counts: the whole group (the paper) or its right completions only"""
+    """whose similarity counts: the whole group (the paper) or its right completions only, as under apply =
+    "advantage" always"""
     normalize: Literal["none", "mean"] = "none"
     """mean: scale the weights of a group to mean 1, so that DRA does not shrink the reward"""
     negative: Literal["keep", "divide"] = "keep"
@@ -93,6 +100,9 @@ class DraConfig:
     weights: str = ""
     """research hook "path.py:function" called with (similarity (P, G, G), rewards (P, G), rows); the (P, G) tensor of
     floats it returns replaces the weights"""
+    advantages: str = ""
+    """research hook "path.py:function" called with named arguments (docs/rewards.md); the (P, G) tensor of floats it
+    returns replaces the advantages"""
 
 
 # ------------------------------------------------------------------------------------------------ the arithmetic of DRA
@@ -296,6 +306,67 @@ def group_advantages(rewards_G: Tensor, scale: str = "std", eps: float = 1e-4) -
     raise ValueError(f"scale must be std or none; got {scale!r}")
 
 
+def redistribute(advantages_G: Tensor, weights_G: Tensor, correct_G: Tensor, bonus: float = 0.0) -> Tensor:
+    """Shares the positive advantages of a group's right answers out anew, by their weights; the sum of them stays.
+
+        A_i <- w_i A_i sum_j A_j / sum_j w_j A_j        sums over the right answers j (`correct_G`) with A_j > 0
+
+    All others keep theirs. UCPO (arXiv:2605.00365, there with tau = 0.2; here tau = 1) does this with the inverse of
+    the policy's probability of an answer as w; here w = 1 / (1 + SMI among the right answers), DRA's estimate of it.
+    What differs from dividing the reward (the paper): that moves the mean and the std of the group, so common right
+    answers fall below the mean and are pushed down, and in groups that are all right the std blows up what little the
+    weights differ. Here the group's sum stays 0, no advantage changes its sign, wrong answers are neither excused nor
+    blamed, and where all rewards are equal there is nothing to share. A group that is all right also gets
+    `bonus` x (w_i / mean w - 1), of sum 0 and in [-bonus, (G - 1) bonus] whatever the texts are.
+
+    (..., G) each, `correct_G` boolean. Raises ValueError naming the group for weights of right answers that are not
+    > 0. Copy-pasteable with `upcast`: needs only torch.
+    """
+    advantages_G, weights_G, correct_G = upcast(advantages_G), upcast(weights_G), correct_G.bool()
+    if (unfit_G := correct_G & ~(weights_G > 0)).any():
+        raise ValueError(f"weights of right answers of group {torch.nonzero(unfit_G)[0].tolist()[:-1]} are not > 0: "
+                         "advantages cannot be shared out by them")
+    positive_G = torch.where(correct_G, advantages_G.clamp(min=0), 0)
+    weighted_G = positive_G * weights_G
+    # the sum is 0 where there is nothing to share
+    scale_1 = positive_G.sum(-1, keepdim=True) / weighted_G.sum(-1, keepdim=True).clamp(min=1e-30)
+    shared_G = torch.where(positive_G > 0, weighted_G * scale_1, advantages_G)
+    credit_G = bonus * (weights_G * weights_G.shape[-1] / weights_G.sum(-1, keepdim=True) - 1)
+    return torch.where(correct_G.all(-1, keepdim=True), shared_G + credit_G, shared_G)
+
+
+OPTIONS = ("apply", "smi", "sharpen", "clamp", "scope", "normalize", "negative", "bonus")
+
+
+def dra_advantages(rewards_G: Tensor, similarity_GG: Tensor, correct_G: Tensor, scale: str = "std", *,
+                   apply: str = "reward", smi: str = "graph_cut", sharpen: float = 1.0, clamp: bool = True,
+                   scope: str = "all", normalize: str = "none", negative: str = "keep", bonus: float = 0.0,
+                   weights_G: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All of DRA on groups, by the options of `DraConfig` (OPTIONS): (SMI, weights, R~, advantages), each (..., G).
+
+    `correct_G`: which answers are right, boolean. `scale`: of `group_advantages`. `weights_G` replaces the weights
+    1 / (1 + SMI). With `apply="advantage"` R~ is R, SMI counts right answers only, and `redistribute` has the last
+    word. Raises ValueError as `adjust`, `group_advantages` and `redistribute` do, and for options that would have no
+    effect. Copy-pasteable with `adjust`, `group_advantages` and `redistribute`: needs only torch.
+    """
+    if apply not in ("reward", "advantage"):
+        raise ValueError(f"apply must be reward or advantage; got {apply!r}")
+    if apply == "reward" and bonus:
+        raise ValueError(f"bonus = {bonus} acts under apply = advantage only; use bonus = 0")
+    if apply == "advantage":
+        scope = "correct"
+        for name, value, needed in (("smi", smi, "graph_cut"), ("clamp", clamp, True), ("normalize", normalize, "none"),
+                                    ("negative", negative, "keep")):
+            if value != needed:
+                raise ValueError(f"apply = advantage does not go with {name} = {value}; use {name} = {needed}")
+    smi_G, weights_G, adjusted_G = adjust(rewards_G, similarity_GG, smi, sharpen, clamp, scope, correct_G, normalize,
+                                          negative, weights_G)
+    if apply == "reward":
+        return smi_G, weights_G, adjusted_G, group_advantages(adjusted_G, scale)
+    advantages_G = redistribute(group_advantages(rewards_G, scale), weights_G, correct_G, bonus)
+    return smi_G, weights_G, rewards_G, advantages_G
+
+
 # ------------------------------------------------------------------------------------------------ reward functions
 # Called with keyword arguments: texts (the assistant's turns), golds, rows (the problems' columns), grades, lengths
 # (tokens), max_new_tokens; each is a list with one entry per completion (but the last) and so is the result. None is
@@ -365,16 +436,16 @@ def reward_function(name: str, config: RewardConfig) -> RewardFunction:
     raise ValueError(f'reward.functions: {name!r} is not known; use accuracy, format, cosine or "path.py:function"')
 
 
-def hook_weights(hook: Callable[..., Tensor], similarity_PGG: Tensor, raw_PG: Tensor, rows: list[dict]) -> Tensor:
-    """What the function of `dra.weights` returns, or ValueError; it gets copies."""
-    weight_PG = hook(similarity_PGG.clone(), raw_PG.clone(), rows)
-    if not isinstance(weight_PG, Tensor) or not weight_PG.is_floating_point():
-        raise ValueError(f"dra.weights returned {getattr(weight_PG, 'dtype', type(weight_PG).__name__)}; expected a "
-                         "tensor of floats")
-    if weight_PG.shape != raw_PG.shape:
-        raise ValueError(f"dra.weights returned shape {tuple(weight_PG.shape)}; expected {tuple(raw_PG.shape)}")
-    require_finite(weight_PG, "dra.weights: the weights")
-    return weight_PG.detach().to(raw_PG)
+def hooked(key: str, values_PG: Any, raw_PG: Tensor) -> Tensor:
+    """What the function of the hook `key` returned, like the rewards; ValueError for anything but (P, G) finite
+    floats."""
+    if not isinstance(values_PG, Tensor) or not values_PG.is_floating_point():
+        raise ValueError(f"{key} returned {getattr(values_PG, 'dtype', type(values_PG).__name__)}; expected a tensor "
+                         "of floats")
+    if values_PG.shape != raw_PG.shape:
+        raise ValueError(f"{key} returned shape {tuple(values_PG.shape)}; expected {tuple(raw_PG.shape)}")
+    require_finite(values_PG, f"{key}: the values")
+    return values_PG.detach().to(raw_PG)
 
 
 def graded_parts(texts: Sequence[str], grades: Sequence[Grade]) -> list[str]:
@@ -438,20 +509,23 @@ class Rewarder:
 
     def __init__(self, functions: dict[str, tuple[RewardFunction, float]], dra: DraConfig, scale: str,
                  max_new_tokens: int, grader: GraderLike, embedder: EmbedderLike | None, opening: str = "",
-                 hook: Callable[..., Tensor] | None = None):
+                 hook: Callable[..., Tensor] | None = None, advantages: Callable[..., Tensor] | None = None):
         """`functions`: by name, with their weights. `scale`: of `group_advantages`. `embedder`: None without DRA.
-        `opening`: what the chat template has written of the assistant's turn, before the completion. `hook`: the
-        function that `dra.weights` names.
+        `opening`: what the chat template has written of the assistant's turn, before the completion. `hook`,
+        `advantages`: the functions that `dra.weights` and `dra.advantages` name.
         """
         self.functions, self.dra, self.scale, self.max_new_tokens = functions, dra, scale, max_new_tokens
-        self.grader, self.embedder, self.opening, self.hook = grader, embedder, opening, hook
+        self.grader, self.embedder, self.opening = grader, embedder, opening
+        self.hook, self.advantages = hook, advantages
+        self.options = {name: getattr(dra, name) for name in OPTIONS}
 
     def __call__(self, texts: list[str], rows: list[dict], lengths: list[int], group_size: int,
-                 tokens: list[list[int]] | None = None) -> Scores:
+                 tokens: list[list[int]] | None = None, logprobs: list[float] | None = None) -> Scores:
         """`texts`, `lengths` (tokens) of P*G completions, group by group, and the P problems they answer (with what
         the grader and the functions need of them).
 
-        `tokens` are the completions as sampled, which `dra.embedder = "policy"` reads.
+        `tokens` are the completions as sampled, which `dra.embedder = "policy"` reads; `logprobs` is the log-prob of
+        each, summed over its tokens, for `dra.advantages`.
         """
         dra, start = self.dra, time.perf_counter()
         turns, rows_N = [self.opening + text for text in texts], [row for row in rows for _ in range(group_size)]
@@ -462,6 +536,7 @@ class Rewarder:
         graded = time.perf_counter()
 
         smi_PG, weight_PG, adjusted_PG = torch.zeros_like(raw_PG), torch.ones_like(raw_PG), raw_PG
+        advantage_PG = group_advantages(raw_PG, self.scale)
         similarity_P, cut, embedded = [None] * len(rows), [False] * len(texts), graded
         if dra.enabled:
             read = graded_parts(texts, grades) if dra.text == "answer" else texts
@@ -470,10 +545,16 @@ class Rewarder:
             embedded = time.perf_counter()
             similarity_PGG = cosine_similarity(embeddings_PGD)
             similarity_P = (graph_cut_smi(similarity_PGG).mean(-1) / (group_size - 1)).tolist()
-            hooked_PG = hook_weights(self.hook, similarity_PGG, raw_PG, rows) if self.hook else None
-            smi_PG, weight_PG, adjusted_PG = adjust(raw_PG, similarity_PGG, dra.smi, dra.sharpen, dra.clamp, dra.scope,
-                                                    correct_PG, dra.normalize, dra.negative, hooked_PG)
-        advantage_PG = group_advantages(adjusted_PG, self.scale)
+            weight_PG = self.hook and hooked("dra.weights", self.hook(similarity_PGG.clone(), raw_PG.clone(), rows),
+                                             raw_PG)
+            smi_PG, weight_PG, adjusted_PG, advantage_PG = dra_advantages(
+                raw_PG, similarity_PGG, correct_PG, self.scale, weights_G=weight_PG, **self.options)
+        if dra.enabled and self.advantages:
+            weight_PG, adjusted_PG = torch.ones_like(raw_PG), raw_PG
+            advantage_PG = hooked("dra.advantages", self.advantages(
+                similarity=similarity_PGG.clone(), rewards=raw_PG.clone(), correct=correct_PG.clone(),
+                advantages=group_advantages(raw_PG, self.scale), scale=self.scale, texts=texts, rows=rows,
+                lengths=torch.tensor(lengths).view_as(raw_PG), logprobs=torch.tensor(logprobs).view_as(raw_PG)), raw_PG)
         seconds = {"grade_s": graded - start, "embed_s": embedded - graded, "dra_s": time.perf_counter() - embedded}
         return Scores(grades, correct_PG, parts, raw_PG, similarity_P, cut, smi_PG, weight_PG, adjusted_PG,
                       advantage_PG, seconds)

@@ -10,21 +10,24 @@ built inside a Ray actor; three lines below the imports of openrlhf/trainer/ppo_
 Read from openrlhf 0.11.2, trainer/ppo_utils/{experience_maker,experience}.py: `compute_advantages_and_returns` gets all
 micro-batches of a rollout; dynamic batching puts rows in any order, and `index`, a row's place in the rollout, restores
 it: the group of a row is index // n_samples_per_prompt, as there. OpenRLHF's length penalties are added after DRA;
-what it logs as reward is after both, reward_before_dra before.
+what it logs as reward is after both, reward_before_dra before. `apply = "advantage"` needs
+`--algo.advantage.estimator dr_grpo`; `scale` takes its place.
 """
 import torch
 
-from integrations.groups import GroupRewards, texts_of
+from integrations.groups import GroupRewards, require_unscaled, texts_of
 from reward import DraConfig
 
 
-def with_dra(maker: type, dra: DraConfig, device: str | torch.device = "cpu") -> type:
+def with_dra(maker: type, dra: DraConfig, device: str | torch.device = "cpu", scale: str = "std") -> type:
     """A subclass of experience maker class `maker` that adjusts `experience.rewards`."""
 
     class DraExperienceMaker(maker):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
-            self.adjust = GroupRewards(dra, device, self.args.rollout.n_samples_per_prompt)
+            require_unscaled(dra, "--algo.advantage.estimator dr_grpo",
+                             lambda: self.args.algo.advantage.estimator == "dr_grpo")
+            self.adjust = GroupRewards(dra, device, self.args.rollout.n_samples_per_prompt, scale)
 
         @torch.no_grad()
         def compute_advantages_and_returns(self, experiences: list) -> list:

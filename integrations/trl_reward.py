@@ -6,7 +6,8 @@ Read from trl 1.16.0, trainer/grpo_trainer.py: `_calculate_rewards` calls a rewa
 groups one after the other, and weighs its values afterwards. So what DRA adjusts must be added up inside one function,
 with `config.reward_weights`, which TRL then sees as [1.0]. Neither the group size nor whether it is training or
 evaluation is passed, and the two may have different group sizes: the sizes come from the config, the mode from the
-model of the trainer whose method `log_metric` is, where TRL itself looks. Base functions are plain ones, not async and
+model of the trainer whose method `log_metric` is, where TRL itself looks. `apply = "advantage"` needs
+`scale_rewards="none"`; `scale` takes its place. Base functions are plain ones, not async and
 not reward models; an environment that changes the prompt of each completion is refused, as its groups cannot be told
 from split ones.
 """
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from integrations.groups import GroupRewards
+from integrations.groups import GroupRewards, require_unscaled
 from reward import DraConfig
 
 # N completions on this rank, G of each prompt, F base reward functions
@@ -38,7 +39,8 @@ def whole_groups(group: str, G: int, **numbers: int) -> None:
 class DraReward:
     __name__ = "dra"                                    # in TRL's logs: rewards/dra/mean
 
-    def __init__(self, config, functions: Sequence[Callable], dra: DraConfig, device: str | torch.device = "cpu"):
+    def __init__(self, config, functions: Sequence[Callable], dra: DraConfig, device: str | torch.device = "cpu",
+                 scale: str = "std"):
         """`config` is the GRPOConfig the trainer will get; its reward_weights, one per function, become [1.0].
 
         Raises ValueError where groups would be split over ranks, and for what cannot be added up before DRA.
@@ -59,8 +61,9 @@ class DraReward:
         if unfit := [f for f in functions if not callable(f) or isinstance(f, torch.nn.Module)
                      or inspect.iscoroutinefunction(f)]:
             raise ValueError(f"reward functions under DRA are plain Python functions; got {unfit}")
+        require_unscaled(dra, 'scale_rewards="none"', lambda: config.scale_rewards in ("none", False))
         self.functions, self.names = list(functions), [getattr(f, "__name__", type(f).__name__) for f in functions]
-        self.weights_F, self.adjust = torch.tensor(weights, dtype=torch.float32), GroupRewards(dra, device)
+        self.weights_F, self.adjust = torch.tensor(weights, dtype=torch.float32), GroupRewards(dra, device, scale=scale)
         config.reward_weights = [1.0]
 
     def __call__(self, prompts: list, completions: list, log_metric: Callable, **columns) -> list[float | None]:

@@ -10,6 +10,7 @@ In the file that `custom_reward_function.path` names, with `reward_model.reward_
 
 Read from verl 0.6.1 and 0.7.0, workers/reward_manager/{abstract,naive,batch}.py: a manager is built by
 (tokenizer, num_examine, compute_score, reward_fn_key, **reward_kwargs) and called with the whole batch.
+`apply = "advantage"` needs `algorithm.norm_adv_by_std_in_grpo=False`, which is not seen here; `scale` takes its place.
 """
 import functools
 from typing import Any
@@ -22,13 +23,13 @@ from reward import DraConfig
 
 
 @functools.cache                        # verl may run that file twice and refuses another class of the same name
-def with_dra(manager: type, dra: DraConfig, device: str | torch.device = "cpu") -> type:
+def with_dra(manager: type, dra: DraConfig, device: str | torch.device = "cpu", scale: str = "std") -> type:
     """A subclass of reward manager class `manager` that adjusts its scores, but not those of validation."""
 
     class DraRewardManager(manager):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
-            self.adjust = GroupRewards(dra, device)
+            self.adjust = GroupRewards(dra, device, scale=scale)
 
         def __call__(self, data, return_dict: bool = False) -> torch.Tensor | dict[str, Any]:
             """As the manager's; `data` is the DataProto of whole groups."""

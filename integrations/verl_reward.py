@@ -10,6 +10,7 @@ process, before a trainer takes the function's name:
 
 Read from verl 0.7.1 and 0.8.0, trainer/ppo/{reward,ray_trainer}.py: `fit` calls it with the whole batch, whose rows
 `balance_batch` has put in any order; the completions of a prompt share their "uid". verl logs the score after DRA.
+`apply = "advantage"` needs `algorithm.norm_adv_by_std_in_grpo=False`, which is not seen here; `scale` takes its place.
 """
 import functools
 from collections.abc import Callable
@@ -30,7 +31,8 @@ def adjusted_scores(adjust: GroupRewards, tokenizer, data, scores_BL: Tensor) ->
     return torch.stack(at_last_token(adjusted_B, masks_BL)).to(scores_BL)
 
 
-def with_dra(extract_reward: Callable, dra: DraConfig, tokenizer: str, device: str | torch.device = "cpu") -> Callable:
+def with_dra(extract_reward: Callable, dra: DraConfig, tokenizer: str, device: str | torch.device = "cpu",
+             scale: str = "std") -> Callable:
     """`extract_reward` with DRA, but not in validation, whose scores are reported as they are.
 
     `tokenizer` is the policy's folder or hub name.
@@ -38,7 +40,7 @@ def with_dra(extract_reward: Callable, dra: DraConfig, tokenizer: str, device: s
 
     @functools.cache                                    # once, and only in the process that trains
     def loaded():
-        return GroupRewards(dra, device), AutoTokenizer.from_pretrained(tokenizer)
+        return GroupRewards(dra, device, scale=scale), AutoTokenizer.from_pretrained(tokenizer)
 
     def extract_adjusted_reward(batch) -> tuple[Tensor, dict]:
         scores_BL, extra = extract_reward(batch)

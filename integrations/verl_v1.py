@@ -10,22 +10,25 @@ In a module on PYTHONPATH that the environment variable VERL_USE_EXTERNAL_MODULE
 The entry is replaced, as verl compares the name with "sync" in many places; for another trainer_mode replace its entry.
 Read from verl 0.9.1, trainer/ppo/v1/trainer_base.py: `_compute_advantage` gets whole prompts, in any order, as keys
 "{uid}_{session}_{output}", and padding. Outputs of a session share a reward; DRA reads the last. Logs stay before DRA.
+`apply = "advantage"` needs `algorithm.norm_adv_by_std_in_grpo=False`; `scale` takes its place.
 """
 import torch
 import transfer_queue as tq
 from tensordict import TensorDict
 
-from integrations.groups import GroupRewards, at_last_token, texts_of
+from integrations.groups import GroupRewards, at_last_token, require_unscaled, texts_of
 from reward import DraConfig
 
 
-def with_dra(trainer: type, dra: DraConfig, device: str | torch.device = "cpu") -> type:
+def with_dra(trainer: type, dra: DraConfig, device: str | torch.device = "cpu", scale: str = "std") -> type:
     """A subclass of trainer class `trainer` that adjusts `rm_scores` while advantages are computed."""
 
     class DraTrainer(trainer):
         def __init__(self, config):
             super().__init__(config)
-            self.adjust = GroupRewards(dra, device, config.actor_rollout_ref.rollout.n)
+            require_unscaled(dra, "algorithm.norm_adv_by_std_in_grpo=False",
+                             lambda: not config.algorithm.norm_adv_by_std_in_grpo)
+            self.adjust = GroupRewards(dra, device, config.actor_rollout_ref.rollout.n, scale)
 
         def _compute_advantage(self, batch, metrics: dict):
             where = {"keys": batch.keys, "partition_id": batch.partition_id}

@@ -75,6 +75,10 @@ CALLS = {                                               # every path through eac
                               lambda f: f(REWARDS, SIMILARITY, scope="correct", normalize="mean", negative="divide")],
     "reward.adjust": [lambda f: torch.stack(f(REWARDS, SIMILARITY, "graph_cut", 2.0, scope="correct")),
                       lambda f: torch.stack(f(REWARDS, SIMILARITY, weights_G=SIMILARITY[0]))],
+    "reward.redistribute": [lambda f: f(REWARDS, SIMILARITY[0], REWARDS > 0),
+                            lambda f: f(REWARDS, SIMILARITY[0], REWARDS < 3, 0.5)],
+    "reward.dra_advantages": [lambda f: torch.stack(f(REWARDS, SIMILARITY, REWARDS > 0)),
+                              lambda f: torch.stack(f(REWARDS, SIMILARITY, REWARDS > 0, "none", apply="advantage"))],
     "reward.group_advantages": [lambda f: f(REWARDS), lambda f: f(REWARDS, "none")],
     "learner.token_weights": [lambda f, loss=loss: f(torch.ones(2, 3), loss, rows=2, tokens=6, max_new_tokens=9)
                               for loss in ("grpo", "dr_grpo", "dapo")],

@@ -9,6 +9,8 @@ from test_run import records
 
 import eval as evaluation
 import checkpoint
+from config import load
+from dra_grpo import Config
 
 FUNCTIONS = {"reward": "def f(texts, **_):\n    return [1.0 for _ in texts]\n",
              "right": "def f(texts, problems):\n    return [True for _ in texts]\n",
@@ -56,6 +58,12 @@ CHANGES = [("data.train: .*part-1.jsonl is another", lambda f: append(f / "part-
            *((f"{key}: .*{name}.py is another", lambda f, name=name: append(f / f"{name}.py")) for key, name in
              (("reward.functions", "reward"), ("reward.correct", "right"), ("eval.label", "label"),
               ("dra.weights", "weights")))]
+
+
+def test_the_advantages_hook_is_part_of_a_run(tmp_path):
+    (tmp_path / "rule.py").write_text("def f(**_): pass\n")
+    config = load(Config, "configs/tiny.toml", [f"dra.advantages={tmp_path}/rule.py:f"])
+    assert f"dra.advantages: {tmp_path}/rule.py" in checkpoint.identity_of_functions(config)
 
 
 @pytest.mark.parametrize(("words", "change"), CHANGES, ids=[words for words, _ in CHANGES])

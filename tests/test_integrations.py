@@ -18,7 +18,7 @@ from answers import grade
 from embedder import Embedder
 from integrations import openrlhf_reward, verl_manager, verl_reward
 from integrations.trl_reward import DraReward
-from reward import DraConfig, adjust_rewards, cosine_similarity, group_advantages
+from reward import DraConfig, adjust_rewards, cosine_similarity, dra_advantages, group_advantages
 
 DRA = DraConfig(embedder="tiny/embedder", sharpen=2.0)
 # cosines between 0 and 0.97
@@ -182,11 +182,44 @@ def test_trl_refuses_functions_and_batches_that_do_not_fit():
 
 
 @pytest.mark.parametrize(("options", "words"),
-                         [({"weights": "x.py:f"}, "dra.weights"), ({"text": "answer"}, "dra.text"),
-                          ({"smi": "log_det", "sharpen": 2.0}, "log_det")])
+                         [({"weights": "x.py:f"}, "dra.weights"), ({"advantages": "x.py:f"}, "dra.advantages"),
+                          ({"text": "answer"}, "dra.text"), ({"smi": "log_det", "sharpen": 2.0}, "log_det"),
+                          ({"bonus": 0.1}, "apply = advantage")])
 def test_options_are_refused_before_anything_is_sampled(options, words):
     with pytest.raises(ValueError, match=words):
         DraReward(grpo_config(), [len], DraConfig(embedder="tiny/embedder", **options))
+
+
+# ------------------------------------------------------------------------------------------------ apply = "advantage"
+
+
+@pytest.mark.parametrize("scale", ["std", "none"])
+def test_advantages_are_handed_over_as_rewards(scale):
+    """Their group's sum is 0, so a trainer that only subtracts the mean keeps them: reward.py's, of whole groups."""
+    dra = DraConfig(embedder="tiny/embedder", sharpen=2.0, apply="advantage", bonus=0.1)
+    reward = DraReward(grpo_config(scale_rewards="none"), [lambda **_: REWARDS], dra, scale=scale)
+    values = torch.tensor(reward(prompts=["a"] * 6 + ["b"] * 6, completions=TEXTS, log_metric=Trainer().log_metric))
+    rewards = torch.tensor(REWARDS).view(2, 6)
+    similarity = cosine_similarity(embedder().encode(TEXTS).view(2, 6, -1))
+    *_, expected = dra_advantages(rewards, similarity, rewards > 0, scale, apply="advantage", sharpen=2.0, bonus=0.1)
+    torch.testing.assert_close(values.view(2, 6), expected)
+    torch.testing.assert_close(group_advantages(values.view(2, 6), "none"), expected, rtol=1e-5, atol=1e-6)
+    assert (expected - group_advantages(rewards, scale)).abs().max() > 0.01, "and they are no longer GRPO's"
+
+
+def test_trainers_that_would_divide_again_are_refused():
+    """By the name of their own setting, wherever an adapter can see it."""
+    dra = DraConfig(embedder="tiny/embedder", apply="advantage")
+    for scale_rewards in ("group", "batch", True):
+        with pytest.raises(ValueError, match="scale_rewards"):
+            DraReward(grpo_config(scale_rewards=scale_rewards), [len], dra)
+    advantage = SimpleNamespace(estimator="group_norm")
+    args = SimpleNamespace(rollout=SimpleNamespace(n_samples_per_prompt=2), algo=SimpleNamespace(advantage=advantage))
+    maker = openrlhf_reward.with_dra(type("Maker", (), {"__init__": lambda self: setattr(self, "args", args)}), dra)
+    with pytest.raises(ValueError, match="dr_grpo"):
+        maker()
+    advantage.estimator = "dr_grpo"
+    assert maker().adjust.scale == "std"
 
 
 # ------------------------------------------------------------------------------------------------ verl, OpenRLHF

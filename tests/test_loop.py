@@ -95,6 +95,21 @@ def test_the_learner_gets_what_was_sampled_and_scored(finished):
     assert learner.max_new_tokens == 36 and learner.updates == 8
 
 
+def test_the_advantages_hook_gets_what_was_sampled(tmp_path, monkeypatch):
+    """Log-probs and lengths of each completion, in the order of the texts; what it returns is what the learner gets."""
+    (tmp_path / "hook.py").write_text("def f(logprobs, lengths, **_):\n    return logprobs / lengths\n")
+    sampled, rows, generate, update = [], [], Sampler.generate, Learner.update
+    monkeypatch.setattr(Sampler, "generate", lambda self, *given: sampled.append(generate(self, *given)) or sampled[-1])
+    monkeypatch.setattr(Learner, "update", lambda self, *given: rows.extend(given[0]) or update(self, *given))
+    run(tmp_path / "r", PROBLEMS, f"dra.advantages={tmp_path}/hook.py:f", "run.steps=1", "learner.loss=grpo",
+        "learner.drop_equal_groups=false", "learner.mask_truncated=false")
+    flat = [completion for group in sampled[0] for completion in group]
+    assert [row.completion for row in rows] == flat and len(flat) == 9
+    assert [row.advantage for row in rows] == pytest.approx([sum(c.logprobs) / len(c.tokens) for c in flat], rel=1e-6)
+    groups = records(tmp_path / "r" / "samples.jsonl")
+    assert [c["advantage"] for group in groups for c in group["completions"]] == [row.advantage for row in rows]
+
+
 def test_the_first_prompt_and_the_policys_files_stay_with_the_run(finished):
     """As the policy gets it; and all files but weights byte for byte, where later versions of a library would write
     them in another form."""

@@ -12,10 +12,13 @@ from config import import_function
 from dra_grpo import reward_functions
 from embedder import Embedder
 from grader import Grader
-from reward import (DraConfig, RewardConfig, Rewarder, adjust_rewards, apply_weights, cosine_similarity,
-                    diversity_weights, graph_cut_smi, group_advantages, log_det_smi, reward_function, smi_values)
+from reward import (OPTIONS, DraConfig, RewardConfig, Rewarder, adjust_rewards, apply_weights, cosine_similarity,
+                    diversity_weights, dra_advantages, graph_cut_smi, group_advantages, log_det_smi, redistribute,
+                    reward_function, smi_values)
 
-GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "dra_golden.json").read_text())
+FIXTURES = Path(__file__).parent / "fixtures"
+GOLDEN = json.loads((FIXTURES / "dra_golden.json").read_text())
+SHARED = json.loads((FIXTURES / "redistribute_golden.json").read_text())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -222,6 +225,117 @@ def test_advantages_by_hand():
     assert group_advantages(torch.full((3, 4), 0.1)).abs().max() < 1e-6
 
 
+# ------------------------------------------------------------------------------------------------ apply = "advantage"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", SHARED, ids=lambda case: case["name"])
+def test_shared_advantages_golden_vectors(case, dtype):
+    """Every committed case, made by plain Python loops, to 1e-5, in the dtype that came in."""
+    rewards, similarity = (torch.tensor(case[key], dtype=dtype) for key in ("rewards", "similarity"))
+    for scale in ("std", "none"):
+        smi, weights, adjusted, advantages = dra_advantages(rewards, similarity, torch.tensor(case["correct"]), scale,
+                                                            apply="advantage", **case["options"])
+        assert torch.equal(adjusted, rewards), "the rewards stay"
+        for got, key in ((smi, "smi"), (weights, "weights"), (advantages, f"advantages_{scale}")):
+            assert got.dtype == dtype
+            torch.testing.assert_close(got, torch.tensor(case[key], dtype=dtype), rtol=0, atol=1e-5, msg=key)
+
+
+def test_shared_advantages_by_hand():
+    """Two clones and a unique right answer share 3 x 0.25 as 1/2 : 1/2 : 1, a wrong one keeps its -0.75."""
+    similarity = torch.eye(4)
+    similarity[0, 1] = similarity[1, 0] = 1
+    rewards = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    *_, advantages = dra_advantages(rewards, similarity, rewards > 0, "none", apply="advantage")
+    torch.testing.assert_close(advantages, torch.tensor([0.1875, 0.1875, 0.375, -0.75]))
+    *_, advantages = dra_advantages(torch.ones(4), similarity, torch.ones(4), "none", apply="advantage", bonus=0.3)
+    torch.testing.assert_close(advantages, torch.tensor([-0.1, -0.1, 0.1, 0.1]))
+
+
+def random_kernels(P=40, G=8, seed=0):
+    """(similarity, binary rewards, graded rewards, right): some groups are all right, some all wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    similarity = cosine_similarity(torch.rand(P, G, 5, generator=generator, dtype=torch.float64))
+    correct = torch.rand(P, G, generator=generator) < torch.linspace(0, 1, P)[:, None]
+    correct[0], correct[-1] = False, True
+    graded = correct + torch.randn(P, G, generator=generator, dtype=torch.float64)
+    return similarity, correct.double(), graded, correct
+
+
+@pytest.mark.parametrize("bonus", [0.0, 0.4])
+@pytest.mark.parametrize("scale", ["std", "none"])
+@pytest.mark.parametrize("kind", ["binary", "graded"])
+def test_sharing_moves_nothing_between_right_and_wrong(kind, scale, bonus):
+    """The sum of the right answers' positive advantages stays, those that were not shared stay, no sign changes; a
+    bonus acts in all-right groups alone, with sum 0."""
+    similarity, binary, graded, correct = random_kernels()
+    rewards = binary if kind == "binary" else graded
+    plain = group_advantages(rewards, scale)
+    *_, shared = dra_advantages(rewards, similarity, correct, scale, apply="advantage", sharpen=8.0, bonus=bonus)
+    torch.testing.assert_close(shared.sum(-1), plain.sum(-1), rtol=0, atol=1e-12)
+    mixed = correct.all(-1).logical_not() if bonus else torch.ones(len(correct), dtype=torch.bool)
+    positive = correct & (plain > 0)
+    assert torch.equal(shared[mixed] >= 0, plain[mixed] >= 0)
+    assert torch.equal(shared[mixed][~positive[mixed]], plain[mixed][~positive[mixed]])
+    torch.testing.assert_close((shared * positive).sum(-1)[mixed], (plain * positive).sum(-1)[mixed])
+    if kind == "binary":
+        assert (shared[mixed][correct[mixed]] >= 0).all(), "no right answer is pushed down"
+        equal = correct.all(-1) | ~correct.any(-1)
+        assert (shared[equal & mixed] == 0).all() and equal.sum() >= 2
+    moved = positive.sum(-1) > 2                     # two are each other's only neighbours: equal weights
+    assert ((shared - plain).abs().amax(-1) > 1e-3)[moved].all() and moved.any()
+    if bonus:
+        assert ((shared - plain)[~mixed].abs().amax(-1) > 1e-3).all() and shared.min() >= plain.min() - bonus
+
+
+def test_sharing_by_equal_weights_changes_nothing():
+    """Whatever the similarity is, if it is the same for all pairs."""
+    similarity, binary, graded, correct = random_kernels()
+    for value in (0.0, 0.7, 1.0):
+        uniform = torch.full_like(similarity, value)
+        uniform.diagonal(dim1=-2, dim2=-1).fill_(1)
+        for rewards in (binary, graded):
+            for scale in ("std", "none"):
+                *_, shared = dra_advantages(rewards, uniform, correct, scale, apply="advantage", bonus=0.3)
+                torch.testing.assert_close(shared, group_advantages(rewards, scale), rtol=1e-12, atol=1e-12)
+
+
+def test_sharing_is_in_proportion_and_permutes():
+    """Of two right answers with equal rewards the rarer gets more, as 1 / (1 + SMI) says; groups never see each other,
+    and order is free."""
+    similarity, binary, graded, correct = random_kernels()
+    smi, weights, _, shared = dra_advantages(binary, similarity, correct, apply="advantage")
+    for group in range(1, len(binary) - 1):
+        right = correct[group]
+        if 1 < right.sum() < len(right):
+            ratio = shared[group][right] / weights[group][right]
+            torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+    torch.testing.assert_close(weights, 1 / (1 + smi))
+    order = torch.randperm(binary.shape[-1])
+    options = {"apply": "advantage", "sharpen": 4.0, "bonus": 0.3}
+    *_, whole = dra_advantages(graded, similarity, correct, **options)
+    *_, permuted = dra_advantages(graded[:, order], similarity[:, order][:, :, order], correct[:, order], **options)
+    torch.testing.assert_close(permuted, whole[:, order])
+    for p in (0, 17, 39):
+        *_, alone = dra_advantages(graded[p], similarity[p], correct[p], **options)
+        torch.testing.assert_close(alone, whole[p])
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"apply": "loss"}, ["apply", "loss"]), ({"bonus": 0.2}, ["bonus = 0.2", "apply = advantage"]),
+    *[({"apply": "advantage", **{key: value}}, ["apply = advantage", f"{key} = {value}"])
+      for key, value in (("smi", "log_det"), ("clamp", False), ("normalize", "mean"), ("negative", "divide"))],
+    ({"apply": "advantage", "weights_G": torch.tensor([[1.0, 1.0], [0.0, 1.0]])}, ["group [1]", "not > 0"]),
+])
+def test_options_without_effect_are_refused(options, words):
+    """Of what `apply = "advantage"` does not read, and of weights that no sum can be shared out by."""
+    with pytest.raises(ValueError) as error:
+        dra_advantages(torch.ones(2, 2), torch.eye(2).expand(2, 2, 2), torch.ones(2, 2), **options)
+    assert all(word in str(error.value) for word in words)
+    assert redistribute(torch.ones(2), torch.tensor([0.0, 1.0]), torch.tensor([False, True])).tolist() == [1, 1]
+
+
 def test_reward_functions_by_hand():
     grades = [Grade(correct, "", None) for correct in (True, True, False, False, False)]
     lengths = {"lengths": [0, 100, 0, 100, 200], "texts": ["", "x" * 1000, "x" * 2000, "x" * 1000, ""],
@@ -261,7 +375,9 @@ def test_the_turn_begins_where_the_template_leaves_off(tmp_path):
 
 @pytest.mark.parametrize("dra",
                          [DraConfig(embedder="tiny/embedder"),
-                          DraConfig(embedder="tiny/embedder", scope="correct", sharpen=4.0), DraConfig(enabled=False)])
+                          DraConfig(embedder="tiny/embedder", scope="correct", sharpen=4.0),
+                          DraConfig(embedder="tiny/embedder", apply="advantage", sharpen=4.0, bonus=0.1),
+                          DraConfig(enabled=False)])
 def test_rewarder_is_the_functions_in_order(dra):
     """What a run computes is what the tested functions give on the same texts, group by group.
 
@@ -276,13 +392,17 @@ def test_rewarder_is_the_functions_in_order(dra):
         scores = Rewarder(functions, dra, "std", 64, grader, embedder)(texts, rows, [5] * 8, 4)
     raw = torch.tensor([[2.0, 2, 0, 1], [0, 2, 2, 2]])
     assert torch.equal(scores.raw, raw) and torch.equal(scores.correct, raw == 2)
-    expected = raw
+    adjusted, advantage = raw, group_advantages(raw)
     if dra.enabled:
         similarity = cosine_similarity(embedder.encode(texts).view(2, 4, -1))
-        expected = adjust_rewards(raw, similarity, sharpen=dra.sharpen, scope=dra.scope, correct=raw == 2)
-        assert not torch.equal(expected, raw)
-    assert torch.equal(scores.adjusted, expected)
-    assert torch.equal(scores.advantage, group_advantages(expected))
+        _, weight, adjusted, advantage = dra_advantages(raw, similarity, raw == 2,
+                                                        **{name: getattr(dra, name) for name in OPTIONS})
+        assert not torch.equal(advantage, group_advantages(raw)) and torch.equal(scores.weight, weight)
+    if dra.apply == "reward" and dra.enabled:
+        assert torch.equal(adjusted, adjust_rewards(raw, similarity, sharpen=dra.sharpen, scope=dra.scope,
+                                                    correct=raw == 2)) and not torch.equal(adjusted, raw)
+        assert torch.equal(advantage, group_advantages(adjusted))
+    assert torch.equal(scores.adjusted, adjusted) and torch.equal(scores.advantage, advantage)
     pairs = ~torch.eye(4, dtype=torch.bool)
     assert scores.similarity == ([pytest.approx(group[pairs].mean().item()) for group in similarity] if dra.enabled
                                  else [None, None])
@@ -425,6 +545,38 @@ def test_weights_hook_replaces_the_weights(tmp_path):
                             ("integers", "int64"), ("nan", r"group \[1\] are not finite"),
                             ("fails", "raised RuntimeError.*hook.py, line")):
             with pytest.raises(ValueError, match=f"dra.weights.*{words}"):
+                scores(name)
+
+
+def test_advantages_hook_replaces_the_advantages(tmp_path):
+    """It gets copies of all that a rule may need, the advantages those of the raw rewards, and has the last word.
+
+    Anything but (P, G) finite floats is an error that says so.
+    """
+    (tmp_path / "hook.py").write_text("""import torch
+def f(*, similarity, rewards, correct, advantages, scale, texts, rows, lengths, logprobs):
+    assert similarity.shape == (2, 2, 2) and scale == "none" and len(rows) == 2 and len(texts) == 4
+    assert torch.equal(advantages, rewards - rewards.mean(-1, keepdim=True)) and correct.dtype == torch.bool
+    result = (logprobs / lengths).double().requires_grad_() + 0
+    for tensor in (similarity, rewards, correct, advantages): tensor.zero_()
+    return result
+def shape(rewards, **_): return rewards[0]
+def nan(rewards, **_): return rewards / 0
+""")
+    texts, rows = ["\\boxed{1}", "\\boxed{1}", "\\boxed{2}", "x \\boxed{1}"], [{"answer": "1"}, {"answer": "1"}]
+    with Grader(1) as grader:
+        def scores(name):
+            hook = import_function("dra.advantages", f"{tmp_path}/hook.py:{name}")
+            functions, embedder = reward_functions(RewardConfig()), Embedder("tiny/embedder")
+            return Rewarder(functions, DraConfig(), "none", 64, grader, embedder, advantages=hook)(
+                texts, rows, [1, 2, 4, 8], 2, logprobs=[-1.0, -4.0, -1.0, -2.0])
+        found = scores("f")
+        assert found.advantage.tolist() == [[-1.0, -2.0], [-0.25, -0.25]] and found.advantage.dtype == torch.float32
+        assert not found.advantage.requires_grad and found.correct.tolist() == [[True, True], [False, True]]
+        assert found.raw.tolist() == found.adjusted.tolist() == [[1.0, 1.0], [0.0, 1.0]] and (found.weight == 1).all()
+        assert (found.smi > 0).any(), "the similarity is logged all the same"
+        for name, words in (("shape", r"shape \(2,\)"), ("nan", r"group \[0\] are not finite")):
+            with pytest.raises(ValueError, match=f"dra.advantages.*{words}"):
                 scores(name)
 
 

@@ -423,6 +423,11 @@ def test_checkpoints_load_on_other_numbers_of_ranks(run, tmp_path):
     (["data.max_prompt_tokens=2"], ["data.max_prompt_tokens", "2"]),
     (["eval.label=tiny/task.py:nothing"], ["eval.label", "nothing"]),
     (["dra.weights=none.py:f"], ["dra.weights", "none.py"]),
+    (["dra.advantages=none.py:f"], ["dra.advantages", "none.py"]),
+    (["dra.advantages=a.py:f", "dra.weights=b.py:f"], ["dra.advantages", "dra.weights"]),
+    (["dra.advantages=a.py:f", "dra.apply=advantage"], ["dra.advantages", "dra.apply"]),
+    (["dra.apply=advantage", "dra.clamp=false"], ["apply", "clamp"]),
+    (["dra.bonus=0.2"], ["bonus", "apply"]),
 ])
 def test_bad_input_is_one_line_and_exit_code_2(overrides, words, tmp_path, here):
     """No traceback, nothing written."""
@@ -466,13 +471,15 @@ def test_help_lists_every_key(here):
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dra_grpo", "dra_dr_grpo", "tiny", "tiny_grpo", "tiny_dr_grpo",
-                                  "tiny_dra_dr_grpo"])
+                                  "tiny_dra_dr_grpo", "chain", "chain_grpo", "chain_dr_grpo", "chain_dra_dr_grpo",
+                                  "chain_advantage"])
 def test_recipes_load(name):
     load(Config, f"configs/{name}.toml")
 
 
 @pytest.mark.parametrize(("baseline", "dra"), [("grpo", "dra_grpo"), ("dr_grpo", "dra_dr_grpo"), ("tiny_grpo", "tiny"),
-                                               ("tiny_dr_grpo", "tiny_dra_dr_grpo")])
+                                               ("tiny_dr_grpo", "tiny_dra_dr_grpo"), ("chain_grpo", "chain"),
+                                               ("chain_dr_grpo", "chain_dra_dr_grpo")])
 def test_a_baseline_differs_from_its_twin_in_one_line(baseline, dra):
     lines = [Path(f"configs/{name}.toml").read_text().splitlines() for name in (baseline, dra)]
     assert [(a, b) for a, b in zip(*lines, strict=True) if a != b] == [("enabled = false", "enabled = true")]

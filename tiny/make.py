@@ -24,11 +24,11 @@ from transformers import PreTrainedTokenizerFast
 
 from data import DataConfig
 from eval import evaluate, format_record
-from eval_samples import EvalConfig
+from eval_samples import EvalConfig, OwnGrader
 from files import write_jsonl
 from grader import Grader
 from model import Transformer, rope_frequencies
-from prompts import prompt_tokens
+from prompts import load_tokenizer, prompt_tokens
 from reward import cosine_similarity
 from tiny.task import STRATEGIES, problems, solution
 
@@ -74,43 +74,45 @@ def make_policy(vocab: int) -> Transformer:
     return model
 
 
-def supervise(model: Transformer, examples: list[tuple[list[int], list[int]]]) -> None:
-    """Next-token training on (prompt, completion) pairs, linearly decaying rate."""
+def supervise(model: Transformer, examples: list[tuple[list[int], list[int]]], steps: int, size: int) -> None:
+    """Next-token training on (prompt, completion) pairs, `size` in a step, linearly decaying rate."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
     start = time.time()
-    for step in range(STEPS):
-        batch = random.sample(examples, BATCH)
+    for step in range(steps):
+        batch = random.sample(examples, size)
         width = max(len(prompt) + len(completion) for prompt, completion in batch)
-        tokens = torch.zeros(BATCH, width, dtype=torch.long)
-        mask = torch.zeros(BATCH, width, dtype=torch.bool)
+        tokens = torch.zeros(size, width, dtype=torch.long)
+        mask = torch.zeros(size, width, dtype=torch.bool)
         for i, (prompt, completion) in enumerate(batch):
             tokens[i, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
             mask[i, len(prompt) : len(prompt) + len(completion)] = True
         logprobs, _ = model.token_logprobs(tokens, mask, temperature=1.0)
         loss = -logprobs.sum() / mask.sum()
-        optimizer.param_groups[0]["lr"] = LR * min(1, step / 50) * (1 - step / STEPS)
+        optimizer.param_groups[0]["lr"] = LR * min(1, step / 50) * (1 - step / steps)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if step % 100 == 0:
-            print(f"step {step}/{STEPS} loss {loss.item():.4f} {time.time() - start:.0f}s", flush=True)
+            print(f"step {step}/{steps} loss {loss.item():.4f} {time.time() - start:.0f}s", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", default="tiny", type=Path)
+def out_folder(description: str, default: str) -> Path:
+    """The folder of --out; sets the seeds and threads that make what is written there the same every time."""
+    parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
+    parser.add_argument("--out", default=default, type=Path)
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)                            # sums are split by thread: other numbers give other last digits
     torch.manual_seed(SEED)
     random.seed(SEED)
-    rows = problems(SEED)
-    test, train = rows[:TEST], rows[TEST : TEST + TRAIN]
+    return out
+
+
+def build(out: Path, test: list[dict], train: list[dict], solved: list[tuple[dict, str]], steps: int,
+          size: int) -> None:
+    """Writes problems, tokenizer, embedder and a policy supervised on `solved`, pairs of a problem and a solution."""
     write_jsonl(out / "test.jsonl", test)
     write_jsonl(out / "train.jsonl", train)
-
-    solved = [(row, solution(name, *map(int, row["problem"].split("+")))) for row in train
-              for name in random.choices(list(STRATEGIES), list(STRATEGIES.values()), k=4)]
     tokenizer = make_tokenizer([row["problem"] for row in train] + [text for _, text in solved])
     tokenizer.save_pretrained(out / "policy")
     settings = out / "policy" / "tokenizer_config.json"     # with the name that transformers 4 knows too
@@ -127,32 +129,45 @@ def main() -> None:
 
     model = make_policy(len(tokenizer))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    supervise(model, examples)
+    supervise(model, examples, steps, size)
     model.save_pretrained(out / "policy")
-    check(out, tokenizer, embedder, test)
 
 
-def check(out: Path, tokenizer, embedder: SentenceTransformer, test: list[dict]) -> None:
-    """What the recipes rely on, measured on what was written."""
+def main() -> None:
+    out = out_folder(__doc__, "tiny")
+    rows = problems(SEED)
+    test, train = rows[:TEST], rows[TEST : TEST + TRAIN]
+    solved = [(row, solution(name, *map(int, row["problem"].split("+")))) for row in train
+              for name in random.choices(list(STRATEGIES), list(STRATEGIES.values()), k=4)]
+    build(out, test, train, solved, STEPS, BATCH)
+    check(out, [[solution(name, *map(int, row["problem"].split("+"))) for name in STRATEGIES] for row in test])
+
+
+def evaluation(out: Path, label: str, grader: Grader | OwnGrader) -> dict:
+    """The record of the policy in `out` on its test problems, printed; and the size of the folder, at most 8 MB."""
+    tokenizer = load_tokenizer(out / "policy")
     model = Transformer.from_pretrained(out / "policy")
     model.n_tokens = len(tokenizer)
-    config = EvalConfig(samples=32, max_new_tokens=64, temperature=1.0, top_p=1.0, label="tiny/task.py:strategy",
-                        seed=SEED)
+    config = EvalConfig(samples=32, max_new_tokens=64, temperature=1.0, top_p=1.0, label=label, seed=SEED)
+    record, _ = evaluate(model, tokenizer, str(out / "test.jsonl"), DataConfig(), config, grader)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(format_record(record), record["strategies"], f"{out}: {size / 2**20:.1f} MB", sep="\n")
+    assert size < 8 * 2**20, size
+    return record
+
+
+def check(out: Path, texts: list[list[str]]) -> None:
+    """What the recipes rely on, measured on what was written; `texts`: each problem's solutions, one per strategy."""
     with Grader() as grader:
-        record, _ = evaluate(model, tokenizer, str(out / "test.jsonl"), DataConfig(), config, grader)
-    print(format_record(record), record["strategies"])
-    pairs = [tuple(map(int, row["problem"].split("+"))) for row in test]
-    vectors = embedder.encode([solution(name, a, b) for a, b in pairs for name in STRATEGIES], convert_to_tensor=True)
-    similarity = cosine_similarity(vectors.view(len(pairs), len(STRATEGIES), -1))
+        record = evaluation(out, "tiny/task.py:strategy", grader)
+    vectors = SentenceTransformer(str(out / "embedder")).encode(sum(texts, []), convert_to_tensor=True)
+    similarity = cosine_similarity(vectors.view(len(texts), len(STRATEGIES), -1))
     between = torch.stack([similarity[:, i, j] for i, j in itertools.combinations(range(len(STRATEGIES)), 2)])
     print(f"cosine between different strategies of one problem: mean {between.mean():.3f}, range "
           f"{between.min():.3f}..{between.max():.3f}")
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"{out}: {size / 2**20:.1f} MB")
     assert 0.6 <= record["accuracy"] <= 0.8, record["accuracy"]
     assert record["effective_strategies"] >= 2.5, record["effective_strategies"]
     assert between.mean() >= 0.6, between.mean()
-    assert size < 8 * 2**20, size
 
 
 if __name__ == "__main__":
