@@ -8,6 +8,7 @@ has a figure. The picture shows the `strategies` of benchmark asia.
 """
 import argparse
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from metrics import mean
 from ranks import run_main
 from report.page import method
 from report.read import Run, read_run
+from reward import DraConfig
 
 # heading: (of an evaluation's record, digits)
 COLUMNS = {"accuracy": (lambda record: record["accuracy"], 3),
@@ -48,9 +50,11 @@ def rule_of(run: Run) -> str:
 
 
 def name_of(run: Run) -> str:
-    """The method, and what else tells runs on these questions apart."""
-    text = run.config["dra"]["text"]
-    return method(run.config) + rule_of(run) + (f", dra.text = {text}" if text != "completion" else "")
+    """The method, the reward, and the options of DRA that are not the default ones."""
+    dra, usual = run.config["dra"], asdict(DraConfig())
+    changed = [f", dra.{key} = {dra[key]}" for key in usual
+               if dra["enabled"] and key not in ("enabled", "embedder") and dra.get(key, usual[key]) != usual[key]]
+    return method(run.config) + rule_of(run) + "".join(changed)
 
 
 def in_order(runs: list[Run]) -> list[Run]:
