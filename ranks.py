@@ -171,7 +171,7 @@ def shard(model: Transformer, dtype: torch.dtype, offload: bool = False) -> Tran
     for block in model.blocks:
         fully_shard(block, mp_policy=precision, offload_policy=place)
     fully_shard(model, mp_policy=precision, offload_policy=place)
-    register_fsdp_forward_method(model, "token_logprobs")
+    register_fsdp_forward_method(model, "stream_logprobs")
     return model
 
 

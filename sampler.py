@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from model import Transformer, causal_attention, product_dtype
+from model import Transformer, causal_attention, has_varlen, product_dtype
 
 # P prompts, G completions each, S slots, n live rows, T tokens, W tokens of a window, L layers, H query heads,
 # K key/value heads, D head size, V vocabulary
@@ -65,12 +65,6 @@ def row_bucket(live: int, gpu: bool) -> int:
     """Rows that are computed for `live` ones: for each number a GPU captures a graph, a CPU's oneDNN keeps a kernel."""
     multiple = 4 if not gpu else 8 if live <= 32 else 16 if live <= 128 else 32
     return next((rows for rows in (1, 2, 4) if rows >= live), -(-live // multiple) * multiple)
-
-
-def has_varlen(x: Tensor) -> bool:
-    """Whether torch's ragged attention kernel takes queries and keys like `x` (..., D)."""
-    half = x.dtype in (torch.bfloat16, torch.float16) and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
-    return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 class Slots:

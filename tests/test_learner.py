@@ -12,7 +12,7 @@ import torch
 from updates import rows_for, updated
 
 from dra_grpo import prompts_for_step
-from learner import (PASS_TOKENS, Learner, LearnerConfig, Row, kl_k3, lr_at, micro_batches, policy_loss, rows_in_loss,
+from learner import (Learner, LearnerConfig, Row, kl_k3, lr_at, micro_batches, policy_loss, rows_in_loss,
                      token_weights)
 from model import ModelConfig, Transformer
 from sampler import Completion
@@ -71,9 +71,9 @@ def test_passes_that_keep_ranks_in_step_change_nothing(monkeypatch):
     for more in (0, 3):
         learner, passes = learner_for("float64", micro_batch_tokens=60), []
         monkeypatch.setattr("learner.max_over_ranks", lambda value: value + more if isinstance(value, int) else value)
-        token_logprobs = learner.policy.token_logprobs
-        monkeypatch.setattr(learner.policy, "token_logprobs",
-                            lambda *arguments: passes.append(1) or token_logprobs(*arguments))
+        stream_logprobs = learner.policy.stream_logprobs
+        monkeypatch.setattr(learner.policy, "stream_logprobs",
+                            lambda *arguments: passes.append(1) or stream_logprobs(*arguments))
         figures = learner.update(rows, lr=1e-3)
         results.append((len(passes), figures, list(learner.policy.parameters())))
     (few, figures, weights), (many, same_figures, same_weights) = results
@@ -274,35 +274,38 @@ def test_token_weights_by_hand():
         token_weights(mask, "ppo", **totals)
 
 
-def test_micro_batches_keep_rows_and_budget():
-    lengths = [7, 30, 3, 12, 12, 50, 1]
-    batches = micro_batches(lengths, 40)
-    assert sorted(row for batch in batches for row in batch) == list(range(7))
-    assert all(len(batch) * max(lengths[row] for row in batch) <= 40 or len(batch) == 1 for batch in batches)
-    assert batches[0] == [5], "a row longer than the budget is alone"
+def row_of(prompt: int, tokens: int) -> Row:
+    return Row([prompt] * 10, Completion([1] * tokens, [0.0] * tokens, "stop"), 1.0)
 
 
-def test_micro_batches_are_the_cheapest_cut():
-    """Against all cuts of the sorted rows."""
-    lengths, budget = [31, 9, 30, 500, 8, 410, 29, 7, 450, 30], 1000
-    ordered = sorted(lengths, reverse=True)
-
-    def cost(cuts):
-        parts = [ordered[a:b] for a, b in zip((0, *cuts), (*cuts, len(ordered)))]
-        allowed = all(len(part) * part[0] <= budget or len(part) == 1 for part in parts)
-        return sum(len(part) * part[0] + PASS_TOKENS for part in parts) if allowed else math.inf
-
-    best = min(cost(cuts) for n in range(len(lengths)) for cuts in itertools.combinations(range(1, len(lengths)), n))
-    assert sum(len(batch) * lengths[batch[0]] + PASS_TOKENS for batch in micro_batches(lengths, budget)) == best
+def sizes(batches: list[list[list[Row]]]) -> list[int]:
+    return [sum(len(group[0].prompt) + sum(len(row.completion.tokens) - 1 for row in group) for group in batch)
+            for batch in batches]
 
 
-@pytest.mark.parametrize("budget", [8192, 16384, 65536])
-def test_padding_is_under_5_percent_on_log_normal_lengths(budget):
-    """48 and 1,024 rows with a median of 700 tokens and a tail of thousands."""
-    for rows in (48, 1024):
-        lengths = (100 + np.random.default_rng(rows).lognormal(6.5, 0.6, rows).clip(8, 3584)).astype(int).tolist()
-        padded = sum(len(batch) * lengths[batch[0]] for batch in micro_batches(lengths, budget))
-        assert sum(lengths) / padded > 0.95
+@pytest.mark.parametrize(("budget", "expected"), [
+    (100, [74]),                                        # all of it: three prompts and 8 + 6, 0 + 9 + 10, 11 more
+    (50, [50, 24]),                                     # the largest first: 29 and 21 fill the first
+    (25, [24, 21, 20, 19]),                             # the group of 29 in two parts, each with the prompt
+    (15, [20, 18, 21, 16, 19, 10]),                     # every completion exceeds it with its prompt
+], ids=str)
+def test_micro_batches_by_hand(budget, expected):
+    """Groups stay together where they fit, and rows of a prompt find each other wherever they are."""
+    rows = [row_of(prompt, tokens + 1) for prompt, tokens in ((1, 8), (2, 0), (1, 6), (2, 9), (3, 11), (2, 10))]
+    batches = micro_batches(rows, budget)
+    assert sorted(sizes(batches)) == sorted(expected)
+    assert all(len({tuple(row.prompt) for row in group}) == 1 for batch in batches for group in batch)
+    found = [row for batch in batches for group in batch for row in group]
+    assert sorted(map(id, found)) == sorted(map(id, rows)), "every row once"
+
+
+@pytest.mark.parametrize("budget", [16384, 65536])
+def test_micro_batches_are_nearly_full(budget):
+    """Groups of 8 with a median of 700 tokens and a tail of thousands: at most a tenth more passes than tokens need."""
+    lengths = np.random.default_rng(0).lognormal(6.5, 0.6, 1024).clip(8, 3584).astype(int)
+    rows = [row_of(i // 8, int(length)) for i, length in enumerate(lengths)]
+    found = sizes(micro_batches(rows, budget))
+    assert max(found) <= budget and len(found) <= 1.1 * -(-sum(found) // budget)
 
 
 def test_rows_in_loss_by_hand():
