@@ -283,7 +283,7 @@ class Trainer:
         self.identity = self.check_identity(folder, problems) if is_first_rank() else {}
         self.problems = [problems[row] for row in fitting]
         self.first_prompt = prompt_text(self.tokenizer, self.problems[0], config.data)
-        self.rank, self.world, self.device = start_ranks(config.model.dtype, config.learner.offload)
+        self.rank, self.world, self.device = start_ranks(config.learner.offload)
         self.first = self.rank == 0
         left_out = len(problems) - len(fitting)
         self.say(f"{len(fitting)} training problems" + (f" ({left_out} left out: prompt too long)" if left_out else ""))

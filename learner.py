@@ -201,18 +201,15 @@ class Sums:
     """What an update adds up over this rank's micro-batches; each sum is divided once, by the counts of all ranks."""
     loss: float = 0.0
     kl: float = 0.0
-    entropy: float = 0.0
     clipped: float = 0.0
     gap: float = 0.0
     gap_max: float = 0.0
 
     @torch.no_grad()
-    def add(self, loss: Tensor, logp_M: Tensor, old_M: Tensor, kl_M: Tensor, entropy_M: Tensor,
-            config: LearnerConfig) -> None:
+    def add(self, loss: Tensor, logp_M: Tensor, old_M: Tensor, kl_M: Tensor, config: LearnerConfig) -> None:
         ratio_M = (logp_M - old_M).exp()
         self.loss += loss.item()
         self.kl += kl_M.sum().item()
-        self.entropy += entropy_M.sum().item()
         self.clipped += ((ratio_M < 1 - config.clip_low) | (ratio_M > 1 + config.clip_high)).sum().item()
 
     @torch.no_grad()
@@ -223,10 +220,10 @@ class Sums:
 
     def figures(self, tokens: int, updates: int) -> dict[str, float]:
         """The loss per update and means over the `tokens` of all ranks; collective."""
-        loss, kl, entropy, clipped, gap = sum_over_ranks([self.loss, self.kl, self.entropy, self.clipped, self.gap])
+        loss, kl, clipped, gap = sum_over_ranks([self.loss, self.kl, self.clipped, self.gap])
         tokens = max(tokens, 1)
-        return {"loss": loss / updates, "kl": kl / tokens / updates, "entropy": entropy / tokens / updates,
-                "gap": gap / tokens, "clipped": clipped / tokens / updates, "gap_max": max_over_ranks(self.gap_max)}
+        return {"loss": loss / updates, "kl": kl / tokens / updates, "clipped": clipped / tokens / updates,
+                "gap": gap / tokens, "gap_max": max_over_ranks(self.gap_max)}
 
 
 class Learner:
@@ -242,7 +239,8 @@ class Learner:
 
         def build(path: str | Path) -> Transformer:
             built = Transformer.from_pretrained(path, torch.promote_types(dtype, torch.float32), device)
-            built.n_tokens, built.checkpoint_activations = n_tokens, model.activation_checkpointing
+            built.n_tokens, built.compute_dtype = n_tokens, dtype
+            built.checkpoint_activations = model.activation_checkpointing
             return shard(built, dtype, config.offload)
 
         self.policy = build(weights_from or folder)
@@ -288,8 +286,10 @@ class Learner:
         """
         config, policy, clock, sums = self.config, self.policy, Clock(self.device), Sums()
         passed = [row for row in rows if self.reference or row.advantage != 0]
-        total_rows, tokens, passed_rows, passed_tokens = map(int, sum_over_ranks(
-            [count for some in (rows, passed) for count in (len(some), sum(len(row.completion.tokens) for row in some))]))
+        counts = [count for some in (rows, passed) for count in (len(some), sum(len(row.completion.tokens) for row in some))]
+        nats = -sum(sum(row.completion.logprobs) for row in rows)
+        *counts, nats = sum_over_ranks([*counts, nats])
+        total_rows, tokens, passed_rows, passed_tokens = map(int, counts)
         batches = [self.batch(part, total_rows, tokens) for part in micro_batches(passed, config.micro_batch_tokens)]
         # FSDP2 needs the same number of passes on every rank, at least one: those added are empty
         passes = max(1, int(max_over_ranks(len(batches))))
@@ -300,14 +300,14 @@ class Learner:
         clock.lap("logprob_s")
         for update in range(config.updates_per_rollout):
             for i, (batch, reference_M) in enumerate(zip(batches, references)):
-                logp_M, entropy_M = policy.stream_logprobs(batch.stream, self.temperature)                     # (2)
+                logp_M = policy.stream_logprobs(batch.stream, self.temperature)                                # (2)
                 if update == 0:                         # the policy that sampled, but for rounding
                     olds.append(logp_M.detach())                                                               # (1)
                     sums.add_gap(logp_M, batch.sampled_M)
                 loss_M = policy_loss(logp_M, olds[i], batch.advantage_M, config.clip_low, config.clip_high)
                 kl_M = torch.zeros_like(logp_M) if reference_M is None else kl_k3(logp_M, reference_M)
                 loss = (batch.weights_M * (loss_M + config.kl_beta * kl_M)).sum()
-                sums.add(loss, logp_M, olds[i], kl_M, entropy_M, config)
+                sums.add(loss, logp_M, olds[i], kl_M, config)
                 clock.lap("forward_s")
                 (loss * world).backward()               # FSDP2 averages over ranks; the weights count all ranks' rows
                 clock.lap("backward_s")
@@ -315,13 +315,13 @@ class Learner:
             clock.lap("optimizer_s")
         figures = sums.figures(passed_tokens, config.updates_per_rollout)
         kl = None if self.reference is None else figures["kl"]
-        return {**figures, "kl": kl, "grad_norm": grad_norm, "lr": lr, "rows": total_rows, "passed_rows": passed_rows,
-                **clock.seconds}
+        return {**figures, "kl": kl, "entropy": nats / max(tokens, 1), "grad_norm": grad_norm, "lr": lr,
+                "rows": total_rows, "passed_rows": passed_rows, **clock.seconds}
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> Tensor | None:
         """(M,) log-probs of a micro-batch under the reference; None without one."""
-        return self.reference.stream_logprobs(batch.stream, self.temperature)[0] if self.reference else None
+        return self.reference.stream_logprobs(batch.stream, self.temperature) if self.reference else None
 
     def optimizer_step(self, lr: float, loss: float) -> float:
         """One AdamW step on the clipped gradient; returns its norm before clipping.

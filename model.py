@@ -3,7 +3,7 @@
     model = Transformer.from_pretrained("tiny/policy")
     logits = model(tokens_NT)                                     # (N, T, V)
     logp, entropy = model.token_logprobs(tokens_NT, mask_NT, temperature=1.0)
-    logp, entropy = model.stream_logprobs(Stream([(prompt, completions)], "cpu"), temperature=1.0)      # the same faster
+    logp = model.stream_logprobs(Stream([(prompt, completions)], "cpu"), temperature=1.0)       # the same, faster
     model.save_pretrained("out")                                  # loads in transformers
 
 Rows are right-padded: under a causal mask a row's tokens never see what comes after them, so no attention mask is
@@ -174,11 +174,16 @@ def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor)
     """Every token sees itself and those before it in its row; right padding needs no mask."""
     # (N, H, T, D), (N, K, T, D), (N, K, T, D)
     q, k, v = (x.to(product_dtype(x)).transpose(1, 2) for x in (q_NTHD, k_NTKD, v_NTKD))
-    shared = q.shape[1] // k.shape[1]
-    if shared > 1 and q.is_cuda and q.dtype.itemsize > 2:       # here no fused kernel shares heads; others hold T x T
-        k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
-    gqa = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2).to(q_NTHD.dtype)
+    return fused_attention(q, k, v).transpose(1, 2).to(q_NTHD.dtype)
+
+
+def fused_attention(q_NHTD: Tensor, k_NKTD: Tensor, v_NKTD: Tensor, bias_N1TT: Tensor | None = None) -> Tensor:
+    """SDPA, causal or with a bias on the logits, -inf for what a query does not see."""
+    shared = q_NHTD.shape[1] // k_NKTD.shape[1]
+    if shared > 1 and q_NHTD.is_cuda and q_NHTD.dtype.itemsize > 2:     # here no fused kernel shares heads
+        k_NKTD, v_NKTD, shared = *(x.repeat_interleave(shared, dim=1) for x in (k_NKTD, v_NKTD)), 1
+    return F.scaled_dot_product_attention(q_NHTD, k_NKTD, v_NKTD, bias_N1TT, is_causal=bias_N1TT is None,
+                                          enable_gqa=shared > 1)
 
 
 class RMSNorm(nn.Module):
@@ -188,7 +193,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.is_cuda:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         # the same in half the time on a CPU, where torch has no kernel for it and one token's norm is all overhead
         x_32 = x.to(torch.promote_types(x.dtype, torch.float32))
         norm = torch.linalg.vector_norm(x_32, dim=-1, keepdim=True)
@@ -246,6 +251,7 @@ class Transformer(nn.Module):
         self.packed_head: Tensor | None = None
         self.register_buffer("inv_freq", torch.empty(g.head_dim // 2), persistent=False)
         self.checkpoint_activations = False
+        self.compute_dtype: torch.dtype | None = None   # other than the weights', which are then cast in every pass
         self.n_tokens = g.vocab                         # ids the tokenizer knows; the rest is never drawn or trained
 
     @property
@@ -256,7 +262,7 @@ class Transformer(nn.Module):
         """Normalised last hidden states (N, T, C). `positions` is (T,) or (N, T), by default 0..T-1."""
         if positions is None:
             positions = torch.arange(tokens_NT.shape[1], device=tokens_NT.device)
-        x_NTC = self.embed(tokens_NT)
+        x_NTC = self.embed(tokens_NT).to(self.compute_dtype or self.embed.weight.dtype)
         tables = rope_table(self.inv_freq, positions, x_NTC.dtype)
         cos, sin = (table.unsqueeze(-2) for table in tables)                        # (T, 1, D) or (N, T, 1, D)
         sin[..., : self.g.head_dim // 2].neg_()
@@ -285,18 +291,19 @@ class Transformer(nn.Module):
         """
         assert not mask_NT[:, 0].any(), "the first token of a row has nothing before it to be predicted from"
         hidden_MC = self.hidden(tokens_NT)[:, :-1][mask_NT[:, 1:]]                  # M tokens where the mask is True
-        logp_M, entropy_M = self.head_logprobs(hidden_MC, tokens_NT[mask_NT], temperature)
+        logp_M, entropy_M = self.head_logprobs(hidden_MC, tokens_NT[mask_NT], temperature, True)
         zeros_NT = logp_M.new_zeros(mask_NT.shape)
         return zeros_NT.masked_scatter(mask_NT, logp_M), zeros_NT.masked_scatter(mask_NT, entropy_M)
 
-    def stream_logprobs(self, stream: "Stream", temperature: float) -> tuple[Tensor, Tensor]:
-        """The same for the sampled tokens of a stream, in its order: log-probabilities and entropies, both (M,)."""
+    def stream_logprobs(self, stream: "Stream", temperature: float) -> Tensor:
+        """The log-probabilities (M,) of a stream's sampled tokens, in its order; their entropies would cost a tenth."""
         hidden_TC = self.hidden(stream.tokens_1T, stream.positions_T, stream.attend)[0]
-        return self.head_logprobs(hidden_TC.index_select(0, stream.predicting_M), stream.targets_M, temperature)
+        return self.head_logprobs(hidden_TC.index_select(0, stream.predicting_M), stream.targets_M, temperature)[0]
 
-    def head_logprobs(self, hidden_MC: Tensor, targets_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def head_logprobs(self, hidden_MC: Tensor, targets_M: Tensor, temperature: float,
+                      entropies: bool = False) -> tuple[Tensor, Tensor | None]:
         rows = max(1, logits_per_chunk(hidden_MC.is_cuda) // self.g.vocab)
-        return HeadLogprobs.apply(hidden_MC, targets_M, self.head_weight, temperature, self.n_tokens, rows)
+        return HeadLogprobs.apply(hidden_MC, targets_M, self.head_weight, temperature, self.n_tokens, rows, entropies)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32,
@@ -538,27 +545,27 @@ class PaddedAttention:
         self.order_T = order_T.to(like.device)
 
     def __call__(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        gqa, outs = q_THD.shape[1] != k_TKD.shape[1], []
+        outs = []
         for own_RW, keys_RK, bias_R1WK in self.blocks:
             q, k, v = (x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:]).transpose(1, 2).to(self.dtype)
                        for x, index in ((q_THD, own_RW), (k_TKD, keys_RK), (v_TKD, keys_RK)))
-            out_RHWD = F.scaled_dot_product_attention(q, k, v, bias_R1WK, is_causal=bias_R1WK is None, enable_gqa=gqa)
-            outs.append(out_RHWD.transpose(1, 2).flatten(0, 1))
+            outs.append(fused_attention(q, k, v, bias_R1WK).transpose(1, 2).flatten(0, 1))
         return torch.cat(outs).index_select(0, self.order_T).to(q_THD.dtype)
 
 
 # ------------------------------------------------------------------------------------------------ log-probs
 
-LOGITS_PER_CHUNK = 2**24                                # 64 MB in fp32: what the chunked LM head holds at once on a CPU
+LOGITS_PER_CHUNK = 2**26                                # 256 MB in fp32: what the chunked LM head holds at once on a CPU
 
 
 def logits_per_chunk(gpu: bool) -> int:
-    """Logits that the LM head holds at once; eight times as many on a GPU, as each chunk reads the whole matrix."""
-    return 8 * LOGITS_PER_CHUNK if gpu else LOGITS_PER_CHUNK
+    """Logits that the LM head holds at once; twice as many on a GPU, as each chunk reads the whole matrix."""
+    return 2 * LOGITS_PER_CHUNK if gpu else LOGITS_PER_CHUNK
 
 
-def head_logits(hidden_MC: Tensor, weight_VC: Tensor, n_tokens: int, packed_VC: Tensor | None = None) -> Tensor:
-    """Logits (M, V), at least float32, and -1e30 for the ids from `n_tokens` on.
+def head_logits(hidden_MC: Tensor, weight_VC: Tensor, n_tokens: int, packed_VC: Tensor | None = None,
+                temperature: float = 1.0) -> Tensor:
+    """Logits / temperature (M, V), at least float32, and -1e30 for the ids from `n_tokens` on.
 
     `packed_VC` replaces the matrix (see `packed`). The product is over all V rows of the matrix, because a GPU is
     several times slower on an odd number of them. Not -inf: its probability is 0 too, and 0 x -inf would be nan in the
@@ -566,13 +573,16 @@ def head_logits(hidden_MC: Tensor, weight_VC: Tensor, n_tokens: int, packed_VC: 
     """
     logits_MV = wide_product(hidden_MC, weight_VC.t()) if packed_VC is None else packed_product(hidden_MC, packed_VC)
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+    if temperature != 1:
+        logits_MV /= temperature
     if n_tokens < logits_MV.shape[-1]:
         logits_MV[:, n_tokens:] = -1e30
     return logits_MV
 
 
 class HeadLogprobs(torch.autograd.Function):
-    """Log-probs (M,) of `targets_M` under softmax(hidden @ weight^T / temperature); entropies (M,) without gradient.
+    """Log-probs (M,) of `targets_M` under softmax(hidden @ weight^T / temperature); entropies (M,) without gradient, or
+    None if they are not asked for.
 
     Both at least float32, in nats, over the first `n_tokens` ids. Logits exist for `rows` rows at a time, and are
     computed again in the backward pass (unless all fit at once), where d logp / d logits = onehot(target) - softmax.
@@ -582,49 +592,41 @@ class HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_MC: Tensor, targets_M: Tensor, weight_VC: Tensor, temperature: float, n_tokens: int,
-                rows: int) -> tuple[Tensor, Tensor]:
-        parts = []
+                rows: int, entropies: bool) -> tuple[Tensor, Tensor | None]:
+        logps, entropy, matrix_VC = [], [], weight_VC.to(hidden_MC.dtype)
         for hidden, targets in zip(hidden_MC.split(rows), targets_M.split(rows)):
-            logits_MV = head_logits(hidden, weight_VC, n_tokens)
-            if temperature != 1:
-                logits_MV /= temperature
-            peak_M1 = logits_MV.amax(-1, keepdim=True)
-            logits_MV -= peak_M1
-            exp_MV = logits_MV.exp()
-            total_M = exp_MV.sum(-1)
-            log_z_M = total_M.log()
-            logp_M = logits_MV.gather(-1, targets[:, None]).squeeze(-1) - log_z_M
-            entropy_M = log_z_M - torch.linalg.vecdot(exp_MV, logits_MV) / total_M
-            parts.append((logp_M, entropy_M, log_z_M + peak_M1.squeeze(-1)))
-        logp_M, entropy_M, log_z_M = (torch.cat(part) for part in zip(*parts))
-        only = (exp_MV, total_M) if len(parts) == 1 else (None, None)
-        ctx.save_for_backward(hidden_MC, targets_M, weight_VC, log_z_M, *only)
+            logp_MV = head_logits(hidden, matrix_VC, n_tokens, temperature=temperature).log_softmax(-1)
+            logps.append(logp_MV.gather(-1, targets[:, None]).squeeze(-1))
+            if entropies:
+                entropy.append(-torch.linalg.vecdot(logp_MV.exp(), logp_MV))
+        ctx.save_for_backward(hidden_MC, targets_M, weight_VC, logp_MV if len(logps) == 1 else None)
         ctx.settings = temperature, n_tokens, rows
-        ctx.mark_non_differentiable(entropy_M)
-        return logp_M, entropy_M
+        entropy_M = torch.cat(entropy) if entropies else None
+        if entropies:
+            ctx.mark_non_differentiable(entropy_M)
+        return torch.cat(logps), entropy_M
 
     @staticmethod
     def backward(ctx, grad_M: Tensor, _) -> tuple[Tensor | None, ...]:
-        hidden_MC, targets_M, weight_VC, log_z_M, exp_MV, total_M = ctx.saved_tensors
+        hidden_MC, targets_M, weight_VC, logp_MV = ctx.saved_tensors
         temperature, n_tokens, rows = ctx.settings
         grad_M = grad_M / temperature
+        matrix_VC = weight_VC.to(hidden_MC.dtype)
         dtype = product_dtype(hidden_MC)
-        matrix_VC = weight_VC.to(dtype)
         grad_hidden_MC = torch.empty_like(hidden_MC)
         grad_weight_VC = None
         for start in range(0, max(1, len(targets_M)), rows):
             chunk = slice(start, start + rows)
-            if exp_MV is None:
-                logits_MV = head_logits(hidden_MC[chunk], weight_VC, n_tokens)
-                softmax_MV = logits_MV.div_(temperature).sub_(log_z_M[chunk, None]).exp_()
+            if logp_MV is None:
+                softmax_MV = head_logits(hidden_MC[chunk], matrix_VC, n_tokens, temperature=temperature).softmax(-1)
             else:
-                softmax_MV = exp_MV.div_(total_M[:, None])
+                softmax_MV = logp_MV.exp_()
             grad_M1, target_M1 = grad_M[chunk, None], targets_M[chunk, None]
             grad_MV = softmax_MV.mul_(-grad_M1).scatter_add_(-1, target_M1, grad_M1).to(dtype)
-            grad_hidden_MC[chunk] = grad_MV @ matrix_VC
+            grad_hidden_MC[chunk] = grad_MV @ matrix_VC.to(dtype)
             part_VC = wide_product(grad_MV.t(), hidden_MC[chunk])
             grad_weight_VC = part_VC if grad_weight_VC is None else grad_weight_VC.add_(part_VC)
-        return grad_hidden_MC, None, grad_weight_VC.to(weight_VC.dtype), None, None, None
+        return grad_hidden_MC, None, grad_weight_VC.to(weight_VC.dtype), None, None, None, None
 
 
 # ------------------------------------------------------------------------------------------------ folders
@@ -724,8 +726,10 @@ def wide_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """In the precision of `x`, to which the weights are rounded."""
     dtype = product_dtype(x)
-    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
+    weight, bias = (None if w is None else w.to(x.dtype).to(dtype) for w in (weight, bias))
+    return F.linear(x.to(dtype), weight, bias).to(x.dtype)
 
 
 def packed(weight: Tensor) -> Tensor | None:

@@ -115,7 +115,7 @@ class Bench:
     @cached_property
     def rank_device(self) -> torch.device:
         """Where a rank of a run trains, with its process group started: the GPU, or the plain CPU of the smoke."""
-        return start_ranks("bfloat16")[2]
+        return start_ranks(offload=True)[2]
 
     def seconds(self, function: Callable[[], object], rounds: int = 1) -> float:
         """Mean of `rounds` calls; nothing else runs on the device meanwhile."""

@@ -311,7 +311,7 @@ def test_a_rank_takes_its_gpu_and_not_cudnns_attention():
     """cuDNN builds a plan for every new shape, and micro-batches have new shapes in every step."""
     torch.backends.cuda.enable_cudnn_sdp(True)          # as torch has it
     with Gpu() as gpu:
-        assert start_ranks("float32") == (0, 1, gpu.device)
+        assert start_ranks() == (0, 1, gpu.device)
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 

@@ -135,7 +135,7 @@ def test_head_gradient_equals_autograds(temperature, rows):
     inputs = [torch.randn(size, 5, generator=generator, dtype=torch.float64, requires_grad=True) for size in (4, 9)]
     targets, upstream = torch.tensor([3, 0, 3, 6]), torch.randn(4, generator=generator, dtype=torch.float64)
     dense = (inputs[0] @ inputs[1][:7].t() / temperature).log_softmax(-1)
-    got, entropy = HeadLogprobs.apply(inputs[0], targets, inputs[1], temperature, 7, rows)
+    got, entropy = HeadLogprobs.apply(inputs[0], targets, inputs[1], temperature, 7, rows, True)
     torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=dense.detach()).entropy(), rtol=1e-12,
                                atol=1e-12)
     expected = torch.autograd.grad(dense[torch.arange(4), targets], inputs, upstream)
@@ -152,7 +152,7 @@ def test_head_gradient_in_bfloat16_is_rounded_once():
     exact = (hidden.double() @ weight.double().t()).log_softmax(-1)[torch.arange(800), targets]
     expected = torch.autograd.grad(exact, weight, upstream.double())[0].double()
     for rows in (800, 8):
-        got = HeadLogprobs.apply(hidden, targets, weight, 1.0, 500, rows)[0]
+        got = HeadLogprobs.apply(hidden, targets, weight, 1.0, 500, rows, True)[0]
         error = (torch.autograd.grad(got, weight, upstream)[0].double() - expected).norm() / expected.norm()
         assert error < 6e-3
 
@@ -165,7 +165,7 @@ def test_bfloat16_rounds_neither_the_normaliser_nor_the_rotary_frequencies(qwen2
     generator = torch.Generator().manual_seed(0)
     hidden, weight = ((torch.randn(*shape, generator=generator) / 3).bfloat16() for shape in ((20, 48), (500, 48)))
     targets = torch.randint(0, 500, (20,), generator=generator)
-    logp, entropy = HeadLogprobs.apply(hidden, targets, weight, 0.7, 500, 20)
+    logp, entropy = HeadLogprobs.apply(hidden, targets, weight, 0.7, 500, 20, True)
     exact = torch.distributions.Categorical(logits=torch.nn.functional.linear(hidden, weight).double() / 0.7)
     torch.testing.assert_close(logp.double(), exact.log_prob(targets), rtol=0, atol=1e-5)
     torch.testing.assert_close(entropy.double(), exact.entropy(), rtol=0, atol=1e-5)

@@ -74,7 +74,7 @@ def held_while_saving(folder: Path) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    rank, world, _ = start_ranks("float32")
+    rank, world, _ = start_ranks()
     results = [updated(job, rank, world) for job in json.loads(sys.argv[1])]
     held = gather_over_ranks([held_while_saving(Path(sys.argv[2]).parent / "saved")])
     if rank == 0:
