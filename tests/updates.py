@@ -46,6 +46,8 @@ def updated(job: dict, rank: int, world: int) -> tuple[dict[str, torch.Tensor], 
     for step in range(3):
         groups = rows_for(step, 4, 3)
         groups = [group if i not in job.get("without", ()) else [] for i, group in enumerate(groups)]
+        groups = [[row._replace(advantage=0.0) for row in group] if i in job.get("zero", ()) else group
+                  for i, group in enumerate(groups)]
         mine = groups[rank::world]
         if job.get("reverse"):
             mine = [group[::-1] for group in mine[::-1]]
