@@ -146,7 +146,7 @@ def padded_logprobs(model: Transformer, groups, temperature: float) -> torch.Ten
 def with_gradients(model: Transformer, logp_M: torch.Tensor) -> list[torch.Tensor]:
     """Log-probs, and the gradients of a sum that weighs each otherwise."""
     model.zero_grad()
-    (logp_M * torch.linspace(-1, 2, len(logp_M), dtype=logp_M.dtype)).sum().backward()
+    (logp_M * torch.linspace(-1, 2, len(logp_M), dtype=logp_M.dtype, device=logp_M.device)).sum().backward()
     return [logp_M.detach(), *(p.grad.clone() for p in model.parameters())]
 
 
