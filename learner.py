@@ -286,10 +286,9 @@ class Learner:
         """
         config, policy, clock, sums = self.config, self.policy, Clock(self.device), Sums()
         passed = [row for row in rows if self.reference or row.advantage != 0]
-        counts = [count for some in (rows, passed) for count in (len(some), sum(len(row.completion.tokens) for row in some))]
-        nats = -sum(sum(row.completion.logprobs) for row in rows)
-        *counts, nats = sum_over_ranks([*counts, nats])
-        total_rows, tokens, passed_rows, passed_tokens = map(int, counts)
+        total_rows, passed_rows, tokens, passed_tokens, nats = sum_over_ranks(
+            [len(rows), len(passed), *(sum(len(row.completion.tokens) for row in some) for some in (rows, passed)),
+             -sum(sum(row.completion.logprobs) for row in rows)])
         batches = [self.batch(part, total_rows, tokens) for part in micro_batches(passed, config.micro_batch_tokens)]
         # FSDP2 needs the same number of passes on every rank, at least one: those added are empty
         passes = max(1, int(max_over_ranks(len(batches))))
@@ -316,7 +315,7 @@ class Learner:
         figures = sums.figures(passed_tokens, config.updates_per_rollout)
         kl = None if self.reference is None else figures["kl"]
         return {**figures, "kl": kl, "entropy": nats / max(tokens, 1), "grad_norm": grad_norm, "lr": lr,
-                "rows": total_rows, "passed_rows": passed_rows, **clock.seconds}
+                "rows": int(total_rows), "passed_rows": int(passed_rows), **clock.seconds}
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> Tensor | None:

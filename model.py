@@ -177,12 +177,12 @@ def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor)
     return fused_attention(q, k, v).transpose(1, 2).to(q_NTHD.dtype)
 
 
-def fused_attention(q_NHTD: Tensor, k_NKTD: Tensor, v_NKTD: Tensor, bias_N1TT: Tensor | None = None) -> Tensor:
-    """SDPA, causal or with a bias on the logits, -inf for what a query does not see."""
+def fused_attention(q_NHTD: Tensor, k_NKTD: Tensor, v_NKTD: Tensor, mask_N1TT: Tensor | None = None) -> Tensor:
+    """SDPA, causal or with a mask that is True for the keys that a query sees."""
     shared = q_NHTD.shape[1] // k_NKTD.shape[1]
     if shared > 1 and q_NHTD.is_cuda and q_NHTD.dtype.itemsize > 2:     # here no fused kernel shares heads
         k_NKTD, v_NKTD, shared = *(x.repeat_interleave(shared, dim=1) for x in (k_NKTD, v_NKTD)), 1
-    return F.scaled_dot_product_attention(q_NHTD, k_NKTD, v_NKTD, bias_N1TT, is_causal=bias_N1TT is None,
+    return F.scaled_dot_product_attention(q_NHTD, k_NKTD, v_NKTD, mask_N1TT, is_causal=mask_N1TT is None,
                                           enable_gqa=shared > 1)
 
 
@@ -536,9 +536,8 @@ class PaddedAttention:
             keys_RK = torch.cat((prompt_R1 + torch.minimum(place_P, before_R1 - 1), own_RW), 1)
             mask_RWK = torch.cat(((place_P < before_R1)[:, None].expand(R, W, P),
                                   (place_W <= place_W[:, None]).expand(R, W, W)), -1)
-            bias_R1WK = torch.zeros(R, 1, W, P + W, dtype=self.dtype).masked_fill_(~mask_RWK[:, None], -math.inf)
             self.blocks.append([None if x is None else x.to(like.device)
-                                for x in (own_RW, keys_RK, bias_R1WK if P else None)])
+                                for x in (own_RW, keys_RK, mask_RWK[:, None] if P else None)])
             real_RW = place_W < length_R1
             order_T[own_RW[real_RW]] = done + real_RW.flatten().nonzero()[:, 0]
             done += R * W
@@ -546,10 +545,10 @@ class PaddedAttention:
 
     def __call__(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         outs = []
-        for own_RW, keys_RK, bias_R1WK in self.blocks:
+        for own_RW, keys_RK, mask_R1WK in self.blocks:
             q, k, v = (x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:]).transpose(1, 2).to(self.dtype)
                        for x, index in ((q_THD, own_RW), (k_TKD, keys_RK), (v_TKD, keys_RK)))
-            outs.append(fused_attention(q, k, v, bias_R1WK).transpose(1, 2).flatten(0, 1))
+            outs.append(fused_attention(q, k, v, mask_R1WK).transpose(1, 2).flatten(0, 1))
         return torch.cat(outs).index_select(0, self.order_T).to(q_THD.dtype)
 
 
