@@ -180,7 +180,7 @@ def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor)
 def fused_attention(q_NHTD: Tensor, k_NKTD: Tensor, v_NKTD: Tensor, mask_N1TT: Tensor | None = None) -> Tensor:
     """SDPA, causal or with a mask that is True for the keys that a query sees."""
     shared = q_NHTD.shape[1] // k_NKTD.shape[1]
-    if shared > 1 and q_NHTD.is_cuda and q_NHTD.dtype.itemsize > 2:     # here no fused kernel shares heads
+    if shared > 1 and q_NHTD.is_cuda and q_NHTD.dtype.itemsize > 2:     # no fused kernel shares heads here
         k_NKTD, v_NKTD, shared = *(x.repeat_interleave(shared, dim=1) for x in (k_NKTD, v_NKTD)), 1
     return F.scaled_dot_product_attention(q_NHTD, k_NKTD, v_NKTD, mask_N1TT, is_causal=mask_N1TT is None,
                                           enable_gqa=shared > 1)
@@ -275,7 +275,7 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_NT: Tensor) -> Tensor:
         """Logits (N, T, V) of the next token, in the compute dtype."""
-        return F.linear(self.hidden(tokens_NT), self.head_weight)
+        return linear(self.hidden(tokens_NT), self.head_weight)
 
     def next_logits(self, hidden_NC: Tensor) -> Tensor:
         """Logits (N, V), at least float32, without gradient; ids that the tokenizer does not know have -1e30."""
@@ -296,7 +296,7 @@ class Transformer(nn.Module):
         return zeros_NT.masked_scatter(mask_NT, logp_M), zeros_NT.masked_scatter(mask_NT, entropy_M)
 
     def stream_logprobs(self, stream: "Stream", temperature: float) -> Tensor:
-        """The log-probabilities (M,) of a stream's sampled tokens, in its order; their entropies would cost a tenth."""
+        """Log-probabilities (M,) of the sampled tokens of a stream, in its order; the same distribution, no entropies."""
         hidden_TC = self.hidden(stream.tokens_1T, stream.positions_T, stream.attend)[0]
         return self.head_logprobs(hidden_TC.index_select(0, stream.predicting_M), stream.targets_M, temperature)[0]
 
@@ -416,7 +416,6 @@ class Transformer(nn.Module):
                 module.packed = packed(module.weight)
         self.packed_head = packed(self.head_weight)
 
-
     @torch.inference_mode()
     def fuse(self) -> None:
         """Compiles what a block does before and after attention to one token of each row: fewer kernels on a GPU.
@@ -477,13 +476,13 @@ class Stream:
         long = dict(dtype=torch.long, device=device)
         self.tokens_1T, self.positions_T = torch.tensor([tokens], **long), torch.tensor(positions, **long)
         self.predicting_M, self.targets_M = torch.tensor(predicting, **long), torch.tensor(targets, **long)
-        self.segments = segments                        # (start, length, start of the prompt, tokens of it that are seen)
+        self.segments = segments                        # start, length, start of the prompt, how much of it is seen
         self.attention: PaddedAttention | VarlenAttention | None = None
 
     def attend(self, layer: int, q_1THD: Tensor, k_1TKD: Tensor, v_1TKD: Tensor) -> Tensor:
         if not self.segments:
             return q_1THD
-        if self.attention is None:                      # the same in all layers
+        if self.attention is None:                      # one for all layers and passes
             kind = VarlenAttention if has_varlen(q_1THD) else PaddedAttention
             self.attention = kind(torch.tensor(self.segments), q_1THD)
         return self.attention(q_1THD[0], k_1TKD[0], v_1TKD[0])[None]
@@ -496,10 +495,10 @@ def has_varlen(x: Tensor) -> bool:
 
 
 class VarlenAttention:
-    """Attention over segments by the ragged kernel, which takes the queries as they are in the stream.
+    """Attention of segments by the ragged kernel, which takes the queries as they stand in the stream.
 
-    The prompt is repeated in keys and values, before those of each completion. With more keys than queries the kernel's
-    causal mask ends at the last of both, so that a completion sees all of its prompt.
+    Keys and values of a prompt are repeated before those of each completion. With more keys than queries the causal
+    mask of the kernel ends at the last of both, so a completion sees all of its prompt.
     """
 
     def __init__(self, segments_S4: Tensor, like: Tensor):
@@ -518,13 +517,15 @@ class VarlenAttention:
 class PaddedAttention:
     """The same by SDPA: segments of similar lengths are padded to a block, completions under a mask.
 
-    A block has R segments of at most W tokens, and K keys for each: P of the prompt and W of its own.
+    A block has R segments of at most W tokens, and for each of them K keys: P of a prompt and W of its own. On a CPU
+    SDPA is up to four times slower in bf16 than in float32.
     """
 
     def __init__(self, segments_S4: Tensor, like: Tensor):
         self.dtype = torch.promote_types(like.dtype, torch.float32) if like.device.type == "cpu" else like.dtype
 
         def shape(segment: list[int]) -> tuple[int, int]:
+            """The same for lengths within a fifth or so of each other."""
             return tuple(round(3 * math.log2(tokens + 16)) for tokens in (segment[3], segment[1]))
 
         self.blocks, order_T, done = [], torch.empty(int(segments_S4[:, 1].sum()), dtype=torch.long), 0
@@ -532,13 +533,11 @@ class PaddedAttention:
             start_R1, length_R1, prompt_R1, before_R1 = torch.tensor(list(block)).t()[..., None]
             (R, _), W, P = start_R1.shape, int(length_R1.max()), int(before_R1.max())
             place_W, place_P = torch.arange(W), torch.arange(P)
-            own_RW = start_R1 + torch.minimum(place_W, length_R1 - 1)               # padded with the last token
-            keys_RK = torch.cat((prompt_R1 + torch.minimum(place_P, before_R1 - 1), own_RW), 1)
-            mask_RWK = torch.cat(((place_P < before_R1)[:, None].expand(R, W, P),
-                                  (place_W <= place_W[:, None]).expand(R, W, W)), -1)
-            self.blocks.append([None if x is None else x.to(like.device)
-                                for x in (own_RW, keys_RK, mask_RWK[:, None] if P else None)])
-            real_RW = place_W < length_R1
+            real_RW, seen_RP = place_W < length_R1, place_P < before_R1             # the rest is padding
+            own_RW, prompt_RP = start_R1 + place_W * real_RW, prompt_R1 + place_P * seen_RP
+            mask_RWK = torch.cat((seen_RP[:, None].expand(R, W, P), (place_W <= place_W[:, None]).expand(R, W, W)), -1)
+            self.blocks.append([None if x is None else x.to(like.device) for x in (
+                own_RW, torch.cat((prompt_RP, own_RW), 1), mask_RWK[:, None] if P else None)])
             order_T[own_RW[real_RW]] = done + real_RW.flatten().nonzero()[:, 0]
             done += R * W
         self.order_T = order_T.to(like.device)
@@ -546,7 +545,7 @@ class PaddedAttention:
     def __call__(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         outs = []
         for own_RW, keys_RK, mask_R1WK in self.blocks:
-            q, k, v = (x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:]).transpose(1, 2).to(self.dtype)
+            q, k, v = (x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2).to(self.dtype)
                        for x, index in ((q_THD, own_RW), (k_TKD, keys_RK), (v_TKD, keys_RK)))
             outs.append(fused_attention(q, k, v, mask_R1WK).transpose(1, 2).flatten(0, 1))
         return torch.cat(outs).index_select(0, self.order_T).to(q_THD.dtype)

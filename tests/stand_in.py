@@ -303,8 +303,8 @@ def flash_attention(half_only, query, key, value, cum_seq_q, cum_seq_k, max_q, m
             raise RuntimeError(f"_flash_attention_forward: row {i} has {length} queries, {used} keys; max_q is "
                                f"{max_q}, max_k {max_k}: the kernel would drop the rest without a word")
         if keys.stop > int(cum_seq_k[i + 1]) or int(cum_seq_k[i + 1]) > len(key):
-            raise RuntimeError(f"_flash_attention_forward: row {i} uses {used} of {keys.start}..{int(cum_seq_k[i + 1])} "
-                               f"of {len(key)} keys")
+            raise RuntimeError(f"_flash_attention_forward: row {i} uses {used} of {keys.start}.."
+                               f"{int(cum_seq_k[i + 1])} of {len(key)} keys")
         weights = attention_weights(query[queries], key[keys], is_causal, scale)
         out[queries] = (weights @ heads(value[keys], H)).transpose(0, 1)
     return out, torch.empty(H, len(query)), torch.empty(2), torch.empty(0), torch.empty(0)

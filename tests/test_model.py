@@ -130,9 +130,8 @@ def ragged_groups(seed: int, vocab: int = 120) -> list[tuple[list[int], list[lis
         return [torch.randint(vocab, (length,), generator=generator).tolist() for length in lengths]
 
     generator = torch.Generator().manual_seed(seed)
-    sizes = [(1, (1,)), (1, (5, 70, 1)), (40, (3, 1, 1)), (7, (1, 12)), (23, (30, 2, 31, 64, 8)), (6, (40,))]
-    order = torch.randperm(len(sizes), generator=generator).tolist()
-    return [(*draw(sizes[i][0]), draw(*sizes[i][1])) for i in order]
+    sizes = [(6, (40,)), (1, (1,)), (1, (5, 70, 1)), (40, (3, 1, 1)), (7, (1, 12)), (23, (30, 2, 31, 64, 8))]
+    return [(*draw(prompt), draw(*completions)) for prompt, completions in sizes[2 * seed :] + sizes[: 2 * seed]]
 
 
 def padded_logprobs(model: Transformer, groups, temperature: float) -> torch.Tensor:
