@@ -296,7 +296,7 @@ class Transformer(nn.Module):
         return zeros_NT.masked_scatter(mask_NT, logp_M), zeros_NT.masked_scatter(mask_NT, entropy_M)
 
     def stream_logprobs(self, stream: "Stream", temperature: float) -> Tensor:
-        """Log-probabilities (M,) of the sampled tokens of a stream, in its order; without entropies, which cost time."""
+        """Log-probabilities (M,) of the sampled tokens of a stream, in its order; entropies would cost time."""
         hidden_TC = self.hidden(stream.tokens_1T, stream.positions_T, stream.attend)[0]
         return self.head_logprobs(hidden_TC.index_select(0, stream.predicting_M), stream.targets_M, temperature)[0]
 
