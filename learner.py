@@ -286,9 +286,9 @@ class Learner:
         """
         config, policy, clock, sums = self.config, self.policy, Clock(self.device), Sums()
         passed = [row for row in rows if self.reference or row.advantage != 0]
-        total_rows, passed_rows, tokens, passed_tokens, nats = sum_over_ranks(
+        total_rows, passed_rows, tokens, passed_tokens, entropy, measured = sum_over_ranks(
             [len(rows), len(passed), *(sum(len(row.completion.tokens) for row in some) for some in (rows, passed)),
-             -sum(sum(row.completion.logprobs) for row in rows)])
+             *(sum(of(row.completion.entropies or []) for row in rows) for of in (sum, len))])
         batches = [self.batch(part, total_rows, tokens) for part in micro_batches(passed, config.micro_batch_tokens)]
         # FSDP2 needs the same number of passes on every rank, at least one: those added are empty
         passes = max(1, int(max_over_ranks(len(batches))))
@@ -314,8 +314,8 @@ class Learner:
             clock.lap("optimizer_s")
         figures = sums.figures(passed_tokens, config.updates_per_rollout)
         kl = None if self.reference is None else figures["kl"]
-        return {**figures, "kl": kl, "entropy": nats / max(tokens, 1), "grad_norm": grad_norm, "lr": lr,
-                "rows": int(total_rows), "passed_rows": int(passed_rows), **clock.seconds}
+        return {**figures, "kl": kl, "entropy": entropy / measured if measured else None, "grad_norm": grad_norm,
+                "lr": lr, "rows": int(total_rows), "passed_rows": int(passed_rows), **clock.seconds}
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> Tensor | None:

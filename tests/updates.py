@@ -32,7 +32,7 @@ def rows_for(seed: int, groups: int, G: int) -> list[list[Row]]:
         prompt = draw(4, 100, 3 + 2 * group)
         lengths = [1] * G if group == groups - 1 else draw(2, 25, G)
         advantages = torch.randn(G, generator=generator).tolist()
-        result.append([Row(prompt, Completion([*draw(4, 100, n - 1), 0], [-1.0] * n, "stop"), advantage)
+        result.append([Row(prompt, Completion([*draw(4, 100, n - 1), 0], [-1.0] * n, "stop", [1 / n] * n), advantage)
                        for n, advantage in zip(lengths, advantages)])
     return result
 
