@@ -330,7 +330,7 @@ class Trainer:
         self.identity = self.check_identity(folder, inputs.problems) if is_first_rank() else {}
         self.problems = [inputs.problems[row] for row in inputs.fitting]
         self.first_prompt = prompt_text(self.tokenizer, self.problems[0], config.data)
-        self.rank, self.world, self.device = start_ranks(config.model.dtype, config.learner.offload)
+        self.rank, self.world, self.device = start_ranks(config.learner.offload)
         self.first = self.rank == 0
         for line in remarks_on(inputs, config):
             self.say(line)

@@ -534,7 +534,7 @@ def evaluate_all(configs: list[Config]) -> int:
         for config in configs if is_first_rank() else ():
             locks.enter_context(files.lock(out_folder(config), "output.dir"))
             claim(config, problems)
-        rank, world, device = start_ranks("float32")
+        rank, world, device = start_ranks()
         if rank == 0:
             print(", ".join(f"{name}: {len(rows)} problems" for name, rows in problems.items())
                   + (f"; rows left out as unusable: {len(skipped)} ({skipped[0]})" if skipped else ""), flush=True)

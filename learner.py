@@ -11,6 +11,10 @@ GRPO (mean over a completion, then over completions), Dr. GRPO (sum / (N max_new
 (sum / tokens, arXiv:2503.14476) differ in w alone. Weights come from counts over all ranks before the first backward,
 so an update does not depend on ranks, micro-batches or the order of rows.
 
+A micro-batch is a stream (model.py): the prompts in it, each once, and their completions, one after the other without
+padding. A prompt is computed once for all its completions, which together are often shorter than its copies would be.
+Without a reference, a completion whose advantage is 0 adds nothing to the gradient, so it is counted and not computed.
+
 Departures from the papers: (1) without a second update per rollout the ratio is 1 and nothing is clipped; (2) the
 temperature is inside every log-prob; (3) the learning rate warms up from lr / warm-up steps, not from 0, so no step is
 lost.
@@ -27,11 +31,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from model import DTYPES, ModelConfig, Transformer
+from model import DTYPES, ModelConfig, Stream, Transformer
 from ranks import full_weights, gather_over_ranks, max_over_ranks, shard, sum_over_ranks
 from sampler import Completion
 
-# P prompts, G completions each, N rows of a micro-batch, T tokens of a row (prompt and completion, right-padded)
+# P prompts, G completions each, N rows, T tokens of a row, M sampled tokens of a micro-batch
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class LearnerConfig:
     updates_per_rollout: Annotated[int, ">= 1"] = 1
     """optimizer steps on each step's completions"""
     micro_batch_tokens: Annotated[int, ">= 1"] = 16384
-    """rows x longest row of a micro-batch on one rank"""
+    """distinct tokens of a micro-batch on one rank: each prompt once, and its completions"""
     offload: Annotated[bool, "free"] = False
     """master weights, gradients and moments in host memory; the GPU holds one block at a time (slow, for small GPUs)"""
     lr: Annotated[float, ">= 0"] = 1e-6
@@ -74,47 +78,48 @@ class Row(NamedTuple):
     completion: Completion
     advantage: float
 
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.completion.tokens)
-
 
 class Batch(NamedTuple):
-    """A micro-batch on the learner's device, right-padded."""
-    tokens_NT: Tensor
-    mask_NT: Tensor                                     # True where a token was sampled
-    sampled_NT: Tensor                                  # the sampler's log-probs
-    advantage_N: Tensor
-    weights_NT: Tensor                                  # see `token_weights`
+    """A micro-batch on the learner's device; M tokens were sampled."""
+    stream: Stream
+    sampled_M: Tensor                                   # the sampler's log-probs
+    advantage_M: Tensor
+    weights_M: Tensor                                   # see `token_weights`
 
 
 # ------------------------------------------------------------------------------------------------ pure functions
 
 
-PASS_TOKENS = 256                                       # a micro-batch costs as much as so many tokens of padding
+def pack(sizes: Sequence[int], room: int) -> list[list[int]]:
+    """Indices of `sizes` in bins that hold at most `room`: the largest first, each in the first bin where it fits.
 
-
-def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Row indices, longest first, cut as cheaply as possible with rows x longest row within `budget` tokens.
-
-    The cost of a cut into micro-batches is the sum of rows x longest row + PASS_TOKENS, so padding is paid only where
-    it saves passes. A row longer than the budget is a micro-batch of its own.
+    One that is larger than `room` has a bin of its own.
     """
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    cost, start_of = [0] * (len(order) + 1), [0] * (len(order) + 1)     # of the first n rows: least, last batch
-    for end in range(1, len(order) + 1):
-        options = []
-        for start in reversed(range(end)):
-            padded = (end - start) * lengths[order[start]]
-            if padded > budget and end - start > 1:
-                break
-            options.append((cost[start] + padded + PASS_TOKENS, start))
-        cost[end], start_of[end] = min(options)
-    batches, end = [], len(order)
-    while end:
-        batches.append(order[start_of[end] : end])
-        end = start_of[end]
-    return batches[::-1]
+    bins: list[list[int]] = []
+    left: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        place = next((place for place, free in enumerate(left) if sizes[i] <= free), len(bins))
+        if place == len(bins):
+            bins.append([])
+            left.append(room)
+        bins[place].append(i)
+        left[place] -= sizes[i]
+    return bins
+
+
+def micro_batches(rows: Sequence[Row], budget: int) -> list[list[list[Row]]]:
+    """Micro-batches of groups of rows with one prompt, within `budget` distinct tokens.
+
+    The completions of a prompt stay together, unless they are too many: then each part of them repeats the prompt. A
+    completion that exceeds the budget with its prompt alone is a micro-batch of its own.
+    """
+    groups: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.prompt), []).append(row)
+    parts = [[group[i] for i in part] for prompt, group in groups.items()
+             for part in pack([len(row.completion.tokens) - 1 for row in group], max(0, budget - len(prompt)))]
+    sizes = [len(part[0].prompt) + sum(len(row.completion.tokens) - 1 for row in part) for part in parts]
+    return [[parts[i] for i in batch] for batch in pack(sizes, budget)]
 
 
 def rows_in_loss(completions: Sequence[Completion], rewards_PG: Tensor, config: LearnerConfig) -> list[int]:
@@ -144,10 +149,11 @@ def token_weights(mask_NT: Tensor, loss: str, *, rows: int, tokens: int, max_new
 def policy_loss(logp_NT: Tensor, old_logp_NT: Tensor, advantage_N: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """Clipped surrogate per token, -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), (N, T).
 
-    rho = exp(logp - old_logp); the caller multiplies by `token_weights` and sums. Copy-pasteable: needs only torch.
+    rho = exp(logp - old_logp); the caller multiplies by `token_weights` and sums. Works for a stream too: tokens (M,)
+    with an advantage each (M,). Copy-pasteable: needs only torch.
     """
     ratio_NT = (logp_NT - old_logp_NT).exp()
-    advantage_N1 = advantage_N[:, None]
+    advantage_N1 = advantage_N.view(-1, *[1] * (logp_NT.ndim - 1))
     return -torch.minimum(ratio_NT * advantage_N1, ratio_NT.clamp(1 - clip_low, 1 + clip_high) * advantage_N1)
 
 
@@ -195,33 +201,29 @@ class Sums:
     """What an update adds up over this rank's micro-batches; each sum is divided once, by the counts of all ranks."""
     loss: float = 0.0
     kl: float = 0.0
-    entropy: float = 0.0
     clipped: float = 0.0
     gap: float = 0.0
     gap_max: float = 0.0
 
     @torch.no_grad()
-    def add(self, batch: Batch, loss: Tensor, logp_NT: Tensor, old_NT: Tensor, kl_NT: Tensor, entropy_NT: Tensor,
-            config: LearnerConfig) -> None:
-        ratio_NT = (logp_NT - old_NT).exp()
+    def add(self, loss: Tensor, logp_M: Tensor, old_M: Tensor, kl_M: Tensor, config: LearnerConfig) -> None:
+        ratio_M = (logp_M - old_M).exp()
         self.loss += loss.item()
-        self.kl += (kl_NT * batch.mask_NT).sum().item()
-        self.entropy += entropy_NT.sum().item()
-        clipped_NT = (ratio_NT < 1 - config.clip_low) | (ratio_NT > 1 + config.clip_high)
-        self.clipped += (clipped_NT * batch.mask_NT).sum().item()
+        self.kl += kl_M.sum().item()
+        self.clipped += ((ratio_M < 1 - config.clip_low) | (ratio_M > 1 + config.clip_high)).sum().item()
 
     @torch.no_grad()
-    def add_gap(self, batch: Batch, logp_NT: Tensor) -> None:
-        gap_NT = (logp_NT - batch.sampled_NT).abs() * batch.mask_NT
-        self.gap += gap_NT.sum().item()
-        self.gap_max = max(self.gap_max, gap_NT.max().item())
+    def add_gap(self, logp_M: Tensor, sampled_M: Tensor) -> None:
+        gap_M = (logp_M - sampled_M).abs()
+        self.gap += gap_M.sum().item()
+        self.gap_max = max(self.gap_max, *gap_M.tolist(), 0.0)
 
     def figures(self, tokens: int, updates: int) -> dict[str, float]:
         """The loss per update and means over the `tokens` of all ranks; collective."""
-        loss, kl, entropy, clipped, gap = sum_over_ranks([self.loss, self.kl, self.entropy, self.clipped, self.gap])
+        loss, kl, clipped, gap = sum_over_ranks([self.loss, self.kl, self.clipped, self.gap])
         tokens = max(tokens, 1)
-        return {"loss": loss / updates, "kl": kl / tokens / updates, "entropy": entropy / tokens / updates,
-                "gap": gap / tokens, "clipped": clipped / tokens / updates, "gap_max": max_over_ranks(self.gap_max)}
+        return {"loss": loss / updates, "kl": kl / tokens / updates, "clipped": clipped / tokens / updates,
+                "gap": gap / tokens, "gap_max": max_over_ranks(self.gap_max)}
 
 
 class Learner:
@@ -237,7 +239,8 @@ class Learner:
 
         def build(path: str | Path) -> Transformer:
             built = Transformer.from_pretrained(path, torch.promote_types(dtype, torch.float32), device)
-            built.n_tokens, built.checkpoint_activations = n_tokens, model.activation_checkpointing
+            built.n_tokens, built.compute_dtype = n_tokens, dtype
+            built.checkpoint_activations = model.activation_checkpointing
             return shard(built, dtype, config.offload)
 
         self.policy = build(weights_from or folder)
@@ -282,41 +285,42 @@ class Learner:
         FloatingPointError on all ranks, leaving the weights alone, if the loss or the gradient is not finite on any.
         """
         config, policy, clock, sums = self.config, self.policy, Clock(self.device), Sums()
-        total_rows, tokens = map(int, sum_over_ranks([len(rows), sum(len(row.completion.tokens) for row in rows)]))
-        parts = micro_batches([row.length for row in rows], config.micro_batch_tokens)
-        batches = [self.batch([rows[i] for i in part], total_rows, tokens) for part in parts]
-        # FSDP2 needs the same number of passes on every rank, at least one: those added are two tokens without weight
-        own, passes = len(batches), max(1, int(max_over_ranks(len(batches))))
-        batches += [self.batch([Row([0], Completion([0], [0.0], "length"), 0.0)], 0, 0)] * (passes - own)
+        passed = [row for row in rows if self.reference or row.advantage != 0]
+        total_rows, passed_rows, tokens, passed_tokens, entropy, measured = sum_over_ranks(
+            [len(rows), len(passed), *(sum(len(row.completion.tokens) for row in some) for some in (rows, passed)),
+             *(sum(of(row.completion.entropies or []) for row in rows) for of in (sum, len))])
+        batches = [self.batch(part, total_rows, tokens) for part in micro_batches(passed, config.micro_batch_tokens)]
+        # FSDP2 needs the same number of passes on every rank, at least one: those added are empty
+        passes = max(1, int(max_over_ranks(len(batches))))
+        batches += [self.batch([], total_rows, tokens)] * (passes - len(batches))
         world = dist.get_world_size() if dist.is_initialized() else 1
 
-        references = [self.logprobs(self.reference, batch) for batch in batches]
-        olds = [self.logprobs(policy if config.updates_per_rollout > 1 else None, batch) for batch in batches]
+        references, olds = [self.reference_logprobs(batch) for batch in batches], []
         clock.lap("logprob_s")
         for update in range(config.updates_per_rollout):
-            for i, (batch, old_NT, reference_NT) in enumerate(zip(batches, olds, references)):
-                logp_NT, entropy_NT = policy.token_logprobs(batch.tokens_NT, batch.mask_NT, self.temperature)  # (2)
-                old_NT = logp_NT.detach() if old_NT is None else old_NT                                        # (1)
-                loss_NT = policy_loss(logp_NT, old_NT, batch.advantage_N, config.clip_low, config.clip_high)
-                kl_NT = torch.zeros_like(logp_NT) if reference_NT is None else kl_k3(logp_NT, reference_NT)
-                loss = (batch.weights_NT * (loss_NT + config.kl_beta * kl_NT)).sum()
-                if i < own:
-                    sums.add(batch, loss, logp_NT, old_NT, kl_NT, entropy_NT, config)
-                    if update == 0:                     # later updates differ from the sampler because the weights do
-                        sums.add_gap(batch, logp_NT)
+            for i, (batch, reference_M) in enumerate(zip(batches, references)):
+                logp_M = policy.stream_logprobs(batch.stream, self.temperature)                                # (2)
+                if update == 0:                         # the policy that sampled, but for rounding
+                    olds.append(logp_M.detach())                                                               # (1)
+                    sums.add_gap(logp_M, batch.sampled_M)
+                loss_M = policy_loss(logp_M, olds[i], batch.advantage_M, config.clip_low, config.clip_high)
+                kl_M = torch.zeros_like(logp_M) if reference_M is None else kl_k3(logp_M, reference_M)
+                loss = (batch.weights_M * (loss_M + config.kl_beta * kl_M)).sum()
+                sums.add(loss, logp_M, olds[i], kl_M, config)
                 clock.lap("forward_s")
                 (loss * world).backward()               # FSDP2 averages over ranks; the weights count all ranks' rows
                 clock.lap("backward_s")
             grad_norm = self.optimizer_step(lr, sums.loss)
             clock.lap("optimizer_s")
-        figures = sums.figures(tokens, config.updates_per_rollout)
+        figures = sums.figures(passed_tokens, config.updates_per_rollout)
         kl = None if self.reference is None else figures["kl"]
-        return {**figures, "kl": kl, "grad_norm": grad_norm, "lr": lr, "rows": total_rows, **clock.seconds}
+        return {**figures, "kl": kl, "entropy": entropy / measured if measured else None, "grad_norm": grad_norm,
+                "lr": lr, "rows": int(total_rows), "passed_rows": int(passed_rows), **clock.seconds}
 
     @torch.no_grad()
-    def logprobs(self, model: Transformer | None, batch: Batch) -> Tensor | None:
-        """(N, T) log-probs of a micro-batch under `model`; None without one."""
-        return model.token_logprobs(batch.tokens_NT, batch.mask_NT, self.temperature)[0] if model else None
+    def reference_logprobs(self, batch: Batch) -> Tensor | None:
+        """(M,) log-probs of a micro-batch under the reference; None without one."""
+        return self.reference.stream_logprobs(batch.stream, self.temperature) if self.reference else None
 
     def optimizer_step(self, lr: float, loss: float) -> float:
         """One AdamW step on the clipped gradient; returns its norm before clipping.
@@ -338,23 +342,17 @@ class Learner:
         self.updates += 1
         return norm.item()
 
-    def batch(self, rows: Sequence[Row], total_rows: int, total_tokens: int) -> Batch:
-        """One micro-batch, without weight if the totals are 0.
-
-        The mask comes from lengths, never from token values: the stop token is trained, and pad may equal it.
+    def batch(self, groups: Sequence[Sequence[Row]], total_rows: int, total_tokens: int) -> Batch:
+        """One micro-batch of groups of rows with one prompt. Lengths say what was sampled, never token values: the stop
+        token is trained, and pad may equal it.
         """
-        width = max(row.length for row in rows)
-        tokens_NT = torch.zeros(len(rows), width, dtype=torch.long)
-        mask_NT = torch.zeros(len(rows), width, dtype=torch.bool)
+        rows = [row for group in groups for row in group]
+        stream = Stream([(group[0].prompt, [row.completion.tokens for row in group]) for group in groups], self.device)
         dtype = torch.promote_types(self.policy.norm.weight.dtype, torch.float32)
-        sampled_NT = torch.zeros(len(rows), width, dtype=dtype)
-        for i, row in enumerate(rows):
-            start, end = len(row.prompt), row.length
-            tokens_NT[i, :end] = torch.tensor(row.prompt + row.completion.tokens)
-            mask_NT[i, start:end] = True
-            sampled_NT[i, start:end] = torch.tensor(row.completion.logprobs, dtype=dtype)
-        counted_NT = mask_NT.to(dtype) if total_rows else torch.zeros_like(sampled_NT)
-        weights_NT = token_weights(counted_NT, self.config.loss, rows=max(total_rows, 1), tokens=total_tokens,
-                                   max_new_tokens=self.max_new_tokens)
-        advantage_N = torch.tensor([row.advantage for row in rows], dtype=dtype)
-        return Batch(*(x.to(self.device) for x in (tokens_NT, mask_NT, sampled_NT, advantage_N, weights_NT)))
+        counted = [torch.ones(len(row.completion.tokens), dtype=dtype) for row in rows]
+        columns = ([torch.tensor(row.completion.logprobs, dtype=dtype) for row in rows],
+                   [row.advantage * ones for row, ones in zip(rows, counted)],
+                   [token_weights(ones, self.config.loss, rows=total_rows, tokens=total_tokens,
+                                  max_new_tokens=self.max_new_tokens) for ones in counted])
+        empty = torch.zeros(0, dtype=dtype)             # of a pass without groups
+        return Batch(stream, *(torch.cat([empty, *column]).to(self.device) for column in columns))

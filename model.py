@@ -3,21 +3,24 @@
     model = Transformer.from_pretrained("tiny/policy")
     logits = model(tokens_NT)                                     # (N, T, V)
     logp, entropy = model.token_logprobs(tokens_NT, mask_NT, temperature=1.0)
+    logp = model.stream_logprobs(Stream([(prompt, completions)], "cpu"), temperature=1.0)       # the same, faster
     model.save_pretrained("out")                                  # loads in transformers
 
 Rows are right-padded: under a causal mask a row's tokens never see what comes after them, so no attention mask is
-needed and positions are 0..T-1. q/k/v and gate/up are one matrix each (fewer, larger products when the sampler decodes
-a token at a time) and are split again on saving. The model knows no ranks and does not sample: the learner shards it
-from outside, and the sampler passes its own `attend` to run the same blocks over a KV cache.
+needed and positions are 0..T-1. The learner has no rows but one `Stream` of distinct tokens. Both differ in positions
+and in attention alone, so blocks take an `attend`; the sampler passes a third one, over its KV cache. q/k/v and gate/up
+are one matrix each (fewer, larger products when the sampler decodes a token at a time) and are split again on saving.
+The model knows no ranks and does not sample: the learner shards it from outside.
 
 Not here: sliding windows, mixture of experts, dropout, left padding, `.bin` weights. Each is refused by name.
 """
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +31,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# N rows, T tokens, C hidden size, H query heads, K key/value heads, D head size, V vocabulary, M sampled tokens
+# N rows, T tokens, C hidden size, H query heads, K key/value heads, D head size, V vocabulary, M sampled tokens,
+# S segments of a stream
 
 ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 ROPE_TYPES = {"default": ("rope_theta",),                # and the numbers that each needs
@@ -171,11 +175,16 @@ def causal_attention(layer: int, q_NTHD: Tensor, k_NTKD: Tensor, v_NTKD: Tensor)
     """Every token sees itself and those before it in its row; right padding needs no mask."""
     # (N, H, T, D), (N, K, T, D), (N, K, T, D)
     q, k, v = (x.to(product_dtype(x)).transpose(1, 2) for x in (q_NTHD, k_NTKD, v_NTKD))
-    shared = q.shape[1] // k.shape[1]
-    if shared > 1 and q.is_cuda and q.dtype.itemsize > 2:       # here no fused kernel shares heads; others hold T x T
-        k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
-    gqa = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2).to(q_NTHD.dtype)
+    return fused_attention(q, k, v).transpose(1, 2).to(q_NTHD.dtype)
+
+
+def fused_attention(q_NHTD: Tensor, k_NKTD: Tensor, v_NKTD: Tensor, mask_N1TT: Tensor | None = None) -> Tensor:
+    """SDPA, causal or with a mask that is True for the keys that a query sees."""
+    shared = q_NHTD.shape[1] // k_NKTD.shape[1]
+    if shared > 1 and q_NHTD.is_cuda and q_NHTD.dtype.itemsize > 2:     # no fused kernel shares heads here
+        k_NKTD, v_NKTD, shared = *(x.repeat_interleave(shared, dim=1) for x in (k_NKTD, v_NKTD)), 1
+    return F.scaled_dot_product_attention(q_NHTD, k_NKTD, v_NKTD, mask_N1TT, is_causal=mask_N1TT is None,
+                                          enable_gqa=shared > 1)
 
 
 class RMSNorm(nn.Module):
@@ -185,7 +194,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.is_cuda:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         # the same in half the time on a CPU, where torch has no kernel for it and one token's norm is all overhead
         x_32 = x.to(torch.promote_types(x.dtype, torch.float32))
         norm = torch.linalg.vector_norm(x_32, dim=-1, keepdim=True)
@@ -243,6 +252,7 @@ class Transformer(nn.Module):
         self.packed_head: Tensor | None = None
         self.register_buffer("inv_freq", torch.empty(g.head_dim // 2), persistent=False)
         self.checkpoint_activations = False
+        self.compute_dtype: torch.dtype | None = None   # other than the weights', which are then cast in every pass
         self.n_tokens = g.vocab                         # ids the tokenizer knows; the rest is never drawn or trained
 
     @property
@@ -253,7 +263,7 @@ class Transformer(nn.Module):
         """Normalised last hidden states (N, T, C). `positions` is (T,) or (N, T), by default 0..T-1."""
         if positions is None:
             positions = torch.arange(tokens_NT.shape[1], device=tokens_NT.device)
-        x_NTC = self.embed(tokens_NT)
+        x_NTC = self.embed(tokens_NT).to(self.compute_dtype or self.embed.weight.dtype)
         tables = rope_table(self.inv_freq, positions, x_NTC.dtype)
         cos, sin = (table.unsqueeze(-2) for table in tables)                        # (T, 1, D) or (N, T, 1, D)
         sin[..., : self.g.head_dim // 2].neg_()
@@ -266,7 +276,7 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_NT: Tensor) -> Tensor:
         """Logits (N, T, V) of the next token, in the compute dtype."""
-        return F.linear(self.hidden(tokens_NT), self.head_weight)
+        return linear(self.hidden(tokens_NT), self.head_weight)
 
     def next_logits(self, hidden_NC: Tensor) -> Tensor:
         """Logits (N, V), at least float32, without gradient; ids that the tokenizer does not know have -1e30."""
@@ -282,11 +292,19 @@ class Transformer(nn.Module):
         """
         assert not mask_NT[:, 0].any(), "the first token of a row has nothing before it to be predicted from"
         hidden_MC = self.hidden(tokens_NT)[:, :-1][mask_NT[:, 1:]]                  # M tokens where the mask is True
-        targets_M = tokens_NT[mask_NT]
-        rows = max(1, logits_per_chunk(hidden_MC.is_cuda) // self.g.vocab)
-        logp_M, entropy_M = HeadLogprobs.apply(hidden_MC, targets_M, self.head_weight, temperature, self.n_tokens, rows)
+        logp_M, entropy_M = self.head_logprobs(hidden_MC, tokens_NT[mask_NT], temperature, True)
         zeros_NT = logp_M.new_zeros(mask_NT.shape)
         return zeros_NT.masked_scatter(mask_NT, logp_M), zeros_NT.masked_scatter(mask_NT, entropy_M)
+
+    def stream_logprobs(self, stream: "Stream", temperature: float) -> Tensor:
+        """Log-probabilities (M,) of the sampled tokens of a stream, in its order; entropies would cost time."""
+        hidden_TC = self.hidden(stream.tokens_1T, stream.positions_T, stream.attend)[0]
+        return self.head_logprobs(hidden_TC.index_select(0, stream.predicting_M), stream.targets_M, temperature)[0]
+
+    def head_logprobs(self, hidden_MC: Tensor, targets_M: Tensor, temperature: float,
+                      entropies: bool = False) -> tuple[Tensor, Tensor | None]:
+        rows = max(1, logits_per_chunk(hidden_MC.is_cuda) // self.g.vocab)
+        return HeadLogprobs.apply(hidden_MC, targets_M, self.head_weight, temperature, self.n_tokens, rows, entropies)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32,
@@ -399,7 +417,6 @@ class Transformer(nn.Module):
                 module.packed = packed(module.weight)
         self.packed_head = packed(self.head_weight)
 
-
     @torch.inference_mode()
     def fuse(self) -> None:
         """Compiles what a block does before and after attention to one token of each row: fewer kernels on a GPU.
@@ -425,18 +442,129 @@ class Transformer(nn.Module):
 
 FUSE_FROM = 2**28                                       # parameters; the runs of smaller policies are short
 
+
+# ------------------------------------------------------------------------------------------------ groups as one stream
+
+
+class Stream:
+    """Groups as one sequence of distinct tokens: each prompt once, then its completions one after the other.
+
+    A segment is a prompt, or a completion without its last token, which predicts nothing. Its tokens see their own past
+    and, in a completion, the prompt; positions go on from the prompt's. So `attend` and the positions make each
+    completion what it is in a row of its own, and all else in the model sees T tokens, without padding.
+
+    The M sampled tokens are those of the completions in order; `predicting_M` is where in the stream each is predicted
+    from: the first of every completion from the prompt's last token. Without groups it is empty, and a pass over it
+    gives every parameter a gradient of 0.
+    """
+
+    def __init__(self, groups: Sequence[tuple[list[int], Sequence[list[int]]]], device: str | torch.device):
+        """`groups` are (prompt, completions), token ids, none of them empty."""
+        tokens, positions, predicting, targets, segments = [], [], [], [], []
+        for prompt, completions in groups:
+            prompt_start, before = len(tokens), len(prompt)
+            tokens += prompt
+            positions += range(before)
+            segments.append((prompt_start, before, prompt_start, 0))
+            for completion in completions:
+                start, length = len(tokens), len(completion) - 1
+                tokens += completion[:-1]
+                positions += range(before, before + length)
+                predicting += [prompt_start + before - 1, *range(start, start + length)]
+                targets += completion
+                if length:
+                    segments.append((start, length, prompt_start, before))
+        long = dict(dtype=torch.long, device=device)
+        self.tokens_1T, self.positions_T = torch.tensor([tokens], **long), torch.tensor(positions, **long)
+        self.predicting_M, self.targets_M = torch.tensor(predicting, **long), torch.tensor(targets, **long)
+        self.segments = segments                        # start, length, start of the prompt, how much of it is seen
+        self.attention: PaddedAttention | VarlenAttention | None = None
+
+    def attend(self, layer: int, q_1THD: Tensor, k_1TKD: Tensor, v_1TKD: Tensor) -> Tensor:
+        if not self.segments:
+            return q_1THD
+        if self.attention is None:                      # one for all layers and passes
+            kind = VarlenAttention if has_varlen(q_1THD) else PaddedAttention
+            self.attention = kind(torch.tensor(self.segments), q_1THD)
+        return self.attention(q_1THD[0], k_1TKD[0], v_1TKD[0])[None]
+
+
+def has_varlen(x: Tensor) -> bool:
+    """Whether torch's ragged attention kernel takes queries and keys like `x` (..., D)."""
+    half = x.dtype in (torch.bfloat16, torch.float16) and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
+    return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
+class VarlenAttention:
+    """Attention of segments by the ragged kernel, which takes the queries as they stand in the stream.
+
+    Keys and values of a prompt are repeated before those of each completion. With more keys than queries the causal
+    mask of the kernel ends at the last of both, so a completion sees all of its prompt.
+    """
+
+    def __init__(self, segments_S4: Tensor, like: Tensor):
+        keys = [torch.cat((torch.arange(prompt, prompt + before), torch.arange(start, start + length)))
+                for start, length, prompt, before in segments_S4.tolist()]
+        self.keys = torch.cat(keys).to(like.device)
+        queries_S, keys_S = segments_S4[:, 1], segments_S4[:, 1] + segments_S4[:, 3]
+        self.starts = [F.pad(n.cumsum(0), (1, 0)).int().to(like.device) for n in (queries_S, keys_S)]
+        self.longest = [int(n.max()) for n in (queries_S, keys_S)]
+
+    def __call__(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        k, v = (x.index_select(0, self.keys) for x in (k_TKD, v_TKD))
+        return torch.ops.aten._flash_attention_forward(q_THD, k, v, *self.starts, *self.longest, 0.0, True, False)[0]
+
+
+class PaddedAttention:
+    """The same by SDPA: segments of similar lengths are padded to a block, completions under a mask.
+
+    A block has R segments of at most W tokens, and for each of them K keys: P of a prompt and W of its own. On a CPU
+    SDPA is up to four times slower in bf16 than in float32.
+    """
+
+    def __init__(self, segments_S4: Tensor, like: Tensor):
+        self.dtype = torch.promote_types(like.dtype, torch.float32) if like.device.type == "cpu" else like.dtype
+
+        def shape(segment: list[int]) -> tuple[int, int]:
+            """The same for lengths within a fifth or so of each other."""
+            return tuple(round(3 * math.log2(tokens + 16)) for tokens in (segment[3], segment[1]))
+
+        self.blocks, order_T, done = [], torch.empty(int(segments_S4[:, 1].sum()), dtype=torch.long), 0
+        for _, block in groupby(sorted(segments_S4.tolist(), key=shape), key=shape):
+            start_R1, length_R1, prompt_R1, before_R1 = torch.tensor(list(block)).t()[..., None]
+            (R, _), W, P = start_R1.shape, int(length_R1.max()), int(before_R1.max())
+            place_W, place_P = torch.arange(W), torch.arange(P)
+            real_RW, seen_RP = place_W < length_R1, place_P < before_R1             # the rest is padding
+            own_RW, prompt_RP = start_R1 + place_W * real_RW, prompt_R1 + place_P * seen_RP
+            mask_RWK = torch.cat((seen_RP[:, None].expand(R, W, P), (place_W <= place_W[:, None]).expand(R, W, W)), -1)
+            self.blocks.append([None if x is None else x.to(like.device) for x in (
+                own_RW, torch.cat((prompt_RP, own_RW), 1), mask_RWK[:, None] if P else None)])
+            order_T[own_RW[real_RW]] = done + real_RW.flatten().nonzero()[:, 0]
+            done += R * W
+        self.order_T = order_T.to(like.device)
+
+    def __call__(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        outs = []
+        for own_RW, keys_RK, mask_R1WK in self.blocks:
+            q, k, v = (x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2).to(self.dtype)
+                       for x, index in ((q_THD, own_RW), (k_TKD, keys_RK), (v_TKD, keys_RK)))
+            outs.append(fused_attention(q, k, v, mask_R1WK).transpose(1, 2).flatten(0, 1))
+        return torch.cat(outs).index_select(0, self.order_T).to(q_THD.dtype)
+
+
 # ------------------------------------------------------------------------------------------------ log-probs
 
-LOGITS_PER_CHUNK = 2**24                                # 64 MB in fp32: what the chunked LM head holds at once on a CPU
+LOGITS_PER_CHUNK = 2**26                                # 256 MB in fp32: what the LM head holds at once on a CPU
 
 
 def logits_per_chunk(gpu: bool) -> int:
-    """Logits that the LM head holds at once; eight times as many on a GPU, as each chunk reads the whole matrix."""
-    return 8 * LOGITS_PER_CHUNK if gpu else LOGITS_PER_CHUNK
+    """Logits that the LM head holds at once; twice as many on a GPU, as each chunk reads the whole matrix."""
+    return 2 * LOGITS_PER_CHUNK if gpu else LOGITS_PER_CHUNK
 
 
-def head_logits(hidden_MC: Tensor, weight_VC: Tensor, n_tokens: int, packed_VC: Tensor | None = None) -> Tensor:
-    """Logits (M, V), at least float32, and -1e30 for the ids from `n_tokens` on.
+def head_logits(hidden_MC: Tensor, weight_VC: Tensor, n_tokens: int, packed_VC: Tensor | None = None,
+                temperature: float = 1.0) -> Tensor:
+    """Logits / temperature (M, V), at least float32, and -1e30 for the ids from `n_tokens` on.
 
     `packed_VC` replaces the matrix (see `packed`). The product is over all V rows of the matrix, because a GPU is
     several times slower on an odd number of them. Not -inf: its probability is 0 too, and 0 x -inf would be nan in the
@@ -444,13 +572,16 @@ def head_logits(hidden_MC: Tensor, weight_VC: Tensor, n_tokens: int, packed_VC: 
     """
     logits_MV = wide_product(hidden_MC, weight_VC.t()) if packed_VC is None else packed_product(hidden_MC, packed_VC)
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+    if temperature != 1:
+        logits_MV /= temperature
     if n_tokens < logits_MV.shape[-1]:
         logits_MV[:, n_tokens:] = -1e30
     return logits_MV
 
 
 class HeadLogprobs(torch.autograd.Function):
-    """Log-probs (M,) of `targets_M` under softmax(hidden @ weight^T / temperature); entropies (M,) without gradient.
+    """Log-probs (M,) of `targets_M` under softmax(hidden @ weight^T / temperature); entropies (M,) without gradient, or
+    None if they are not asked for.
 
     Both at least float32, in nats, over the first `n_tokens` ids. Logits exist for `rows` rows at a time, and are
     computed again in the backward pass (unless all fit at once), where d logp / d logits = onehot(target) - softmax.
@@ -460,49 +591,41 @@ class HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_MC: Tensor, targets_M: Tensor, weight_VC: Tensor, temperature: float, n_tokens: int,
-                rows: int) -> tuple[Tensor, Tensor]:
-        parts = []
+                rows: int, entropies: bool) -> tuple[Tensor, Tensor | None]:
+        logps, entropy, matrix_VC = [], [], weight_VC.to(hidden_MC.dtype)
         for hidden, targets in zip(hidden_MC.split(rows), targets_M.split(rows)):
-            logits_MV = head_logits(hidden, weight_VC, n_tokens)
-            if temperature != 1:
-                logits_MV /= temperature
-            peak_M1 = logits_MV.amax(-1, keepdim=True)
-            logits_MV -= peak_M1
-            exp_MV = logits_MV.exp()
-            total_M = exp_MV.sum(-1)
-            log_z_M = total_M.log()
-            logp_M = logits_MV.gather(-1, targets[:, None]).squeeze(-1) - log_z_M
-            entropy_M = log_z_M - torch.linalg.vecdot(exp_MV, logits_MV) / total_M
-            parts.append((logp_M, entropy_M, log_z_M + peak_M1.squeeze(-1)))
-        logp_M, entropy_M, log_z_M = (torch.cat(part) for part in zip(*parts))
-        only = (exp_MV, total_M) if len(parts) == 1 else (None, None)
-        ctx.save_for_backward(hidden_MC, targets_M, weight_VC, log_z_M, *only)
+            logp_MV = head_logits(hidden, matrix_VC, n_tokens, temperature=temperature).log_softmax(-1)
+            logps.append(logp_MV.gather(-1, targets[:, None]).squeeze(-1))
+            if entropies:
+                entropy.append(-torch.linalg.vecdot(logp_MV.exp(), logp_MV))
+        ctx.save_for_backward(hidden_MC, targets_M, weight_VC, logp_MV if len(logps) == 1 else None)
         ctx.settings = temperature, n_tokens, rows
-        ctx.mark_non_differentiable(entropy_M)
-        return logp_M, entropy_M
+        entropy_M = torch.cat(entropy) if entropies else None
+        if entropies:
+            ctx.mark_non_differentiable(entropy_M)
+        return torch.cat(logps), entropy_M
 
     @staticmethod
     def backward(ctx, grad_M: Tensor, _) -> tuple[Tensor | None, ...]:
-        hidden_MC, targets_M, weight_VC, log_z_M, exp_MV, total_M = ctx.saved_tensors
+        hidden_MC, targets_M, weight_VC, logp_MV = ctx.saved_tensors
         temperature, n_tokens, rows = ctx.settings
         grad_M = grad_M / temperature
+        matrix_VC = weight_VC.to(hidden_MC.dtype)
         dtype = product_dtype(hidden_MC)
-        matrix_VC = weight_VC.to(dtype)
         grad_hidden_MC = torch.empty_like(hidden_MC)
         grad_weight_VC = None
         for start in range(0, max(1, len(targets_M)), rows):
             chunk = slice(start, start + rows)
-            if exp_MV is None:
-                logits_MV = head_logits(hidden_MC[chunk], weight_VC, n_tokens)
-                softmax_MV = logits_MV.div_(temperature).sub_(log_z_M[chunk, None]).exp_()
+            if logp_MV is None:
+                softmax_MV = head_logits(hidden_MC[chunk], matrix_VC, n_tokens, temperature=temperature).softmax(-1)
             else:
-                softmax_MV = exp_MV.div_(total_M[:, None])
+                softmax_MV = logp_MV.exp_()
             grad_M1, target_M1 = grad_M[chunk, None], targets_M[chunk, None]
             grad_MV = softmax_MV.mul_(-grad_M1).scatter_add_(-1, target_M1, grad_M1).to(dtype)
-            grad_hidden_MC[chunk] = grad_MV @ matrix_VC
+            grad_hidden_MC[chunk] = grad_MV @ matrix_VC.to(dtype)
             part_VC = wide_product(grad_MV.t(), hidden_MC[chunk])
             grad_weight_VC = part_VC if grad_weight_VC is None else grad_weight_VC.add_(part_VC)
-        return grad_hidden_MC, None, grad_weight_VC.to(weight_VC.dtype), None, None, None
+        return grad_hidden_MC, None, grad_weight_VC.to(weight_VC.dtype), None, None, None, None
 
 
 # ------------------------------------------------------------------------------------------------ folders
@@ -602,8 +725,10 @@ def wide_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """In the precision of `x`, to which the weights are rounded."""
     dtype = product_dtype(x)
-    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
+    weight, bias = (None if w is None else w.to(x.dtype).to(dtype) for w in (weight, bias))
+    return F.linear(x.to(dtype), weight, bias).to(x.dtype)
 
 
 def packed(weight: Tensor) -> Tensor | None:

@@ -2,13 +2,14 @@
 
 Everything works without a process group too: then there is one rank, and nothing is summed or sharded.
 """
+import ctypes
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -32,10 +33,10 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def start_ranks(dtype: str, offload: bool = False) -> tuple[int, int, torch.device]:
+def start_ranks(offload: bool = False) -> tuple[int, int, torch.device]:
     """(rank, world, device); starts the process group where several ranks or FSDP2 need one.
 
-    FSDP2 does mixed precision and offloading, on one rank too.
+    FSDP2 does offloading, on one rank too.
     """
     rank, world, local = (int(os.environ.get(key, default))
                           for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
@@ -48,13 +49,23 @@ def start_ranks(dtype: str, offload: bool = False) -> tuple[int, int, torch.devi
         torch.backends.cuda.enable_cudnn_sdp(False)
         # sums of products in float32 throughout: in bfloat16 sampler and learner would round apart
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    else:
+        keep_freed_memory()
     # sums of the host's figures, and offloaded weights, stay on the host
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if world > 1:
         dist.init_process_group(backend, store=launcher_store(), rank=rank, world_size=world)
-    elif dtype == "bfloat16" or offload:
+    elif offload:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return rank, world, device
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc not to give the memory of large tensors back at once: getting it again costs a tenth of an update."""
+    with suppress(AttributeError):                      # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)                                  # M_MMAP_MAX: large blocks come from the heap
+        mallopt(-1, -1)                                 # M_TRIM_THRESHOLD: which does not shrink
 
 
 def launcher_store(patience: timedelta | None = None) -> dist.TCPStore | None:
@@ -160,9 +171,9 @@ def shard(model: Transformer, dtype: torch.dtype, offload: bool = False) -> Tran
     """FSDP2 per block: parameters and their gradients are sharded over the ranks, computation runs in `dtype`.
 
     With `offload` they stay in host memory, and so do the optimizer's moments; each block's weights move to the device
-    while it computes. One rank in the master precision without offloading needs none of it and stays a plain module.
+    while it computes. One rank without offloading needs none of it and stays a plain module.
     """
-    if not dist.is_initialized():
+    if not dist.is_initialized() or dist.get_world_size() == 1 and not offload:
         return model
     precision = MixedPrecisionPolicy()
     if dtype != model.norm.weight.dtype:
@@ -171,7 +182,7 @@ def shard(model: Transformer, dtype: torch.dtype, offload: bool = False) -> Tran
     for block in model.blocks:
         fully_shard(block, mp_policy=precision, offload_policy=place)
     fully_shard(model, mp_policy=precision, offload_policy=place)
-    register_fsdp_forward_method(model, "token_logprobs")
+    register_fsdp_forward_method(model, "stream_logprobs")
     return model
 
 

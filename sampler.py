@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from model import Transformer, causal_attention, product_dtype
+from model import Transformer, causal_attention, has_varlen, product_dtype
 
 # P prompts, G completions each, S slots, n live rows, T tokens, W tokens of a window, L layers, H query heads,
 # K key/value heads, D head size, V vocabulary
@@ -51,6 +51,7 @@ class Completion:
     tokens: list[int]
     logprobs: list[float]                               # of each token at the sampling temperature, in nats
     finish: str                                         # "stop" | "length"
+    entropies: list[float] | None = None                # of the distributions drawn from, in nats
 
 
 SYNC_EVERY = 8                                          # steps between two looks of the host at what a GPU has finished
@@ -65,12 +66,6 @@ def row_bucket(live: int, gpu: bool) -> int:
     """Rows that are computed for `live` ones: for each number a GPU captures a graph, a CPU's oneDNN keeps a kernel."""
     multiple = 4 if not gpu else 8 if live <= 32 else 16 if live <= 128 else 32
     return next((rows for rows in (1, 2, 4) if rows >= live), -(-live // multiple) * multiple)
-
-
-def has_varlen(x: Tensor) -> bool:
-    """Whether torch's ragged attention kernel takes queries and keys like `x` (..., D)."""
-    half = x.dtype in (torch.bfloat16, torch.float16) and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
-    return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 class Slots:
@@ -98,6 +93,7 @@ class Slots:
         self.state_S5 = weight.new_zeros(0, 5, dtype=torch.long)
         self.tokens_SW = self.state_S5.new_zeros(0, window + 1)
         self.logprobs_SW = self.tokens_SW.double()              # of float32 numbers
+        self.entropies_SW = self.tokens_SW.double()
         self.uniform_SW = self.tokens_SW.double()
         self.count = self.columns = 0                           # capacity: slots, and tokens of each
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}       # a captured step per row bucket
@@ -136,9 +132,9 @@ class Slots:
             self.bias_ST = move(self.bias_ST, self.bias_ST.new_full((slots, columns), float("-inf")))
         self.state_S5 = move(self.state_S5, self.state_S5.new_zeros(slots, 5))
         self.position_S, self.drawn_S, self.last_S, self.left_S, self.runs_S = self.state_S5.unbind(1)      # views
-        self.tokens_SW, self.logprobs_SW, self.uniform_SW = (
+        self.tokens_SW, self.logprobs_SW, self.entropies_SW, self.uniform_SW = (
             move(old_SW, old_SW.new_zeros(slots, self.window + 1))
-            for old_SW in (self.tokens_SW, self.logprobs_SW, self.uniform_SW))
+            for old_SW in (self.tokens_SW, self.logprobs_SW, self.entropies_SW, self.uniform_SW))
         self.slot_S = torch.arange(slots, device=self.state_S5.device)
         self.starts_S = torch.arange(slots + 1, dtype=torch.int32, device=self.state_S5.device)
         self.count, self.columns = slots, columns
@@ -196,12 +192,13 @@ class Slots:
                     x_S[to] = x_S[source]
         self.state_S5[live:] = 0
 
-    def read(self, live: int) -> tuple[list[list[int]], list[list[int]], list[list[float]]]:
-        """State, tokens and log-probs of the live rows; the one place where the host waits for the device, once."""
-        parts = [x_S[:live] for x_S in (self.state_S5, self.tokens_SW, self.logprobs_SW)]
+    def read(self, live: int) -> tuple[list[list[int]], list[list[int]], list[list[float]], list[list[float]]]:
+        """State, tokens, log-probs and entropies of the live rows; the one place where the host waits for the device.
+        """
+        parts = [x_S[:live] for x_S in (self.state_S5, self.tokens_SW, self.logprobs_SW, self.entropies_SW)]
         # float64 holds every position and token exactly
-        state, tokens, logprobs = torch.cat(parts, 1).cpu().split([part.shape[1] for part in parts], 1)
-        return state.long().tolist(), tokens.long().tolist(), logprobs.tolist()
+        state, tokens, logprobs, entropies = torch.cat(parts, 1).cpu().split([part.shape[1] for part in parts], 1)
+        return state.long().tolist(), tokens.long().tolist(), logprobs.tolist(), entropies.tolist()
 
     def replay(self, n: int, step: Callable[[int, int], None]) -> None:
         """Runs step(n, columns) as a CUDA graph, captured at its first call."""
@@ -300,10 +297,11 @@ class Sampler:
         slots = self.slots
         slot_n, (_, drawn_n, last_n, left_n, runs_n) = slots.slot_S[rows], slots.state_S5[rows].unbind(1)
         uniform_n = slots.uniform_SW[slot_n, drawn_n]
-        tokens_n, logprobs_n = sample_tokens(logits_nV, uniform_n, self.config.temperature, self.top_p)
+        tokens_n, logprobs_n, entropies_n = sample_tokens(logits_nV, uniform_n, self.config.temperature, self.top_p)
         column_n = torch.where(runs_n > 0, drawn_n, slots.window)
         slots.tokens_SW[slot_n, column_n] = tokens_n
         slots.logprobs_SW[slot_n, column_n] = logprobs_n.float().double()
+        slots.entropies_SW[slot_n, column_n] = entropies_n.double()
         last_n.copy_(tokens_n)
         slots.state_S5[rows, :2].add_(runs_n[:, None])  # position and tokens drawn
         left_n -= runs_n
@@ -356,6 +354,7 @@ class Rollout:
         self.longest = 0                                # upper bound on the tokens of a live row
         self.tokens: list[list[int]] = [[] for _ in range(rows)]
         self.logprobs: list[list[float]] = [[] for _ in range(rows)]
+        self.entropies: list[list[float]] = [[] for _ in range(rows)]
         self.uniform: dict[int, np.ndarray] = {}        # of live rows, a number per token
         self.prompt_kv: dict[int, tuple[Tensor, Tensor]] = {}   # of prompts with waiting rows: keys and values, logits
         self.threads = torch.get_num_threads()
@@ -378,8 +377,8 @@ class Rollout:
                 self.look()
         finally:
             torch.set_num_threads(self.threads)
-        return [Completion(tokens, logprobs, "stop" if tokens[-1] in self.sampler.stop_ids else "length")
-                for tokens, logprobs in zip(self.tokens, self.logprobs)]
+        return [Completion(tokens, logprobs, "stop" if tokens[-1] in self.sampler.stop_ids else "length", entropies)
+                for tokens, logprobs, entropies in zip(self.tokens, self.logprobs, self.entropies)]
 
     def reserve(self, tokens: int) -> None:
         """Room for `tokens` tokens of every row; where a GPU has too little memory, half of the slots are given up."""
@@ -394,8 +393,8 @@ class Rollout:
             self.width = row_bucket(self.width // 2, self.sampler.gpu)
             self.tell(True)
             for row in reversed(self.row_of[self.width :]):     # they start again later and draw the same tokens
-                self.tokens[row].clear()
-                self.logprobs[row].clear()
+                for drawn in (self.tokens, self.logprobs, self.entropies):
+                    drawn[row].clear()
                 self.waiting.append(row)
             del self.row_of[self.width :]
             self.slots.move([], [], len(self.row_of))
@@ -468,10 +467,11 @@ class Rollout:
         slots, live = self.slots, len(self.row_of)
         if not self.sampler.gpu and self.filled < slots.window and slots.runs_S[:live].all():
             return
-        state, tokens, logprobs = slots.read(live)
+        state, tokens, logprobs, entropies = slots.read(live)
         for slot, (row, (_, drawn, *_)) in enumerate(zip(self.row_of, state)):
             self.tokens[row] += tokens[slot][:drawn]
             self.logprobs[row] += logprobs[slot][:drawn]
+            self.entropies[row] += entropies[slot][:drawn]
         slots.drawn_S[:live] = 0
         self.filled = 0
         finished = [slot for slot in range(live) if not state[slot][-1]]
@@ -490,14 +490,15 @@ class Rollout:
 
 
 def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float,
-                  top_p: float = 1.0) -> tuple[Tensor, Tensor]:
-    """One token per row by inverse CDF of softmax(logits / temperature), and its log-prob under that full distribution.
+                  top_p: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """One token per row by inverse CDF of softmax(logits / temperature), its log-prob under that full distribution, and
+    the distribution's entropy.
 
     `uniform_N` in [0, 1), float64. Temperature 0 takes the largest logit and reports log-probs at temperature 1.
-    `top_p` < 1 draws from the smallest set of most likely tokens whose mass reaches top_p (see `nucleus`); log-probs do
-    not change.
-    Returns ids (N,) and log-probs (N,), at least float32. Copy-pasteable with `nucleus` and `inverse_cdf`: needs
-    only torch.
+    `top_p` < 1 draws from the smallest set of most likely tokens whose mass reaches top_p (see `nucleus`); log-probs
+    and entropies do not change.
+    Returns ids, log-probs and entropies, each (N,), the last two at least float32 and in nats. Copy-pasteable with
+    `nucleus` and `inverse_cdf`: needs only torch.
     """
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     if temperature not in (0, 1):
@@ -509,8 +510,11 @@ def sample_tokens(logits_NV: Tensor, uniform_N: Tensor, temperature: float,
         tokens_N1 = logits_NV.argmax(-1, keepdim=True)
     elif top_p < 1:
         tokens_N1, _ = inverse_cdf(nucleus(mass_NV, top_p), uniform_N)
-    logprobs_N1 = logits_NV.gather(-1, tokens_N1) - peak_N1 - total_N1.log().to(logits_NV.dtype)
-    return tokens_N1.squeeze(-1), logprobs_N1.squeeze(-1)
+    log_total_N1 = total_N1.log().to(logits_NV.dtype)
+    logprobs_N1 = logits_NV.gather(-1, tokens_N1) - peak_N1 - log_total_N1
+    mean_N1 = (mass_NV * logits_NV).nansum(-1, keepdim=True) / total_N1.to(logits_NV.dtype)     # 0 x -inf is left out
+    entropy_N1 = peak_N1 + log_total_N1 - mean_N1
+    return tokens_N1.squeeze(-1), logprobs_N1.squeeze(-1), entropy_N1.squeeze(-1)
 
 
 def inverse_cdf(mass_NV: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,7 @@ class Bench:
     @cached_property
     def rank_device(self) -> torch.device:
         """Where a rank of a run trains, with its process group started: the GPU, or the plain CPU of the smoke."""
-        return start_ranks("bfloat16")[2]
+        return start_ranks(offload=True)[2]
 
     def seconds(self, function: Callable[[], object], rounds: int = 1) -> float:
         """Mean of `rounds` calls; nothing else runs on the device meanwhile."""
@@ -546,7 +546,7 @@ def draw(bench: Bench, figures: Figures) -> Limits:
                 spread = math.sqrt(2 * math.log(V)) / (0.45, 0.9)[i % 2]        # an entropy of about 1 nat, and more
                 logits_V = torch.randn(V, device=device, dtype=torch.float64) * spread
                 uniform_n = torch.rand(n, device=device, dtype=torch.float64)
-                found_n, logp_n = sample_tokens(logits_V.expand(n, V), uniform_n, 1.0, top_p)
+                found_n, logp_n, _ = sample_tokens(logits_V.expand(n, V), uniform_n, 1.0, top_p)
                 p_V, order_V = logits_V.softmax(-1).sort(descending=True)
                 inside_V = p_V.cumsum(-1) - p_V < top_p         # the tokens before it have not reached the mass
                 kept_V = torch.zeros_like(p_V).scatter(-1, order_V, p_V * inside_V)

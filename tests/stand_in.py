@@ -21,7 +21,6 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.torch_version import TorchVersion
@@ -149,6 +148,8 @@ class Gpu(TorchDispatchMode):
         run = func
         if func == torch.ops.aten._flash_attention_forward.default:
             run, args = flash_attention, (self.half_only, *args)
+        elif func == torch.ops.aten._flash_attention_backward.default:
+            run = flash_attention_backward
         elif func == torch.ops.aten.mm.dtype:
             run = wide_mm
         out = run(*args, **kwargs)
@@ -191,7 +192,8 @@ class Gpu(TorchDispatchMode):
             if self.tape:
                 raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture unless the CPU "
                                    f"tensor is pinned ({func})")
-        elif given and any(x.ndim or name.startswith("_fused_") for x in hosts):
+        elif given and any(x.ndim or name.startswith("_fused_") for x in hosts if x.numel()):
+            # without elements: what autograd puts for a missing gradient, here on the host
             raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, cuda:0 "
                                f"and cpu! ({func}, on the CPU: {[tuple(x.shape) for x in hosts]})")
 
@@ -292,17 +294,51 @@ def flash_attention(half_only, query, key, value, cum_seq_q, cum_seq_k, max_q, m
     ):
         if refused:
             raise RuntimeError(f"_flash_attention_forward: {why}")
-    out, starts_q, starts_k = torch.empty_like(query), cum_seq_q.tolist(), cum_seq_k.tolist()
-    for i, (start, end, first, last) in enumerate(zip(starts_q, starts_q[1:], starts_k, starts_k[1:])):
-        used = last - first if seqused_k is None else int(seqused_k[i])
-        if end - start > max_q or used > max_k:
-            raise RuntimeError(f"_flash_attention_forward: row {i} has {end - start} queries, {used} keys; max_q is "
+    out = torch.empty_like(query)
+    for i, (queries, keys) in enumerate(segments(cum_seq_q, cum_seq_k)):
+        length, used = queries.stop - queries.start, keys.stop - keys.start
+        if seqused_k is not None:
+            used, keys = int(seqused_k[i]), slice(keys.start, keys.start + int(seqused_k[i]))
+        if length > max_q or used > max_k:
+            raise RuntimeError(f"_flash_attention_forward: row {i} has {length} queries, {used} keys; max_q is "
                                f"{max_q}, max_k {max_k}: the kernel would drop the rest without a word")
-        if used > last - first or last > len(key):
-            raise RuntimeError(f"_flash_attention_forward: row {i} uses {used} of {first}..{last} of {len(key)} keys")
-        q, k, v = (x.transpose(0, 1)[None].to(torch.promote_types(x.dtype, torch.float32))
-                   for x in (query[start:end], key[first : first + used], value[first : first + used]))
-        mask = torch.ones(end - start, used, dtype=torch.bool).tril(used - (end - start)) if is_causal else None
-        attended = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
-        out[start:end] = attended[0].transpose(0, 1)
+        if keys.stop > int(cum_seq_k[i + 1]) or int(cum_seq_k[i + 1]) > len(key):
+            raise RuntimeError(f"_flash_attention_forward: row {i} uses {used} of {keys.start}.."
+                               f"{int(cum_seq_k[i + 1])} of {len(key)} keys")
+        weights = attention_weights(query[queries], key[keys], is_causal, scale)
+        out[queries] = (weights @ heads(value[keys], H)).transpose(0, 1)
     return out, torch.empty(H, len(query)), torch.empty(2), torch.empty(0), torch.empty(0)
+
+
+def flash_attention_backward(grad_out, query, key, value, out, logsumexp, cum_seq_q, cum_seq_k, max_q, max_k, dropout_p,
+                             is_causal, rng_state, unused, *, scale=None, **newer):
+    """aten::_flash_attention_backward for the same rows: a key's gradient is the sum over the heads that share it."""
+    (_, H, D), K = query.shape, key.shape[1]
+    grads = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value)]
+    for queries, keys in segments(cum_seq_q, cum_seq_k):
+        weights = attention_weights(query[queries], key[keys], is_causal, scale)
+        grad, attended = heads(grad_out[queries], H), heads(out[queries], H)
+        inner = weights * (grad @ heads(value[keys], H).mT - (grad * attended).sum(-1, keepdim=True))
+        inner = inner * (D ** -0.5 if scale is None else scale)
+        grads[0][queries] = (inner @ heads(key[keys], H)).transpose(0, 1)
+        for total, part in zip(grads[1:], (inner.mT @ heads(query[queries], H), weights.mT @ grad)):
+            total[keys] = part.unflatten(0, (K, H // K)).sum(1).transpose(0, 1)
+    return tuple(grad.to(x.dtype) for grad, x in zip(grads, (query, key, value)))
+
+
+def segments(cum_seq_q: Tensor, cum_seq_k: Tensor) -> list[tuple[slice, slice]]:
+    starts_q, starts_k = cum_seq_q.tolist(), cum_seq_k.tolist()
+    return [(slice(*row[:2]), slice(*row[2:])) for row in zip(starts_q, starts_q[1:], starts_k, starts_k[1:])]
+
+
+def heads(x: Tensor, H: int) -> Tensor:
+    """(T, H or fewer, D) as (H, T, D), at least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).repeat_interleave(H // x.shape[1], 1).transpose(0, 1)
+
+
+def attention_weights(query: Tensor, key: Tensor, is_causal: bool, scale: float | None) -> Tensor:
+    """(H, queries, keys); under a causal mask the last query sees all keys, the one before it all but the last."""
+    H = query.shape[1]
+    logits = heads(query, H) @ heads(key, H).mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    seen = torch.ones(len(query), len(key), dtype=torch.bool).tril(len(key) - len(query))
+    return (logits.masked_fill(~seen, float("-inf")) if is_causal else logits).softmax(-1)

@@ -13,11 +13,12 @@ import torch
 from conftest import ragged_prompts, random_model
 from stand_in import GPU, Gpu
 from test_learner import TINY, values
+from test_model import padded_logprobs, ragged_groups, with_gradients
 from updates import rows_for
 
 from dra_grpo import main
 from learner import Learner, LearnerConfig
-from model import Block, ModelConfig, Transformer
+from model import Block, ModelConfig, PaddedAttention, Stream, Transformer, VarlenAttention
 from ranks import start_ranks
 from sampler import Completion, Sampler, SamplerConfig, Slots
 
@@ -34,8 +35,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def ragged(monkeypatch) -> None:
-    """Decoding takes the ragged kernel in float64 too, which that of `Gpu(half_only=False)` allows."""
-    monkeypatch.setattr("sampler.has_varlen", lambda x: x.is_cuda)
+    """Attention takes the ragged kernel in float64 too, which that of `Gpu(half_only=False)` allows."""
+    for module in ("sampler", "model"):
+        monkeypatch.setattr(f"{module}.has_varlen", lambda x: x.is_cuda)
 
 
 def sampler_on(device, folder, *, new=66, slots=0, stops=STOPS, dtype=torch.float64) -> Sampler:
@@ -288,11 +290,44 @@ def rows(seed: int) -> list[tuple[list[int], Completion, float]]:
     return [row for group in rows_for(seed, 3, 3) for row in group]
 
 
-def test_a_learner_on_a_gpu_resumes_bit_equal_and_follows_a_cpus(tmp_path):
+@pytest.mark.parametrize("kernel", ["padded", "ragged"])
+def test_a_stream_on_a_gpu_equals_padded_rows_on_a_cpu(kernel, folder, request):
+    """Log-probs and all gradients: completions see the prompt and their own past, and nothing of each other."""
+    if kernel == "ragged":
+        request.getfixturevalue("ragged")
+    model, groups = Transformer.from_pretrained(folder, torch.float64), ragged_groups(0)
+    expected = with_gradients(model, padded_logprobs(model, groups, 0.7))
+    with Gpu(half_only=False) as gpu:
+        model = Transformer.from_pretrained(folder, torch.float64, gpu.device)
+        got = with_gradients(model, model.stream_logprobs(stream := Stream(groups, gpu.device), 0.7))
+        assert type(stream.attention) is {"padded": PaddedAttention, "ragged": VarlenAttention}[kernel]
+        got = [x.cpu() for x in got]
+    assert all((a - b).norm() <= 1e-12 * b.norm() for a, b in zip(got, expected, strict=True))
+
+
+def test_a_learner_in_bfloat16_on_a_gpu_is_close_to_float32_on_a_cpu():
+    """Through the ragged kernel; master weights and moments stay in float32, an update without rows is one of 0."""
+    figures = []
+    for device, dtype in (("cpu", "float32"), (GPU, "bfloat16")):
+        with Gpu() if device == GPU else nullcontext():
+            learner = Learner(ModelConfig(TINY, dtype), LearnerConfig(), TINY, torch.device(device), 297, 1.0, 32)
+            figures.append(values(learner.update(rows(0), lr=1e-4)))
+            assert {x.dtype for x in (*learner.policy.parameters(), *learner.optimizer_state().values())} == {
+                torch.float32}
+            assert learner.update([], lr=1e-4)["grad_norm"] == 0
+    assert figures[1]["gap"] == pytest.approx(figures[0]["gap"], rel=0.05)
+    assert figures[1]["grad_norm"] == pytest.approx(figures[0]["grad_norm"], rel=0.05)
+    assert figures[1] != figures[0], "in another precision"
+
+
+@pytest.mark.parametrize("kernel", ["padded", "ragged"])
+def test_a_learner_on_a_gpu_resumes_bit_equal_and_follows_a_cpus(kernel, tmp_path, request):
     """The fused optimizer reads a restored step count where its parameter is; with recomputation, too."""
+    if kernel == "ragged":
+        request.getfixturevalue("ragged")
     cpu = learner_on("cpu")
     expected = [values(cpu.update(rows(seed), lr=1e-4)) for seed in range(2)]
-    with Gpu() as gpu:
+    with Gpu(half_only=False) as gpu:
         learner = learner_on(gpu.device, checkpointing=True)
         got = [values(learner.update(rows(0), lr=1e-4))]
         learner.save_policy(tmp_path)
@@ -311,7 +346,7 @@ def test_a_rank_takes_its_gpu_and_not_cudnns_attention():
     """cuDNN builds a plan for every new shape, and micro-batches have new shapes in every step."""
     torch.backends.cuda.enable_cudnn_sdp(True)          # as torch has it
     with Gpu() as gpu:
-        assert start_ranks("float32") == (0, 1, gpu.device)
+        assert start_ranks() == (0, 1, gpu.device)
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 

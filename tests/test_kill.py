@@ -232,7 +232,7 @@ def test_workers_of_a_killed_agent_do_not_wait_for_it(monkeypatch):
     monkeypatch.setattr(ranks, "LAUNCHER_ANSWERS", timedelta(seconds=0.5))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *arguments, **options: None)
     with pytest.raises(torch.distributed.DistNetworkError, match=str(port)):
-        ranks.start_ranks("float32")
+        ranks.start_ranks()
 
 
 HITS: list[str] = []

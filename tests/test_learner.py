@@ -12,10 +12,10 @@ import torch
 from updates import rows_for, updated
 
 from dra_grpo import prompts_for_step
-from learner import (PASS_TOKENS, Learner, LearnerConfig, Row, kl_k3, lr_at, micro_batches, policy_loss, rows_in_loss,
+from learner import (Learner, LearnerConfig, Row, kl_k3, lr_at, micro_batches, policy_loss, rows_in_loss,
                      token_weights)
 from model import ModelConfig, Transformer
-from sampler import Completion
+from sampler import Completion, Sampler, SamplerConfig
 
 TINY = "tiny/policy"
 # float32 at the tiny recipe's rate: rounding in a gradient near 0 turns into a difference of up to lr through Adam
@@ -27,6 +27,7 @@ JOBS = [{"model": TINY, "dtype": dtype, "lr": lr,
                                                       ("float32", 1e-4, "grpo", 0.1, 1, 60))]
 JOBS.append({**JOBS[0], "without": [1, 3]})             # left out: the second of two ranks, two of four, have no row
 JOBS.append({**JOBS[2], "learner": {**JOBS[2]["learner"], "offload": True}})
+JOBS.append({**JOBS[1], "zero": [1, 3]})                # no advantage: the same ranks have rows and no micro-batch
 
 
 def torchrun(ranks: int, script: str, *arguments: str, **options) -> subprocess.CompletedProcess:
@@ -71,9 +72,9 @@ def test_passes_that_keep_ranks_in_step_change_nothing(monkeypatch):
     for more in (0, 3):
         learner, passes = learner_for("float64", micro_batch_tokens=60), []
         monkeypatch.setattr("learner.max_over_ranks", lambda value: value + more if isinstance(value, int) else value)
-        token_logprobs = learner.policy.token_logprobs
-        monkeypatch.setattr(learner.policy, "token_logprobs",
-                            lambda *arguments: passes.append(1) or token_logprobs(*arguments))
+        stream_logprobs = learner.policy.stream_logprobs
+        monkeypatch.setattr(learner.policy, "stream_logprobs",
+                            lambda *arguments: passes.append(1) or stream_logprobs(*arguments))
         figures = learner.update(rows, lr=1e-3)
         results.append((len(passes), figures, list(learner.policy.parameters())))
     (few, figures, weights), (many, same_figures, same_weights) = results
@@ -98,9 +99,10 @@ def moved(learner: Learner) -> Learner:
     return learner
 
 
-def log_softmax(model: Transformer, prompt: list[int], completion) -> torch.Tensor:
-    """(tokens of the completion, 297) at temperature 0.7, one row at a time."""
-    return (model(torch.tensor([prompt + completion.tokens]))[0, len(prompt) - 1 : -1, :297] / 0.7).log_softmax(-1)
+def log_softmax(model: Transformer, prompt: list[int], completion, temperature: float = 0.7) -> torch.Tensor:
+    """(tokens of the completion, 297), one row at a time."""
+    logits = model(torch.tensor([prompt + completion.tokens]))[0, len(prompt) - 1 : -1, :297]
+    return (logits / temperature).log_softmax(-1)
 
 
 def gradients_of(learner: Learner) -> list[dict]:
@@ -111,12 +113,17 @@ def gradients_of(learner: Learner) -> list[dict]:
     return seen
 
 
+@pytest.mark.parametrize("beta", [0.3, 0.0])
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo"])
-def test_gradient_equals_the_papers_equations(loss):
-    """One SGD-like step in float64 against sums over single rows and tokens, from the equations with dense softmax."""
-    beta, max_new = 0.3, 32
+def test_gradient_equals_the_papers_equations(loss, beta):
+    """One SGD-like step in float64 against sums over single rows and tokens, from the equations with dense softmax.
+
+    Rows without advantage count in the denominators, whether a KL term makes them take part or not.
+    """
+    max_new = 32
     learner = moved(learner_for("float64", 0.7, max_new, loss=loss, kl_beta=beta, max_grad_norm=1e9))
-    rows = [row for group in rows_for(0, 3, 3) for row in group]
+    rows = [row._replace(advantage=row.advantage * (i % 4 > 0))
+            for i, row in enumerate(row for group in rows_for(0, 3, 3) for row in group)]
     policy = Transformer.from_pretrained(TINY, torch.float64)
     policy.load_state_dict(learner.policy.state_dict())
     reference = Transformer.from_pretrained(TINY, torch.float64)
@@ -146,6 +153,7 @@ def test_gradient_equals_the_papers_equations(loss):
     gradients = gradients_of(learner)
     figures = learner.update(rows, lr=0.0)
     assert figures["loss"] == pytest.approx(-objective.item(), rel=1e-9)
+    assert figures["rows"] == 9 and figures["passed_rows"] == (9 if beta else 6)
     for name in expected:
         assert (gradients[0][name] - expected[name]).norm() <= 1e-9 * expected[name].norm(), name
 
@@ -170,26 +178,25 @@ def test_gradient_is_clipped_and_starts_from_zero():
 
 
 def test_figures_equal_sums_over_tokens():
-    """Entropy, KL and gap from dense softmaxes, row by row, over several micro-batches.
+    """KL and gap from dense softmaxes, row by row, over several micro-batches; entropy as the sampler has it.
 
     Gaps of +0.2 and -0.1 in turn must not cancel.
     """
     rows = [row for group in rows_for(0, 3, 3) for row in group]
     learner = moved(learner_for("float64", 0.7, kl_beta=0.3, micro_batch_tokens=60))
-    reference, entropies, ratios, gaps, given = Transformer.from_pretrained(TINY, torch.float64), [], [], [], []
+    reference, ratios, gaps, given = Transformer.from_pretrained(TINY, torch.float64), [], [], []
     for prompt, completion, advantage in rows:
         with torch.no_grad():
             dense, ref = log_softmax(learner.policy, prompt, completion), log_softmax(reference, prompt, completion)
         picked = torch.tensor(completion.tokens)[:, None]
         off = torch.where(torch.arange(len(picked)) % 2 == 0, 0.2, -0.1).double()
-        entropies += torch.distributions.Categorical(logits=dense).entropy().tolist()
         ratios += (ref - dense).gather(-1, picked)[:, 0].tolist()
         gaps += off.abs().tolist()
         logprobs = (dense.gather(-1, picked)[:, 0] + off).tolist()
         given.append(Row(prompt, replace(completion, logprobs=logprobs), advantage))
     figures = learner.update(given, lr=0.0)
-    expected = {"entropy": sum(entropies), "gap": sum(gaps), "kl": sum(math.exp(r) - r - 1 for r in ratios),
-                "clipped": 0.0}
+    expected = {"entropy": sum(1.0 for _ in given), "gap": sum(gaps), "clipped": 0.0,
+                "kl": sum(math.exp(r) - r - 1 for r in ratios)}
     assert figures["rows"] == len(rows) and figures["gap_max"] == pytest.approx(0.2)
     for key, total in expected.items():
         assert figures[key] == pytest.approx(total / len(gaps), rel=1e-9), key
@@ -244,6 +251,50 @@ def test_old_logprobs_stay_those_of_before_the_first_update():
     assert clipped[1] == pytest.approx(0.5, abs=0.01), "half of all passes, so all tokens of the second"
 
 
+@pytest.mark.parametrize("rows_with_advantage", [4, 0])
+def test_rows_without_advantage_need_no_pass(rows_with_advantage, monkeypatch):
+    """The update is the one in which they have next to none: moments decay all the same, over two passes too."""
+    groups, results = rows_for(1, 3, 3), []
+    for little in (0.0, 1e-300):
+        learner, tokens = learner_for("float64", updates_per_rollout=2, micro_batch_tokens=40), []
+        stream_logprobs = learner.policy.stream_logprobs
+        monkeypatch.setattr(learner.policy, "stream_logprobs", lambda stream, temperature: (
+            tokens.append(len(stream.targets_M)), stream_logprobs(stream, temperature))[1])
+        learner.update([row for group in rows_for(0, 3, 3) for row in group], lr=1e-3)
+        tokens.clear()
+        rows = [row for group in groups for row in group]
+        rows = [row if i < rows_with_advantage else row._replace(advantage=little) for i, row in enumerate(rows)]
+        figures = learner.update(rows, lr=1e-3)
+        results.append((figures, sum(tokens), dict(learner.policy.named_parameters())))
+    (figures, passed, weights), (all_figures, all_tokens, same_weights) = results
+    if rows_with_advantage:                             # among other rows in a micro-batch, sums are rounded otherwise
+        assert_same(weights, same_weights, "float64")
+    else:
+        assert all(map(torch.equal, weights.values(), same_weights.values()))
+    assert all_tokens == 2 * sum(len(row.completion.tokens) for group in groups for row in group)
+    assert passed == 2 * sum(len(row.completion.tokens) for row in rows[:rows_with_advantage])
+    assert figures["rows"] == all_figures["rows"] == all_figures["passed_rows"] == 9
+    assert figures["passed_rows"] == rows_with_advantage
+    for key in ("loss", "grad_norm"):
+        assert figures[key] == pytest.approx(all_figures[key], rel=1e-9, abs=1e-290), key
+
+
+def test_entropy_is_the_samplers_over_all_rows_in_the_loss():
+    """Exact entropies, from dense softmaxes, of rows that the update computes and of those that it does not."""
+    learner, model = learner_for("float32", 0.7), Transformer.from_pretrained(TINY)
+    model.n_tokens = 297
+    prompts = [[5 + i, 6, 7] for i in range(4)]
+    groups = Sampler(model, SamplerConfig(4, 32, 0.7), [0]).generate(prompts, 4, (0,))
+    rows = [Row(prompt, completion, float(i)) for i, (prompt, group) in enumerate(zip(prompts, groups))
+            for completion in group]
+    dense = torch.cat([log_softmax(model, row.prompt, row.completion) for row in rows])
+    figures = learner.update(rows, lr=0.0)
+    assert figures["passed_rows"] == 12 and figures["rows"] == 16
+    exact = torch.distributions.Categorical(logits=dense).entropy()
+    assert figures["entropy"] == pytest.approx(exact.mean().item(), rel=1e-5) and exact.std() > 0.1
+    assert figures["gap"] < 1e-6
+
+
 def test_policy_loss_clips_by_hand():
     """Ratios 1.5 and 0.5 under clip 0.2 / 0.3: a gain is capped at 1.3 A, a loss is not.
 
@@ -274,35 +325,38 @@ def test_token_weights_by_hand():
         token_weights(mask, "ppo", **totals)
 
 
-def test_micro_batches_keep_rows_and_budget():
-    lengths = [7, 30, 3, 12, 12, 50, 1]
-    batches = micro_batches(lengths, 40)
-    assert sorted(row for batch in batches for row in batch) == list(range(7))
-    assert all(len(batch) * max(lengths[row] for row in batch) <= 40 or len(batch) == 1 for batch in batches)
-    assert batches[0] == [5], "a row longer than the budget is alone"
+def row_of(prompt: int, tokens: int) -> Row:
+    return Row([prompt] * 10, Completion([1] * tokens, [0.0] * tokens, "stop"), 1.0)
 
 
-def test_micro_batches_are_the_cheapest_cut():
-    """Against all cuts of the sorted rows."""
-    lengths, budget = [31, 9, 30, 500, 8, 410, 29, 7, 450, 30], 1000
-    ordered = sorted(lengths, reverse=True)
-
-    def cost(cuts):
-        parts = [ordered[a:b] for a, b in zip((0, *cuts), (*cuts, len(ordered)))]
-        allowed = all(len(part) * part[0] <= budget or len(part) == 1 for part in parts)
-        return sum(len(part) * part[0] + PASS_TOKENS for part in parts) if allowed else math.inf
-
-    best = min(cost(cuts) for n in range(len(lengths)) for cuts in itertools.combinations(range(1, len(lengths)), n))
-    assert sum(len(batch) * lengths[batch[0]] + PASS_TOKENS for batch in micro_batches(lengths, budget)) == best
+def sizes(batches: list[list[list[Row]]]) -> list[int]:
+    return [sum(len(group[0].prompt) + sum(len(row.completion.tokens) - 1 for row in group) for group in batch)
+            for batch in batches]
 
 
-@pytest.mark.parametrize("budget", [8192, 16384, 65536])
-def test_padding_is_under_5_percent_on_log_normal_lengths(budget):
-    """48 and 1,024 rows with a median of 700 tokens and a tail of thousands."""
-    for rows in (48, 1024):
-        lengths = (100 + np.random.default_rng(rows).lognormal(6.5, 0.6, rows).clip(8, 3584)).astype(int).tolist()
-        padded = sum(len(batch) * lengths[batch[0]] for batch in micro_batches(lengths, budget))
-        assert sum(lengths) / padded > 0.95
+@pytest.mark.parametrize(("budget", "expected"), [
+    (100, [74]),                                        # all of it: three prompts and 8 + 6, 0 + 9 + 10, 11 more
+    (50, [50, 24]),                                     # the largest first: 29 and 21 fill the first
+    (25, [24, 21, 20, 19]),                             # the group of 29 in two parts, each with the prompt
+    (15, [20, 18, 21, 16, 19, 10]),                     # every completion exceeds it with its prompt
+], ids=str)
+def test_micro_batches_by_hand(budget, expected):
+    """Groups stay together where they fit, and rows of a prompt find each other wherever they are."""
+    rows = [row_of(prompt, tokens + 1) for prompt, tokens in ((1, 8), (2, 0), (1, 6), (2, 9), (3, 11), (2, 10))]
+    batches = micro_batches(rows, budget)
+    assert sorted(sizes(batches)) == sorted(expected)
+    assert all(len({tuple(row.prompt) for row in group}) == 1 for batch in batches for group in batch)
+    found = [row for batch in batches for group in batch for row in group]
+    assert sorted(map(id, found)) == sorted(map(id, rows)), "every row once"
+
+
+@pytest.mark.parametrize("budget", [16384, 65536])
+def test_micro_batches_are_nearly_full(budget):
+    """Groups of 8 with a median of 700 tokens and a tail of thousands: at most a tenth more passes than tokens need."""
+    lengths = np.random.default_rng(0).lognormal(6.5, 0.6, 1024).clip(8, 3584).astype(int)
+    rows = [row_of(i // 8, int(length)) for i, length in enumerate(lengths)]
+    found = sizes(micro_batches(rows, budget))
+    assert max(found) <= budget and len(found) <= 1.1 * -(-sum(found) // budget)
 
 
 def test_rows_in_loss_by_hand():
@@ -320,7 +374,8 @@ def test_an_update_without_rows_is_one_without_gradient():
     learner = learner_for()
     before = {name: p.clone() for name, p in learner.policy.named_parameters()}
     figures = learner.update([], lr=1e-3)
-    assert figures["loss"] == figures["entropy"] == figures["grad_norm"] == figures["rows"] == 0
+    assert figures["loss"] == figures["gap"] == figures["grad_norm"] == figures["rows"] == 0
+    assert figures["entropy"] is None
     assert all(torch.equal(before[name], p) for name, p in learner.policy.named_parameters())
 
 

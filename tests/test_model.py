@@ -7,7 +7,7 @@ import transformers
 from conftest import random_model, ragged_prompts
 from safetensors.torch import load_file, save_file
 
-from model import Geometry, HeadLogprobs, RMSNorm, Transformer, rope_frequencies, rope_table
+from model import Geometry, HeadLogprobs, RMSNorm, Stream, Transformer, rope_frequencies, rope_table
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}
@@ -124,6 +124,77 @@ def test_token_logprobs_equal_dense_softmax(qwen2, monkeypatch):
     torch.testing.assert_close(entropy, expected_entropy * mask, rtol=1e-10, atol=1e-10)
 
 
+def ragged_groups(seed: int, vocab: int = 120) -> list[tuple[list[int], list[list[int]]]]:
+    """Prompts of 1 to 40 tokens with 1 to 5 completions of 1 to 70; some of each have a single token."""
+    def draw(*lengths: int) -> list[list[int]]:
+        return [torch.randint(vocab, (length,), generator=generator).tolist() for length in lengths]
+
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(6, (40,)), (1, (1,)), (1, (5, 70, 1)), (40, (3, 1, 1)), (7, (1, 12)), (23, (30, 2, 31, 64, 8))]
+    return [(*draw(prompt), draw(*completions)) for prompt, completions in sizes[2 * seed :] + sizes[: 2 * seed]]
+
+
+def padded_logprobs(model: Transformer, groups, temperature: float) -> torch.Tensor:
+    """The log-probs of the groups' completions in rows of their own, in order."""
+    rows = [(prompt, completion) for prompt, completions in groups for completion in completions]
+    tokens, mask = right_padded([prompt + completion for prompt, completion in rows])
+    mask = mask.bool() & (torch.arange(tokens.shape[1]) >= torch.tensor([[len(prompt)] for prompt, _ in rows]))
+    return model.token_logprobs(tokens, mask, temperature)[0][mask]
+
+
+def with_gradients(model: Transformer, logp_M: torch.Tensor) -> list[torch.Tensor]:
+    """Log-probs, and the gradients of a sum that weighs each otherwise."""
+    model.zero_grad()
+    (logp_M * torch.linspace(-1, 2, len(logp_M), dtype=logp_M.dtype, device=logp_M.device)).sum().backward()
+    return [logp_M.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stream_equals_padded_rows(case, seed, tmp_path):
+    """Log-probs and all gradients in float64, with recomputation too; in bf16 as near as rounding lets them be."""
+    architecture, settings = CASES[case]
+    random_model(architecture, tmp_path, **settings)
+    model, groups = Transformer.from_pretrained(tmp_path, torch.float64), ragged_groups(seed)
+    model.n_tokens = 120 if seed else 131
+    expected = with_gradients(model, padded_logprobs(model, groups, 0.7))
+    for model.checkpoint_activations in (False, True):
+        got = with_gradients(model, model.stream_logprobs(Stream(groups, "cpu"), 0.7))
+        assert all((a - b).norm() <= 1e-12 * b.norm() for a, b in zip(got, expected, strict=True))
+    model = Transformer.from_pretrained(tmp_path)
+    model.compute_dtype = torch.bfloat16
+    close = with_gradients(model, model.stream_logprobs(Stream(groups, "cpu"), 0.7))
+    assert all(x.dtype == torch.float32 for x in close)
+    assert (close[0] - expected[0]).norm() < 0.1 * expected[0].norm()
+
+
+def test_a_stream_equals_transformers(tmp_path):
+    """An independent reference: each row alone, log-softmax over dense logits, float64."""
+    theirs = random_model("qwen3", tmp_path, head_dim=16).double()
+    model, groups = Transformer.from_pretrained(tmp_path, torch.float64), ragged_groups(0)
+    got = model.stream_logprobs(Stream(groups, "cpu"), 0.7)
+    expected = []
+    for prompt, completion in ((prompt, completion) for prompt, completions in groups for completion in completions):
+        logits = theirs(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / 0.7
+        expected.append(logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0])
+    torch.testing.assert_close(got, torch.cat(expected), rtol=1e-5, atol=1e-5)       # their norms are in float32
+
+
+def test_a_stream_holds_distinct_tokens_once():
+    """Prompts once, completions without their last token, positions that go on from the prompt's."""
+    stream = Stream([([5, 6, 7], [[1, 2], [3], [1, 2, 4]]), ([8], [[9]])], "cpu")
+    assert stream.tokens_1T.tolist() == [[5, 6, 7, 1, 1, 2, 8]] and stream.positions_T.tolist() == [0, 1, 2, 3, 3, 4, 0]
+    assert stream.targets_M.tolist() == [1, 2, 3, 1, 2, 4, 9] and stream.predicting_M.tolist() == [2, 3, 2, 2, 4, 5, 6]
+
+
+def test_an_empty_stream_has_gradients_of_zero(qwen2):
+    """What a rank without rows passes over: FSDP2 waits for its gradients."""
+    model = Transformer.from_pretrained(qwen2[1])
+    logp = model.stream_logprobs(Stream([], "cpu"), 1.0)
+    logp.sum().backward()
+    assert logp.shape == (0,) and all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize("rows", [4, 3, 1])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_head_gradient_equals_autograds(temperature, rows):
@@ -135,7 +206,7 @@ def test_head_gradient_equals_autograds(temperature, rows):
     inputs = [torch.randn(size, 5, generator=generator, dtype=torch.float64, requires_grad=True) for size in (4, 9)]
     targets, upstream = torch.tensor([3, 0, 3, 6]), torch.randn(4, generator=generator, dtype=torch.float64)
     dense = (inputs[0] @ inputs[1][:7].t() / temperature).log_softmax(-1)
-    got, entropy = HeadLogprobs.apply(inputs[0], targets, inputs[1], temperature, 7, rows)
+    got, entropy = HeadLogprobs.apply(inputs[0], targets, inputs[1], temperature, 7, rows, True)
     torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=dense.detach()).entropy(), rtol=1e-12,
                                atol=1e-12)
     expected = torch.autograd.grad(dense[torch.arange(4), targets], inputs, upstream)
@@ -152,7 +223,7 @@ def test_head_gradient_in_bfloat16_is_rounded_once():
     exact = (hidden.double() @ weight.double().t()).log_softmax(-1)[torch.arange(800), targets]
     expected = torch.autograd.grad(exact, weight, upstream.double())[0].double()
     for rows in (800, 8):
-        got = HeadLogprobs.apply(hidden, targets, weight, 1.0, 500, rows)[0]
+        got = HeadLogprobs.apply(hidden, targets, weight, 1.0, 500, rows, True)[0]
         error = (torch.autograd.grad(got, weight, upstream)[0].double() - expected).norm() / expected.norm()
         assert error < 6e-3
 
@@ -165,7 +236,7 @@ def test_bfloat16_rounds_neither_the_normaliser_nor_the_rotary_frequencies(qwen2
     generator = torch.Generator().manual_seed(0)
     hidden, weight = ((torch.randn(*shape, generator=generator) / 3).bfloat16() for shape in ((20, 48), (500, 48)))
     targets = torch.randint(0, 500, (20,), generator=generator)
-    logp, entropy = HeadLogprobs.apply(hidden, targets, weight, 0.7, 500, 20)
+    logp, entropy = HeadLogprobs.apply(hidden, targets, weight, 0.7, 500, 20, True)
     exact = torch.distributions.Categorical(logits=torch.nn.functional.linear(hidden, weight).double() / 0.7)
     torch.testing.assert_close(logp.double(), exact.log_prob(targets), rtol=0, atol=1e-5)
     torch.testing.assert_close(entropy.double(), exact.entropy(), rtol=0, atol=1e-5)

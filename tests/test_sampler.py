@@ -255,7 +255,7 @@ def test_drawn_tokens_follow_the_softmax():
     """Chi-square over 200,000 draws at a temperature; false alarm below 1e-6 (df 15, statistic under 60)."""
     logits = torch.randn(16, generator=torch.Generator().manual_seed(0))
     uniform = torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    tokens, logprobs = sample_tokens(logits.expand(200_000, -1), uniform, 0.7)
+    tokens, logprobs, _ = sample_tokens(logits.expand(200_000, -1), uniform, 0.7)
     expected = (logits / 0.7).softmax(-1)
     counts = torch.bincount(tokens, minlength=16)
     statistic = ((counts - 200_000 * expected) ** 2 / (200_000 * expected)).sum()
@@ -270,7 +270,7 @@ def test_impossible_tokens_are_never_drawn():
     """
     logits = torch.full((2, 5), float("-inf"))
     logits[:, 1:3] = 0.0
-    tokens, _ = sample_tokens(logits, torch.tensor([1 - 2**-53, 0.0], dtype=torch.float64), 1.0)
+    tokens, *_ = sample_tokens(logits, torch.tensor([1 - 2**-53, 0.0], dtype=torch.float64), 1.0)
     assert tokens.tolist() == [2, 1]
 
 
@@ -297,7 +297,7 @@ def test_two_levels_draw_what_one_does(V):
 @pytest.mark.parametrize("V", [131, 4096])
 def test_logits_that_are_nan_draw_an_id_with_a_nan_logprob(V):
     """So that the learner's check names the step; an index out of range would end a GPU's process."""
-    tokens, logprobs = sample_tokens(torch.full((2, V), float("nan")), torch.tensor([0.1, 0.9]).double(), 1.0, 0.9)
+    tokens, logprobs, _ = sample_tokens(torch.full((2, V), float("nan")), torch.tensor([0.1, 0.9]).double(), 1.0, 0.9)
     assert (tokens < V).all() and logprobs.isnan().all()
 
 
@@ -323,7 +323,7 @@ def test_top_p_draws_the_nucleus_and_scores_the_whole_distribution():
     """
     probabilities = torch.tensor([0.05, 0.4, 0.1, 0.15, 0.3], dtype=torch.float64)
     uniform = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    tokens, logprobs = sample_tokens(probabilities.log().expand(20_000, -1), uniform, 1.0, top_p=0.8)
+    tokens, logprobs, _ = sample_tokens(probabilities.log().expand(20_000, -1), uniform, 1.0, top_p=0.8)
     expected = probabilities * torch.tensor([0, 1, 0, 1, 1]) / 0.85
     counts = torch.bincount(tokens, minlength=5)
     assert counts[[0, 2]].tolist() == [0, 0]

@@ -32,7 +32,7 @@ def rows_for(seed: int, groups: int, G: int) -> list[list[Row]]:
         prompt = draw(4, 100, 3 + 2 * group)
         lengths = [1] * G if group == groups - 1 else draw(2, 25, G)
         advantages = torch.randn(G, generator=generator).tolist()
-        result.append([Row(prompt, Completion([*draw(4, 100, n - 1), 0], [-1.0] * n, "stop"), advantage)
+        result.append([Row(prompt, Completion([*draw(4, 100, n - 1), 0], [-1.0] * n, "stop", [1 / n] * n), advantage)
                        for n, advantage in zip(lengths, advantages)])
     return result
 
@@ -46,6 +46,8 @@ def updated(job: dict, rank: int, world: int) -> tuple[dict[str, torch.Tensor], 
     for step in range(3):
         groups = rows_for(step, 4, 3)
         groups = [group if i not in job.get("without", ()) else [] for i, group in enumerate(groups)]
+        groups = [[row._replace(advantage=0.0) for row in group] if i in job.get("zero", ()) else group
+                  for i, group in enumerate(groups)]
         mine = groups[rank::world]
         if job.get("reverse"):
             mine = [group[::-1] for group in mine[::-1]]
@@ -74,7 +76,7 @@ def held_while_saving(folder: Path) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    rank, world, _ = start_ranks("float32")
+    rank, world, _ = start_ranks()
     results = [updated(job, rank, world) for job in json.loads(sys.argv[1])]
     held = gather_over_ranks([held_while_saving(Path(sys.argv[2]).parent / "saved")])
     if rank == 0:
