@@ -72,12 +72,14 @@ class Work:
 
     @property
     def fsdp(self) -> bool:
-        return self.world > 1 or self.offload or self.dtype.itemsize < 4
+        return self.world > 1 or self.offload
 
     def micro_batch(self) -> tuple[int, int]:
-        """Tokens of the largest micro-batch, and how many of them the LM head reads."""
-        tokens = max(min(self.micro_batch_tokens, self.rows * self.row_tokens), self.row_tokens)
-        return tokens, tokens * self.max_new_tokens // self.row_tokens
+        """Distinct tokens of the largest micro-batch, and how many of them the LM head reads."""
+        tokens = self.prompts * self.prompt_tokens + self.rows * self.max_new_tokens
+        tokens = max(min(self.micro_batch_tokens, tokens), self.row_tokens)
+        groups = -(-tokens // (self.prompt_tokens + self.group_size * self.max_new_tokens))
+        return tokens, tokens - groups * self.prompt_tokens
 
 
 @dataclass(frozen=True)
@@ -221,18 +223,24 @@ def update_parts(model: Transformer, work: Work, root: int, block: int, largest:
     master = max(4, compute)
     tokens, completion_tokens = work.micro_batch()
     in_block = block_bytes_per_token(model, work.dtype) * tokens
-    chunk = min(logits_per_chunk(work.gpu), completion_tokens * g.vocab)
+    logits, chunk = completion_tokens * g.vocab, logits_per_chunk(work.gpu)
+    several = logits > chunk                            # then one is being made while the one before is still there
     inside = ("blocks",) if work.checkpointing else ("LM head", "blocks")
     found = [
         Part("activations, inputs of the blocks", tokens * g.hidden * compute * g.layers, 0, ("LM head", "blocks")),
         Part("activations, within blocks", in_block * (1 if work.checkpointing else g.layers), 0, inside),
         Part("a block's gradients on their way", 2 * tokens * g.intermediate * compute, 0, ("blocks",)),
-        Part("one chunk of the LM head", 3 * chunk * 4, 0, ("LM head",)),
+        Part("one chunk of the LM head", (2 + several) * min(logits, chunk) * 4, 0, ("LM head",)),
+        Part("the head's gradient, a chunk's and their sum", g.vocab * g.hidden * (1 + several) * master, 0,
+             ("LM head",)),
     ]
     if not work.fsdp:                                   # a matrix has a micro-batch's gradient and the sum of them
-        return [*found, Part("the largest gradient once more", largest * master, 0, ("LM head", "gradients"))]
-    found += [Part("the head's gradient, of a chunk and summed", g.vocab * g.hidden * 2 * master, 0, ("LM head",)),
-              Part("gathered by FSDP2: outer weights", root * compute, 0, UPDATE),
+        if compute < master:                            # weights are rounded in every pass, and kept for the backward
+            found += [Part("rounded weights of the head", g.vocab * g.hidden * compute, 0, ("LM head",)),
+                      Part("rounded weights of the blocks", block * compute * (2 if work.checkpointing else g.layers),
+                           0, inside)]
+        return [*found, Part("the largest gradient once more", largest * master, 0, ("gradients",))]
+    found += [Part("gathered by FSDP2: outer weights", root * compute, 0, UPDATE),
               Part("gathered by FSDP2: two blocks", 2 * block * (compute + master), 0, ("blocks",)),
               Part("gathered by FSDP2: outer gradients", root * (compute + master), 0, ("gradients",))]
     if work.reference:                                  # a root that had no backward pass stays gathered

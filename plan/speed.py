@@ -90,12 +90,10 @@ def step_times(model: Transformer, work: Work, gpu: Gpu, lengths: Lengths) -> Ti
     steps, read, rollout_s = decoding(model, work.dtype, gpu, work.rows, work.decoded, lengths)
     prompts, completions = work.prompts * lengths.prompt, work.rows * lengths.mean
     tokens = prompts + completions                      # a prompt is computed once for its group
-    # passes that cost as much as a forward pass: reference, old log-probs, and per update forward, backward (two)
-    once = work.reference + (work.updates > 1)
-    recomputed = work.checkpointing
-    passes = once + (3 + recomputed) * work.updates
+    # what costs as much as a forward pass: the reference, and in each update forward, backward (two), recomputation
+    passes = work.reference + (3 + work.checkpointing) * work.updates
     update_flops = (2.0 * blocks * tokens * passes
-                    + 2.0 * head * completions * (once + 4 * work.updates)          # always recomputed
+                    + 2.0 * head * completions * (work.reference + 4 * work.updates)    # always recomputed
                     # the backward pass of attention has five products, the forward pass two
                     + attention_flops(g, work.rows * lengths.positions) * (passes + 0.5 * work.updates))
     prefill_flops = 2.0 * blocks * prompts
@@ -107,7 +105,7 @@ def step_times(model: Transformer, work: Work, gpu: Gpu, lengths: Lengths) -> Ti
     if work.offload:
         # every micro-batch moves all weights for each pass, and its gradients to the host
         moved = -(-tokens // work.micro_batch()[0]) * parameters / work.world * 4
-        update_s += moved * ((once + 2 * work.updates) / TO_GPU + work.updates / TO_HOST)
+        update_s += moved * ((work.reference + 2 * work.updates) / TO_GPU + work.updates / TO_HOST)
         update_s += work.updates * parameters * OPTIMIZER_BYTES / HOST
     else:
         update_s += work.updates * parameters / work.world * OPTIMIZER_BYTES / (gpu.bandwidth * OPTIMIZER_SHARE)

@@ -16,7 +16,8 @@ from plan.memory import AFTER_LOADING, PHASES, UPDATE, Work, host_peak, parts, p
 from plan.preflight import on_meta
 from sampler import Completion, Sampler, SamplerConfig
 
-ROWS, PROMPT, NEW = 24, 32, 96
+PROMPTS, G, PROMPT, NEW = 6, 6, 32, 96
+GROUP = PROMPT + G * NEW                                # tokens of a group whose completions are as long as they can be
 WIDE = dict(hidden_size=256, intermediate_size=704, num_hidden_layers=4, vocab_size=8192)
 
 
@@ -34,9 +35,8 @@ def allocated(function) -> int:
 
 
 def work(**settings) -> Work:
-    """Of ROWS completions of 4 prompts."""
-    return Work(**dict(prompts=4, group_size=ROWS // 4, prompt_tokens=PROMPT, max_new_tokens=NEW, dtype=torch.float32,
-                       micro_batch_tokens=2048, gpu=False) | settings)
+    return Work(**dict(prompts=PROMPTS, group_size=G, prompt_tokens=PROMPT, max_new_tokens=NEW, dtype=torch.float32,
+                       micro_batch_tokens=3 * GROUP, gpu=False) | settings)
 
 
 def predicted(folder: Path, phases: tuple[str, ...], **settings) -> int:
@@ -47,15 +47,16 @@ def predicted(folder: Path, phases: tuple[str, ...], **settings) -> int:
 
 
 @pytest.mark.parametrize(("checkpointing", "budget", "geometry"), [
-    (False, 2048, {}), (True, 2048, {}), (False, 1024, dict(vocab_size=512, tie_word_embeddings=True)),
-                                                                   (True, 2048, dict(vocab_size=512))], ids=str)
+    (False, 3 * GROUP, {}), (True, 3 * GROUP, {}), (False, 2 * GROUP, dict(vocab_size=512, tie_word_embeddings=True)),
+    (True, 3 * GROUP, dict(vocab_size=512)), (True, 2 * GROUP, {})], ids=str)
 def test_memory_of_an_update_is_within_10_percent(checkpointing, budget, geometry, tmp_path):
     """Head or blocks at the peak, activations saved or recomputed, tied or untied."""
     random_model("qwen2", tmp_path, **WIDE | geometry)
     config = LearnerConfig(micro_batch_tokens=budget)
     learner = Learner(ModelConfig(str(tmp_path), "float32", checkpointing), config, str(tmp_path), torch.device("cpu"),
                       8192, 1.0, NEW)
-    rows = [Row([5] * PROMPT, Completion([7] * NEW, [-1.0] * NEW, "length"), 1.0)] * ROWS
+    rows = [Row([5 + p] * PROMPT, Completion([7] * NEW, [-1.0] * NEW, "length"), 1.0)
+            for p in range(PROMPTS) for _ in range(G)]
     learner.update(rows, 1e-6)                          # the moments are there from now on
     expected = predicted(tmp_path, UPDATE, checkpointing=checkpointing, micro_batch_tokens=budget)
     assert expected == pytest.approx(
@@ -64,18 +65,20 @@ def test_memory_of_an_update_is_within_10_percent(checkpointing, budget, geometr
 
 def test_memory_of_a_rollout_is_within_10_percent(tmp_path):
     random_model("qwen2", tmp_path, **WIDE)
-    sampler = Sampler(Transformer.from_pretrained(tmp_path), SamplerConfig(ROWS // 4, NEW), [])
-    measured = allocated(lambda: sampler.generate([[5] * PROMPT] * 4, ROWS // 4, (0,)))
+    sampler = Sampler(Transformer.from_pretrained(tmp_path), SamplerConfig(G, NEW), [])
+    measured = allocated(lambda: sampler.generate([[5] * PROMPT] * PROMPTS, G, (0,)))
     assert predicted(tmp_path, ("sampling",)) == pytest.approx(measured, rel=0.1)
 
 
-def test_chunked_head_at_a_large_vocabulary(tmp_path):
+def test_chunked_head_at_a_large_vocabulary(tmp_path, monkeypatch):
     """151,936 ids: the peak does not grow with the tokens and is a fraction of the dense form's.
 
     Values and gradients are equal to it.
     """
+    monkeypatch.setattr("model.LOGITS_PER_CHUNK", 2**24)
     random_model("qwen2", tmp_path, std=0.05, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
                  vocab_size=151_936)
+    monkeypatch.setattr("model.LOGITS_PER_CHUNK", 2**24)    # less would fit into one chunk
     model = Transformer.from_pretrained(tmp_path)
     results = {}
 
