@@ -239,7 +239,8 @@ def update_parts(model: Transformer, work: Work, root: int, block: int, largest:
             found += [Part("rounded weights of the head", g.vocab * g.hidden * compute, 0, ("LM head",)),
                       Part("rounded weights of the blocks", block * compute * (2 if work.checkpointing else g.layers),
                            0, inside)]
-        return [*found, Part("the largest gradient once more", largest * master, 0, ("gradients",))]
+        # a tied matrix has one of the head and one of the embedding, before they are summed
+        return [*found, Part("the largest gradient once more", largest * master * (1 + g.tied), 0, ("gradients",))]
     found += [Part("gathered by FSDP2: outer weights", root * compute, 0, UPDATE),
               Part("gathered by FSDP2: two blocks", 2 * block * (compute + master), 0, ("blocks",)),
               Part("gathered by FSDP2: outer gradients", root * (compute + master), 0, ("gradients",))]
