@@ -1,5 +1,4 @@
 """The learner: its objective against the papers' equations, and updates that depend on nothing but the rows."""
-import itertools
 import json
 import math
 import subprocess
