@@ -150,6 +150,8 @@ def check_command(monkeypatch, words: list[str]) -> None:
         program, *arguments = arguments
         package = ROOT / program.replace(".", "/")
         assert package.with_suffix(".py").exists() or (package / "__main__.py").exists(), program
+        for name in (program, f"{program}.__main__"):   # imported by another test; runpy would warn of two copies
+            monkeypatch.delitem(sys.modules, name, raising=False)
         run = partial(runpy.run_module, program, run_name="__main__", alter_sys=True)
     else:
         assert (ROOT / program).exists(), program
