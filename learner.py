@@ -11,7 +11,7 @@ GRPO (mean over a completion, then over completions), Dr. GRPO (sum / (N max_new
 (sum / tokens, arXiv:2503.14476) differ in w alone. Weights come from counts over all ranks before the first backward,
 so an update does not depend on ranks, micro-batches or the order of rows.
 
-A micro-batch is a stream (model.py): the prompts in it, each once, and their completions, one after the other without
+A micro-batch is a stream (stream.py): the prompts in it, each once, and their completions, one after the other without
 padding. A prompt is computed once for all its completions, which together are often shorter than its copies would be.
 Without a reference, a completion whose advantage is 0 adds nothing to the gradient, so it is counted and not computed.
 
@@ -31,9 +31,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from model import DTYPES, ModelConfig, Stream, Transformer
+from model import DTYPES, ModelConfig, Transformer
 from ranks import full_weights, gather_over_ranks, max_over_ranks, shard, sum_over_ranks
 from sampler import Completion
+from stream import Stream
 
 # P prompts, G completions each, N rows, T tokens of a row, M sampled tokens of a micro-batch
 

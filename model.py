@@ -3,7 +3,7 @@
     model = Transformer.from_pretrained("tiny/policy")
     logits = model(tokens_NT)                                     # (N, T, V)
     logp, entropy = model.token_logprobs(tokens_NT, mask_NT, temperature=1.0)
-    logp = model.stream_logprobs(Stream([(prompt, completions)], "cpu"), temperature=1.0)       # the same, faster
+    logp = model.stream_logprobs(Stream([(prompt, completions)], "cpu"), temperature=1.0)       # the same (stream.py)
     model.save_pretrained("out")                                  # loads in transformers
 
 Rows are right-padded: under a causal mask a row's tokens never see what comes after them, so no attention mask is
@@ -17,10 +17,9 @@ Not here: sliding windows, mixture of experts, dropout, left padding, `.bin` wei
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,8 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# N rows, T tokens, C hidden size, H query heads, K key/value heads, D head size, V vocabulary, M sampled tokens,
-# S segments of a stream
+# N rows, T tokens, C hidden size, H query heads, K key/value heads, D head size, V vocabulary, M sampled tokens
 
 ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 ROPE_TYPES = {"default": ("rope_theta",),                # and the numbers that each needs
@@ -187,6 +185,12 @@ def fused_attention(q_NHTD: Tensor, k_NKTD: Tensor, v_NKTD: Tensor, mask_N1TT: T
                                           enable_gqa=shared > 1)
 
 
+def has_varlen(x: Tensor) -> bool:
+    """Whether torch's ragged attention kernel takes queries and keys like `x` (..., D)."""
+    half = x.dtype in (torch.bfloat16, torch.float16) and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
+    return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -296,8 +300,8 @@ class Transformer(nn.Module):
         zeros_NT = logp_M.new_zeros(mask_NT.shape)
         return zeros_NT.masked_scatter(mask_NT, logp_M), zeros_NT.masked_scatter(mask_NT, entropy_M)
 
-    def stream_logprobs(self, stream: "Stream", temperature: float) -> Tensor:
-        """Log-probabilities (M,) of the sampled tokens of a stream, in its order; entropies would cost time."""
+    def stream_logprobs(self, stream, temperature: float) -> Tensor:
+        """Log-probabilities (M,) of the sampled tokens of a `Stream`, in its order; entropies would cost time."""
         hidden_TC = self.hidden(stream.tokens_1T, stream.positions_T, stream.attend)[0]
         return self.head_logprobs(hidden_TC.index_select(0, stream.predicting_M), stream.targets_M, temperature)[0]
 
@@ -441,115 +445,6 @@ class Transformer(nn.Module):
 
 
 FUSE_FROM = 2**28                                       # parameters; the runs of smaller policies are short
-
-
-# ------------------------------------------------------------------------------------------------ groups as one stream
-
-
-class Stream:
-    """Groups as one sequence of distinct tokens: each prompt once, then its completions one after the other.
-
-    A segment is a prompt, or a completion without its last token, which predicts nothing. Its tokens see their own past
-    and, in a completion, the prompt; positions go on from the prompt's. So `attend` and the positions make each
-    completion what it is in a row of its own, and all else in the model sees T tokens, without padding.
-
-    The M sampled tokens are those of the completions in order; `predicting_M` is where in the stream each is predicted
-    from: the first of every completion from the prompt's last token. Without groups it is empty, and a pass over it
-    gives every parameter a gradient of 0.
-    """
-
-    def __init__(self, groups: Sequence[tuple[list[int], Sequence[list[int]]]], device: str | torch.device):
-        """`groups` are (prompt, completions), token ids, none of them empty."""
-        tokens, positions, predicting, targets, segments = [], [], [], [], []
-        for prompt, completions in groups:
-            prompt_start, before = len(tokens), len(prompt)
-            tokens += prompt
-            positions += range(before)
-            segments.append((prompt_start, before, prompt_start, 0))
-            for completion in completions:
-                start, length = len(tokens), len(completion) - 1
-                tokens += completion[:-1]
-                positions += range(before, before + length)
-                predicting += [prompt_start + before - 1, *range(start, start + length)]
-                targets += completion
-                if length:
-                    segments.append((start, length, prompt_start, before))
-        long = dict(dtype=torch.long, device=device)
-        self.tokens_1T, self.positions_T = torch.tensor([tokens], **long), torch.tensor(positions, **long)
-        self.predicting_M, self.targets_M = torch.tensor(predicting, **long), torch.tensor(targets, **long)
-        self.segments = segments                        # start, length, start of the prompt, how much of it is seen
-        self.attention: PaddedAttention | VarlenAttention | None = None
-
-    def attend(self, layer: int, q_1THD: Tensor, k_1TKD: Tensor, v_1TKD: Tensor) -> Tensor:
-        if not self.segments:
-            return q_1THD
-        if self.attention is None:                      # one for all layers and passes
-            kind = VarlenAttention if has_varlen(q_1THD) else PaddedAttention
-            self.attention = kind(torch.tensor(self.segments), q_1THD)
-        return self.attention(q_1THD[0], k_1TKD[0], v_1TKD[0])[None]
-
-
-def has_varlen(x: Tensor) -> bool:
-    """Whether torch's ragged attention kernel takes queries and keys like `x` (..., D)."""
-    half = x.dtype in (torch.bfloat16, torch.float16) and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
-    return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
-
-
-class VarlenAttention:
-    """Attention of segments by the ragged kernel, which takes the queries as they stand in the stream.
-
-    Keys and values of a prompt are repeated before those of each completion. With more keys than queries the causal
-    mask of the kernel ends at the last of both, so a completion sees all of its prompt.
-    """
-
-    def __init__(self, segments_S4: Tensor, like: Tensor):
-        keys = [torch.cat((torch.arange(prompt, prompt + before), torch.arange(start, start + length)))
-                for start, length, prompt, before in segments_S4.tolist()]
-        self.keys = torch.cat(keys).to(like.device)
-        queries_S, keys_S = segments_S4[:, 1], segments_S4[:, 1] + segments_S4[:, 3]
-        self.starts = [F.pad(n.cumsum(0), (1, 0)).int().to(like.device) for n in (queries_S, keys_S)]
-        self.longest = [int(n.max()) for n in (queries_S, keys_S)]
-
-    def __call__(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        k, v = (x.index_select(0, self.keys) for x in (k_TKD, v_TKD))
-        return torch.ops.aten._flash_attention_forward(q_THD, k, v, *self.starts, *self.longest, 0.0, True, False)[0]
-
-
-class PaddedAttention:
-    """The same by SDPA: segments of similar lengths are padded to a block, completions under a mask.
-
-    A block has R segments of at most W tokens, and for each of them K keys: P of a prompt and W of its own. On a CPU
-    SDPA is up to four times slower in bf16 than in float32.
-    """
-
-    def __init__(self, segments_S4: Tensor, like: Tensor):
-        self.dtype = torch.promote_types(like.dtype, torch.float32) if like.device.type == "cpu" else like.dtype
-
-        def shape(segment: list[int]) -> tuple[int, int]:
-            """The same for lengths within a fifth or so of each other."""
-            return tuple(round(3 * math.log2(tokens + 16)) for tokens in (segment[3], segment[1]))
-
-        self.blocks, order_T, done = [], torch.empty(int(segments_S4[:, 1].sum()), dtype=torch.long), 0
-        for _, block in groupby(sorted(segments_S4.tolist(), key=shape), key=shape):
-            start_R1, length_R1, prompt_R1, before_R1 = torch.tensor(list(block)).t()[..., None]
-            (R, _), W, P = start_R1.shape, int(length_R1.max()), int(before_R1.max())
-            place_W, place_P = torch.arange(W), torch.arange(P)
-            real_RW, seen_RP = place_W < length_R1, place_P < before_R1             # the rest is padding
-            own_RW, prompt_RP = start_R1 + place_W * real_RW, prompt_R1 + place_P * seen_RP
-            mask_RWK = torch.cat((seen_RP[:, None].expand(R, W, P), (place_W <= place_W[:, None]).expand(R, W, W)), -1)
-            self.blocks.append([None if x is None else x.to(like.device) for x in (
-                own_RW, torch.cat((prompt_RP, own_RW), 1), mask_RWK[:, None] if P else None)])
-            order_T[own_RW[real_RW]] = done + real_RW.flatten().nonzero()[:, 0]
-            done += R * W
-        self.order_T = order_T.to(like.device)
-
-    def __call__(self, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        outs = []
-        for own_RW, keys_RK, mask_R1WK in self.blocks:
-            q, k, v = (x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2).to(self.dtype)
-                       for x, index in ((q_THD, own_RW), (k_TKD, keys_RK), (v_TKD, keys_RK)))
-            outs.append(fused_attention(q, k, v, mask_R1WK).transpose(1, 2).flatten(0, 1))
-        return torch.cat(outs).index_select(0, self.order_T).to(q_THD.dtype)
 
 
 # ------------------------------------------------------------------------------------------------ log-probs

@@ -1,11 +1,13 @@
-"""benchmarks/gpu.py: that every line of it runs without a GPU, and that it can fail."""
+"""benchmarks/gpu.py runs line by line without a GPU and can fail; benchmarks/update.py: both sides do the same."""
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from benchmarks import gpu
 
@@ -65,3 +67,12 @@ def test_gpu_benchmark_needs_a_gpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     assert gpu.main(["--out", str(tmp_path / "gpu.jsonl")]) == 2
     assert "--smoke" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_update_benchmark_compares_equal_work():
+    """Loss and gradient norm of ours and of TRL's, as printed."""
+    command = [sys.executable, "benchmarks/update.py", "--workloads", "tiny", "--rounds", "1", "--threads", "1"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"loss (\S+), norm (\S+)", out)
+    assert len(found) == 3 and len(set(found)) == 1

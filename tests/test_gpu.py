@@ -18,9 +18,10 @@ from updates import rows_for
 
 from dra_grpo import main
 from learner import Learner, LearnerConfig
-from model import Block, ModelConfig, PaddedAttention, Stream, Transformer, VarlenAttention
+from model import Block, ModelConfig, Transformer
 from ranks import start_ranks
 from sampler import Completion, Sampler, SamplerConfig, Slots
+from stream import PaddedAttention, Stream, VarlenAttention
 
 STOPS = (7, 9, 11)                                      # rows end after about 40 tokens
 
@@ -36,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def ragged(monkeypatch) -> None:
     """Attention takes the ragged kernel in float64 too, which that of `Gpu(half_only=False)` allows."""
-    for module in ("sampler", "model"):
+    for module in ("sampler", "stream"):
         monkeypatch.setattr(f"{module}.has_varlen", lambda x: x.is_cuda)
 
 

@@ -6,7 +6,7 @@ from conftest import ROOT
 
 # bottom up: a module imports only from lower levels; experiments/ stands on everything, and nothing on it
 LEVELS = [level.split() for level in ("files config answers reward", "model metrics",
-                                      "grader ranks sampler embedder data", "learner prompts checkpoint",
+                                      "grader ranks sampler stream embedder data", "learner prompts checkpoint",
                                       "eval_samples", "plan", "eval", "dra_grpo report", "experiments")]
 FOLDERS = {"answers", "experiments", "plan", "report"}
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}

@@ -7,7 +7,8 @@ import transformers
 from conftest import random_model, ragged_prompts
 from safetensors.torch import load_file, save_file
 
-from model import Geometry, HeadLogprobs, RMSNorm, Stream, Transformer, rope_frequencies, rope_table
+from model import Geometry, HeadLogprobs, RMSNorm, Transformer, rope_frequencies, rope_table
+from stream import Stream
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}

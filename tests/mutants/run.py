@@ -24,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 AREAS = {                                               # of mutants.toml: file or folder changed, tests to run first
     "model": ("model.py", ["tests/test_model.py", "tests/test_sampler.py"]),
+    "stream": ("stream.py", ["tests/test_model.py", "tests/test_gpu.py"]),
     "sampler": ("sampler.py", ["tests/test_sampler.py", "tests/test_gpu.py"]),
     "reward": ("reward.py", ["tests/test_reward.py"]),
     "embedder": ("embedder.py", ["tests/test_embedder.py"]),
