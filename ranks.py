@@ -67,7 +67,7 @@ def keep_freed_memory() -> None:
     """
     with suppress(AttributeError):                      # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**25)                              # M_MMAP_THRESHOLD, at its largest: smaller blocks are the heap's
+        mallopt(-3, 2**25)                              # M_MMAP_THRESHOLD, its largest; smaller ones are the heap's
         mallopt(-1, -1)                                 # M_TRIM_THRESHOLD: the heap does not shrink
 
 
