@@ -12,7 +12,7 @@ from math import comb
 import torch
 from torch import Tensor
 
-from reward import adjust, diversity_weights, dra_advantages, group_advantages
+from reward import adjust, diversity_weights, dra_advantages, group_advantages, redistribute
 from tiny import task as sums
 from tiny_chain import task as chain
 
@@ -51,6 +51,24 @@ def additive(advantages: Tensor, similarity: Tensor, correct: Tensor, **_) -> Te
     weights_PG = right_weights(similarity, correct)
     mean_P1 = (weights_PG * correct).sum(-1, keepdim=True) / correct.sum(-1, keepdim=True).clamp(min=1)
     return advantages + 0.2 * above_mean(weights_PG / mean_P1.clamp(min=1e-6), correct)
+
+
+def credit(beta: float, advantages: Tensor, similarity: Tensor, correct: Tensor) -> Tensor:
+    """Shared advantages, where answers of a group that is all right get beta each before sharing; none falls below 0."""
+    credited_PG = advantages + beta * correct.all(-1, keepdim=True)
+    return redistribute(credited_PG, right_weights(similarity, correct), correct)
+
+
+def credit2(advantages: Tensor, similarity: Tensor, correct: Tensor, **_) -> Tensor:
+    return credit(0.2, advantages, similarity, correct)
+
+
+def credit5(advantages: Tensor, similarity: Tensor, correct: Tensor, **_) -> Tensor:
+    return credit(0.5, advantages, similarity, correct)
+
+
+def credit10(advantages: Tensor, similarity: Tensor, correct: Tensor, **_) -> Tensor:
+    return credit(1.0, advantages, similarity, correct)
 
 
 def setpo(advantages: Tensor, similarity: Tensor, correct: Tensor, **_) -> Tensor:
