@@ -71,6 +71,14 @@ def credit10(advantages: Tensor, similarity: Tensor, correct: Tensor, **_) -> Te
     return credit(1.0, advantages, similarity, correct)
 
 
+def credit20(advantages: Tensor, similarity: Tensor, correct: Tensor, **_) -> Tensor:
+    return credit(2.0, advantages, similarity, correct)
+
+
+def flat10(advantages: Tensor, correct: Tensor, **_) -> Tensor:
+    return advantages + 1.0 * correct.all(-1, keepdim=True)
+
+
 def setpo(advantages: Tensor, similarity: Tensor, correct: Tensor, **_) -> Tensor:
     """SetPO (arXiv:2602.01062): A_i + lambda x what the answer adds to the group's diversity, leave-one-out.
 
