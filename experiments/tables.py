@@ -18,12 +18,14 @@ from report.page import STYLES, TEXT
 
 BASELINE = "grpo"
 NAMES = {"grpo": "plain", "dra": "DRA, published", "dra_sharp": "DRA, cosine^8", "advantage": "shared advantages",
-         "advantage_bonus": "shared, bonus 0.2", "advantage_bonus5": "shared, bonus 0.5", "ucpo": "UCPO",
+         "advantage_bonus": "shared, bonus 1", "advantage_bonus02": "shared, bonus 0.2",
+         "advantage_bonus05": "shared, bonus 0.5", "advantage_bonus20": "shared, bonus 2",
+         "bonus_alone": "bonus 1, not shared", "zero_sum": "shared, bonus of sum 0", "ucpo": "UCPO",
          "additive": "additive (G2RPO)", "setpo": "SetPO", "passk": "pass@4 training", "unlikeliness": "unlikeliness",
          "darling": "DARLING-like", "mmr": "MMR-GRPO", "kl": "KL 0.05", "two_updates": "two updates",
          "clip_higher": "two updates, clip-higher", "oracle_reward": "DRA, true kernel",
-         "oracle_advantage": "shared, true kernel", "shuffled_reward": "DRA, shuffled weights",
-         "shuffled_advantage": "shared, shuffled weights"}
+         "oracle_advantage": "shared, bonus 1, true kernel", "shuffled_reward": "DRA, shuffled weights",
+         "shuffled_advantage": "shared, bonus 1, shuffled weights"}
 
 
 class Result:

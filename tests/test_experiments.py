@@ -24,7 +24,7 @@ def test_the_push_of_each_rule_is_that_of_the_table():
     known = {                                           # true kernel; cosine .757; the same at skill .95
         "grpo": ((0, 0, 0), (0.0243, 0.0243)), "dra": ((-0.132, -0.030, -0.171), (0.0172, 0.0239)),
         "advantage": ((-0.036, -0.026, -0.010), (0.0239, 0.0240)),
-        "advantage_bonus": ((-0.038, -0.027, -0.023), (0.0239, 0.0240)),
+        "zero_sum": ((-0.038, -0.027, -0.023), (0.0239, 0.0240)),
         "additive": ((-0.015, -0.010, -0.018), (0.0241, 0.0242)), "passk": ((0, 0, 0), (0.0009, 0.0009)),
         "Dr. GRPO": ((0, 0, 0), (0.0116, 0.0116)), "Dr. GRPO, DRA": ((-0.045, -0.001, -0.002), (0.0043, 0.0017))}
     for name, (drifts, gains) in known.items():
@@ -381,9 +381,9 @@ def test_words_that_name_no_run_are_refused():
 @pytest.mark.parametrize("arm", ["grpo", "advantage_bonus", "ucpo", "oracle_reward"])
 def test_a_real_run_leaves_a_whole_record(arm, tmp_path):
     """The trainer itself, two steps: nothing that a table reads is missing."""
-    (run,) = [run for run in runs.runs_of(runs.read_plan(), seeds=1) if (run.setting, run.arm) == ("chain_grpo", arm)]
+    (run,) = [run for run in runs.runs_of(runs.read_plan(), seeds=1) if (run.setting, run.arm) == ("chain_grpo_fast", arm)]
     short = ("run.steps=2", "eval.samples=16", 'eval.benchmarks=["tests/fixtures/chain.jsonl"]')
     run = runs.Run(run.setting, run.arm, run.seed, run.config, (*run.overrides, *short))
     assert runs.make([run], tmp_path / "runs", tmp_path / "records") == 0
     found = all_tables(tables.read_records(tmp_path / "records"), runs.read_plan())
-    assert all(f"| {tables.name_of(arm)} | " in found[f"chain_grpo {part}"] for part in ("outcome", "why", "mixes"))
+    assert all(f"| {tables.name_of(arm)} | " in found[f"chain_grpo_fast {part}"] for part in ("outcome", "why", "mixes"))
