@@ -17,6 +17,7 @@ from metrics import deviation, mean
 from report.page import STYLES, TEXT
 
 BASELINE = "grpo"
+ENOUGH = 5                                              # seeds for a verdict
 NAMES = {"grpo": "plain", "dra": "DRA, published", "dra_sharp": "DRA, cosine^8", "advantage": "shared advantages",
          "advantage_bonus": "shared, bonus 1", "advantage_bonus02": "shared, bonus 0.2",
          "advantage_bonus05": "shared, bonus 0.5", "advantage_bonus20": "shared, bonus 2",
@@ -137,12 +138,12 @@ def difference(values: Sequence[float]) -> str:
 
 
 def reaches_goal(arm: dict[int, Result], baseline: dict[int, Result]) -> str:
-    """The goal: lower end of the paired interval above -0.5 points, and at least 90 % of the strategies kept."""
+    """The goal: lower end of the paired interval above -0.5 points, and at least 90 % of the strategies kept; "?" for
+    less than ENOUGH seeds, whose spread is as uncertain as their mean."""
     values, kept = paired(arm, baseline, points), mean(result.kept for result in arm.values())
-    half = interval(values)
-    if half is None or kept is None:
+    if len(values) < ENOUGH or kept is None:
         return "?"
-    return "yes" if mean(values) - half > -0.5 and kept >= 0.9 else "no"
+    return "yes" if mean(values) - interval(values) > -0.5 and kept >= 0.9 else "no"
 
 
 def points(result: Result) -> float:
