@@ -14,7 +14,7 @@ import files
 from experiments import bandit, runs, tables
 from ranks import run_main
 
-PAGE, FIGURE = Path("docs/experiments.md"), Path("experiments/front.png")
+PAGE, FIGURE, FINALISTS = Path("docs/experiments.md"), Path("experiments/front.png"), Path("experiments/finalists.png")
 FOLDER, QUICK = Path("runs/experiments"), Path("runs/experiments-quick")
 
 
@@ -69,7 +69,8 @@ def main(argv: list[str]) -> int:
             plan, results = runs.read_plan(), tables.read_records(runs.RECORDS)
             files.write(PAGE, tables.fill(PAGE.read_text(encoding="utf-8"), all_tables(results, plan)))
             tables.front(results, plan, FIGURE)
-            print(f"{len(results)} runs: written {PAGE} and {FIGURE}")
+            tables.front(results, plan, FINALISTS, ["chain_grpo_fast", "chain_dr_grpo_fast"], plan["finalists"]["arms"])
+            print(f"{len(results)} runs: written {PAGE}, {FIGURE} and {FINALISTS}")
         case "bandit":
             print(bandit.pushes())
     return 0
