@@ -71,7 +71,7 @@ class DraConfig:
     """what the weights 1 / (1 + SMI) change: the reward (the paper), or the positive advantages of right answers, whose
     sum is kept"""
     bonus: Annotated[float, ">= 0"] = 0.0
-    """with apply = "advantage": groups that are all right get bonus x (w - 1), w the weights at mean 1"""
+    """with apply = "advantage": what each answer of a group that is all right gets before sharing; 1 is its reward"""
     smi: Literal["graph_cut", "log_det"] = "graph_cut"
     """submodular mutual information of a completion and the rest of its group"""
     sharpen: Annotated[float, "> 0"] = 1.0
@@ -315,9 +315,12 @@ def redistribute(advantages_G: Tensor, weights_G: Tensor, correct_G: Tensor, bon
     the policy's probability of an answer as w; here w = 1 / (1 + SMI among the right answers), DRA's estimate of it.
     What differs from dividing the reward (the paper): that moves the mean and the std of the group, so common right
     answers fall below the mean and are pushed down, and in groups that are all right the std blows up what little the
-    weights differ. Here the group's sum stays 0, no advantage changes its sign, wrong answers are neither excused nor
-    blamed, and where all rewards are equal there is nothing to share. A group that is all right also gets
-    `bonus` x (w_i / mean w - 1), of sum 0 and in [-bonus, (G - 1) bonus] whatever the texts are.
+    weights differ. Here no advantage changes its sign, and wrong answers are neither excused nor blamed.
+
+    Where all rewards are equal there is nothing to share. So each answer of a group that is all right first gets
+    `bonus`, in the unit of an advantage: with 1 it is as if the baseline of such a group were 0. Sharing pulls equals
+    together, and the sum is > 0: E[bonus sum_i grad log p_i; all right] is bonus times the gradient of P(all right), so
+    the bonus pays for accuracy too, where one of sum 0 costs some (docs/experiments.md).
 
     (..., G) each, `correct_G` boolean. Raises ValueError naming the group for weights of right answers that are not
     > 0. Copy-pasteable with `upcast`: needs only torch.
@@ -326,13 +329,12 @@ def redistribute(advantages_G: Tensor, weights_G: Tensor, correct_G: Tensor, bon
     if (unfit_G := correct_G & ~(weights_G > 0)).any():
         raise ValueError(f"weights of right answers of group {torch.nonzero(unfit_G)[0].tolist()[:-1]} are not > 0: "
                          "advantages cannot be shared out by them")
+    advantages_G = torch.where(correct_G.all(-1, keepdim=True), advantages_G + bonus, advantages_G)
     positive_G = torch.where(correct_G, advantages_G.clamp(min=0), 0)
     weighted_G = positive_G * weights_G
     # the sum is 0 where there is nothing to share
     scale_1 = positive_G.sum(-1, keepdim=True) / weighted_G.sum(-1, keepdim=True).clamp(min=1e-30)
-    shared_G = torch.where(positive_G > 0, weighted_G * scale_1, advantages_G)
-    credit_G = bonus * (weights_G * weights_G.shape[-1] / weights_G.sum(-1, keepdim=True) - 1)
-    return torch.where(correct_G.all(-1, keepdim=True), shared_G + credit_G, shared_G)
+    return torch.where(positive_G > 0, weighted_G * scale_1, advantages_G)
 
 
 OPTIONS = ("apply", "smi", "sharpen", "clamp", "scope", "normalize", "negative", "bonus")

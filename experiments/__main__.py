@@ -14,7 +14,7 @@ import files
 from experiments import bandit, runs, tables
 from ranks import run_main
 
-PAGE, FIGURE = Path("docs/experiments.md"), Path("experiments/front.png")
+PAGE, FIGURE, FINALISTS = Path("docs/experiments.md"), Path("experiments/front.png"), Path("experiments/finalists.png")
 FOLDER, QUICK = Path("runs/experiments"), Path("runs/experiments-quick")
 
 
@@ -27,7 +27,7 @@ def arguments() -> argparse.ArgumentParser:
     command.add_argument("--seeds", type=int, default=0, help="at most so many of each arm (default: the plan's)")
     command.add_argument("--most", type=int, default=0, help="at most so many runs now (default: all)")
     command.add_argument("--only", nargs="+", default=[], metavar="WORD",
-                         help="runs whose name has one of these in it, such as chain_grpo-dra")
+                         help="runs whose name has one of these in it, such as chain_grpo_fast-dra")
     command.add_argument("--keep", action="store_true", help="keep run folders, with samples and checkpoints")
     command.add_argument("--quick", action="store_true", help="a small version of it all, and its tables")
     commands.add_parser("tables", help="tables and figures from the records")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 def all_tables(results: list[tables.Result], plan: dict) -> dict[str, str]:
     """Every table of the page by its name there."""
-    push = {f"{setting} push": bandit.beside_runs(results, plan, setting) for setting in ("chain_grpo", "tiny_grpo")}
+    push = {f"{setting} push": bandit.beside_runs(results, plan, setting) for setting in ("chain_grpo_fast", "tiny_grpo")}
     return tables.tables(results, plan) | push | {"bandit": bandit.pushes()}
 
 
@@ -69,7 +69,8 @@ def main(argv: list[str]) -> int:
             plan, results = runs.read_plan(), tables.read_records(runs.RECORDS)
             files.write(PAGE, tables.fill(PAGE.read_text(encoding="utf-8"), all_tables(results, plan)))
             tables.front(results, plan, FIGURE)
-            print(f"{len(results)} runs: written {PAGE} and {FIGURE}")
+            tables.front(results, plan, FINALISTS, ["chain_grpo_fast", "chain_dr_grpo_fast"], plan["finalists"]["arms"])
+            print(f"{len(results)} runs: written {PAGE}, {FIGURE} and {FINALISTS}")
         case "bandit":
             print(bandit.pushes())
     return 0

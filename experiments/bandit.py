@@ -83,12 +83,14 @@ RULES: dict[str, Rule] = {
     "dra": dra,
     "dra_sharp": partial(dra, sharpen=8.0),
     "advantage": partial(dra, apply="advantage", sharpen=8.0),
-    "advantage_bonus": partial(dra, apply="advantage", sharpen=8.0, bonus=0.2),
-    "advantage_bonus5": partial(dra, apply="advantage", sharpen=8.0, bonus=0.5),
-    **{name: partial(by_rule, getattr(rules, name)) for name in ("additive", "setpo", "passk", "darling")},
+    **{f"advantage_bonus{suffix}": partial(dra, apply="advantage", sharpen=8.0, bonus=bonus)
+       for suffix, bonus in (("02", 0.2), ("05", 0.5), ("", 1.0), ("20", 2.0))},
+    **{name: partial(by_rule, getattr(rules, name))
+       for name in ("bonus_alone", "zero_sum", "additive", "setpo", "passk", "darling")},
     "Dr. GRPO": lambda _, right: group_advantages(right, "none"),
     "Dr. GRPO, DRA": partial(dra, scale="none"),
     "Dr. GRPO, shared": partial(dra, scale="none", apply="advantage", sharpen=8.0),
+    "Dr. GRPO, shared, bonus 1": partial(dra, scale="none", apply="advantage", sharpen=8.0, bonus=1.0),
 }
 
 

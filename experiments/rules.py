@@ -12,7 +12,7 @@ from math import comb
 import torch
 from torch import Tensor
 
-from reward import adjust, diversity_weights, dra_advantages, group_advantages
+from reward import adjust, diversity_weights, dra_advantages, group_advantages, redistribute
 from tiny import task as sums
 from tiny_chain import task as chain
 
@@ -51,6 +51,13 @@ def additive(advantages: Tensor, similarity: Tensor, correct: Tensor, **_) -> Te
     weights_PG = right_weights(similarity, correct)
     mean_P1 = (weights_PG * correct).sum(-1, keepdim=True) / correct.sum(-1, keepdim=True).clamp(min=1)
     return advantages + 0.2 * above_mean(weights_PG / mean_P1.clamp(min=1e-6), correct)
+
+
+def zero_sum(advantages: Tensor, similarity: Tensor, correct: Tensor, **_) -> Tensor:
+    """Shared advantages, and 0.2 (w - 1) with weights w of mean 1 in groups that are all right: a bonus of sum 0."""
+    weights_PG = right_weights(similarity, correct)
+    credit_PG = 0.2 * (weights_PG / weights_PG.mean(-1, keepdim=True) - 1)
+    return redistribute(advantages, weights_PG, correct) + credit_PG * correct.all(-1, keepdim=True)
 
 
 def setpo(advantages: Tensor, similarity: Tensor, correct: Tensor, **_) -> Tensor:
@@ -135,8 +142,13 @@ def oracle_reward(rewards: Tensor, correct: Tensor, scale: str, texts: list[str]
 
 
 def oracle_advantage(rewards: Tensor, correct: Tensor, scale: str, texts: list[str], rows: list[dict], **_) -> Tensor:
-    """`apply = "advantage"` with a kernel that knows the strategies."""
-    return dra_advantages(rewards, same_strategy(texts, rows), correct, scale, apply="advantage")[-1]
+    """`apply = "advantage"` and a bonus of 1 with a kernel that knows the strategies."""
+    return dra_advantages(rewards, same_strategy(texts, rows), correct, scale, apply="advantage", bonus=1.0)[-1]
+
+
+def bonus_alone(advantages: Tensor, correct: Tensor, **_) -> Tensor:
+    """The bonus of 1 in groups that are all right, and nothing shared: what it does without diversity."""
+    return advantages + correct.all(-1, keepdim=True)
 
 
 def shuffled_reward(rewards: Tensor, similarity: Tensor, scale: str, **_) -> Tensor:
@@ -149,8 +161,9 @@ def shuffled_reward(rewards: Tensor, similarity: Tensor, scale: str, **_) -> Ten
 
 
 def shuffled_advantage(rewards: Tensor, similarity: Tensor, correct: Tensor, scale: str, **_) -> Tensor:
-    """`apply = "advantage"`, each right answer with the weight of the next right one."""
+    """`apply = "advantage"` and a bonus of 1, each right answer with the weight of the next right one."""
     weights_PG = right_weights(similarity, correct)
     for weights_G, correct_G in zip(weights_PG, correct):
         weights_G[correct_G] = weights_G[correct_G].roll(1)
-    return dra_advantages(rewards, similarity, correct, scale, apply="advantage", weights_G=weights_PG)[-1]
+    return dra_advantages(rewards, similarity, correct, scale, apply="advantage", bonus=1.0,
+                          weights_G=weights_PG)[-1]

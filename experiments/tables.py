@@ -17,13 +17,16 @@ from metrics import deviation, mean
 from report.page import STYLES, TEXT
 
 BASELINE = "grpo"
-NAMES = {"grpo": "plain", "dra": "DRA, published", "dra_sharp": "DRA, cosine^8", "advantage": "shared advantages",
-         "advantage_bonus": "shared, bonus 0.2", "advantage_bonus5": "shared, bonus 0.5", "ucpo": "UCPO",
+ENOUGH = 5                                              # seeds for a verdict
+NAMES = {"grpo": "plain", "dra": "DRA, published", "advantage": "shared advantages",
+         "advantage_bonus": "shared, bonus 1", "dra_sharp": "DRA, cosine^8", "advantage_bonus02": "shared, bonus 0.2",
+         "advantage_bonus05": "shared, bonus 0.5", "advantage_bonus20": "shared, bonus 2",
+         "bonus_alone": "bonus 1, not shared", "zero_sum": "shared, bonus of sum 0", "ucpo": "UCPO",
          "additive": "additive (G2RPO)", "setpo": "SetPO", "passk": "pass@4 training", "unlikeliness": "unlikeliness",
          "darling": "DARLING-like", "mmr": "MMR-GRPO", "kl": "KL 0.05", "two_updates": "two updates",
          "clip_higher": "two updates, clip-higher", "oracle_reward": "DRA, true kernel",
-         "oracle_advantage": "shared, true kernel", "shuffled_reward": "DRA, shuffled weights",
-         "shuffled_advantage": "shared, shuffled weights"}
+         "oracle_advantage": "shared, bonus 1, true kernel", "shuffled_reward": "DRA, shuffled weights",
+         "shuffled_advantage": "shared, bonus 1, shuffled weights"}
 
 
 class Result:
@@ -135,12 +138,12 @@ def difference(values: Sequence[float]) -> str:
 
 
 def reaches_goal(arm: dict[int, Result], baseline: dict[int, Result]) -> str:
-    """The goal: lower end of the paired interval above -0.5 points, and at least 90 % of the strategies kept."""
+    """The goal: lower end of the paired interval above -0.5 points, and at least 90 % of the strategies kept; "?" for
+    less than ENOUGH seeds, whose spread is as uncertain as their mean."""
     values, kept = paired(arm, baseline, points), mean(result.kept for result in arm.values())
-    half = interval(values)
-    if half is None or kept is None:
+    if len(values) < ENOUGH or kept is None:
         return "?"
-    return "yes" if mean(values) - half > -0.5 and kept >= 0.9 else "no"
+    return "yes" if mean(values) - interval(values) > -0.5 and kept >= 0.9 else "no"
 
 
 def points(result: Result) -> float:
@@ -219,10 +222,14 @@ def fill(page: str, found: dict[str, str]) -> str:
 # ------------------------------------------------------------------------------------------------ figures
 
 
-def front(results: Sequence[Result], plan: dict, path: Path) -> bool:
-    """Accuracy against the strategies kept, one panel per setting; bars are standard deviations over seeds."""
-    panels = {setting: arms for setting, about in plan["settings"].items()
-              if (arms := by_arm(results, setting, about["arms"]))}
+def front(results: Sequence[Result], plan: dict, path: Path, settings: Sequence[str] = (),
+          only: Sequence[str] = ()) -> bool:
+    """Accuracy against the strategies kept, one panel per setting; bars are standard deviations over seeds.
+
+    Of all settings and arms of the plan, or of those named.
+    """
+    panels = {setting: arms for setting in settings or plan["settings"]
+              if (arms := by_arm(results, setting, only or plan["settings"][setting]["arms"]))}
     if not panels:
         return False
     wide = min(3, len(panels))
@@ -233,7 +240,8 @@ def front(results: Sequence[Result], plan: dict, path: Path) -> bool:
         for axes in every[len(panels):]:
             axes.remove()
         for axes, (setting, arms) in zip(every, panels.items()):
-            for i, (arm, seeds) in enumerate(arms.items()):
+            for arm, seeds in arms.items():
+                i = list(NAMES).index(arm)              # one arm looks the same in every panel
                 kept = [100 * result.kept for result in seeds.values() if result.kept is not None]
                 accuracy = list(map(points, seeds.values()))
                 if not kept:
@@ -241,7 +249,7 @@ def front(results: Sequence[Result], plan: dict, path: Path) -> bool:
                 colour, _, marker = STYLES[i % len(STYLES)]
                 axes.errorbar(mean(kept), mean(accuracy), xerr=deviation(kept), yerr=deviation(accuracy), fmt=marker,
                               color=colour, markersize=7, elinewidth=0.8, capsize=2,
-                              fillstyle="full" if i < len(STYLES) else "none")
+                              fillstyle=("full", "none", "left", "top")[i // len(STYLES)])
                 axes.annotate(name_of(arm), (mean(kept), mean(accuracy)), textcoords="offset points",
                               xytext=(6, (4, -11)[i % 2]), fontsize=7.5)
             axes.axvline(90, color="0.6", linestyle=":", linewidth=1)

@@ -24,7 +24,7 @@ def test_the_push_of_each_rule_is_that_of_the_table():
     known = {                                           # true kernel; cosine .757; the same at skill .95
         "grpo": ((0, 0, 0), (0.0243, 0.0243)), "dra": ((-0.132, -0.030, -0.171), (0.0172, 0.0239)),
         "advantage": ((-0.036, -0.026, -0.010), (0.0239, 0.0240)),
-        "advantage_bonus": ((-0.038, -0.027, -0.023), (0.0239, 0.0240)),
+        "zero_sum": ((-0.038, -0.027, -0.023), (0.0239, 0.0240)),
         "additive": ((-0.015, -0.010, -0.018), (0.0241, 0.0242)), "passk": ((0, 0, 0), (0.0009, 0.0009)),
         "Dr. GRPO": ((0, 0, 0), (0.0116, 0.0116)), "Dr. GRPO, DRA": ((-0.045, -0.001, -0.002), (0.0043, 0.0017))}
     for name, (drifts, gains) in known.items():
@@ -87,18 +87,21 @@ def given():
             "texts": ["so \\boxed{3}"] * 240, "rows": [{"problem": "1+2"}] * 40}
 
 
-RULES = ["ucpo", "additive", "setpo", "passk", "unlikeliness", "darling", "mmr", "oracle_reward", "oracle_advantage",
-         "shuffled_reward", "shuffled_advantage"]
+RULES = ["zero_sum", "ucpo", "additive", "setpo", "passk", "unlikeliness", "darling", "mmr", "oracle_reward",
+         "oracle_advantage", "bonus_alone", "shuffled_reward", "shuffled_advantage"]
+BONUS_1 = ["oracle_advantage", "bonus_alone", "shuffled_advantage"]
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_rule_gives_finite_advantages_of_sum_0_that_permute(name, given):
-    """Groups that are all wrong get nothing (but from MMR, which pushes all completions apart, in the order of ties);
-    all others something (but from pass@k training, which is content with three right ones)."""
+def test_a_rule_gives_finite_advantages_that_permute(name, given):
+    """Of sum 0, or of 1 an answer in groups that are all right for those with a bonus. Groups that are all wrong get
+    nothing (but from MMR, which pushes all completions apart, in the order of ties); all others something (but from
+    pass@k training, which is content with three right ones)."""
     rule = getattr(rules, name)
     found = rule(**given)
     assert found.shape == (40, 6) and found.isfinite().all() and found.is_floating_point()
-    torch.testing.assert_close(found.sum(-1), torch.zeros(40), atol=1e-4, rtol=0)
+    total = 6.0 * given["correct"].all(-1) * (name in BONUS_1)
+    torch.testing.assert_close(found.sum(-1), total, atol=1e-4, rtol=0)
     assert (found[0] == 0).all() or name == "mmr"
     mixed = given["correct"].any(-1) & ~given["correct"].all(-1)
     assert (found[mixed].abs().amax(-1) > 0.01).all() or name == "passk"
@@ -167,7 +170,8 @@ def test_mmr_is_the_greedy_loop(given):
 
 def test_shuffled_weights_are_the_same_weights(given):
     """Of the right answers among themselves, and other ones at most places."""
-    plain = dra_advantages(given["rewards"], given["similarity"], given["correct"], apply="advantage", sharpen=8.0)[-1]
+    plain = dra_advantages(given["rewards"], given["similarity"], given["correct"], apply="advantage", sharpen=8.0,
+                           bonus=1.0)[-1]
     found = rules.shuffled_advantage(**given)
     torch.testing.assert_close(found.sort(-1).values, plain.sort(-1).values)
     assert (found - plain).abs().max() > 0.01
@@ -329,18 +333,19 @@ def made_up(arm: str, seed: int, accuracy: float, strategies: float) -> tables.R
 
 
 def test_tables_say_what_was_reached(tmp_path):
-    """The goal needs the interval's lower end, not the mean, and the strategies; one seed decides nothing."""
+    """The goal needs the interval's lower end, not the mean, and the strategies; four seeds decide nothing."""
     plan = {"settings": {"chain_grpo": {"title": "t", "arms": ["grpo", "dra", "advantage", "ucpo", "passk"]}}}
-    results = [made_up("grpo", seed, 0.92, 2.4) for seed in range(3)]
-    results += [made_up("dra", seed, accuracy, 3.1) for seed, accuracy in enumerate((0.91, 0.93, 0.92))]
-    results += [made_up("advantage", seed, accuracy, 2.9) for seed, accuracy in enumerate((0.919, 0.92, 0.921))]
-    results += [made_up("ucpo", seed, 0.92, 2.6) for seed in range(3)] + [made_up("passk", 0, 0.92, 3.0)]
+    results = [made_up("grpo", seed, 0.92, 2.4) for seed in range(5)]
+    results += [made_up("dra", seed, accuracy, 3.1) for seed, accuracy in enumerate((0.91, 0.93, 0.92, 0.91, 0.93))]
+    results += [made_up("advantage", seed, accuracy, 2.9) for seed, accuracy in enumerate((0.919, 0.92, 0.921, 0.919, 0.921))]
+    results += [made_up("ucpo", seed, 0.92, 2.6) for seed in range(5)]
+    results += [made_up("passk", seed, 0.92, 3.0) for seed in range(4)]
     found = tables.tables(results, plan)
     assert set(found) == {"chain_grpo outcome", "chain_grpo why", "chain_grpo mixes"}
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found["chain_grpo outcome"].splitlines()]
     assert [row[-1] for row in rows[2:]] == ["-", "no", "yes", "no", "?"]
-    assert rows[2][:7] == ["plain", "3", "0.920 (0.000)", "-", "2.40 (0.00)", "80%", "2.00"]
-    assert rows[3][3] == "+0.00 ± 2.48" and rows[6][3] == "+0.00"
+    assert rows[2][:7] == ["plain", "5", "0.920 (0.000)", "-", "2.40 (0.00)", "80%", "2.00"]
+    assert rows[3][3] == "+0.00 ± 1.24" and rows[6][3] == "+0.00 ± 0.00"
     assert tables.front(results, plan, tmp_path / "front.png") and (tmp_path / "front.png").stat().st_size > 10_000
     assert not tables.front([], plan, tmp_path / "none.png")
 
@@ -381,9 +386,9 @@ def test_words_that_name_no_run_are_refused():
 @pytest.mark.parametrize("arm", ["grpo", "advantage_bonus", "ucpo", "oracle_reward"])
 def test_a_real_run_leaves_a_whole_record(arm, tmp_path):
     """The trainer itself, two steps: nothing that a table reads is missing."""
-    (run,) = [run for run in runs.runs_of(runs.read_plan(), seeds=1) if (run.setting, run.arm) == ("chain_grpo", arm)]
+    (run,) = [run for run in runs.runs_of(runs.read_plan(), seeds=1) if (run.setting, run.arm) == ("chain_grpo_fast", arm)]
     short = ("run.steps=2", "eval.samples=16", 'eval.benchmarks=["tests/fixtures/chain.jsonl"]')
     run = runs.Run(run.setting, run.arm, run.seed, run.config, (*run.overrides, *short))
     assert runs.make([run], tmp_path / "runs", tmp_path / "records") == 0
     found = all_tables(tables.read_records(tmp_path / "records"), runs.read_plan())
-    assert all(f"| {tables.name_of(arm)} | " in found[f"chain_grpo {part}"] for part in ("outcome", "why", "mixes"))
+    assert all(f"| {tables.name_of(arm)} | " in found[f"chain_grpo_fast {part}"] for part in ("outcome", "why", "mixes"))

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import ROOT
 from test_learner import torchrun
 
 import checkpoint
 import dra_grpo
+import eval as evaluation
 from config import load
 from dra_grpo import Config, main
 from model import Transformer
@@ -470,16 +472,16 @@ def test_help_lists_every_key(here):
         assert key in text
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dra_grpo", "dra_dr_grpo", "tiny", "tiny_grpo", "tiny_dr_grpo",
-                                  "tiny_dra_dr_grpo", "chain", "chain_grpo", "chain_dr_grpo", "chain_dra_dr_grpo",
-                                  "chain_advantage"])
-def test_recipes_load(name):
-    load(Config, f"configs/{name}.toml")
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_recipes_load(path):
+    load(evaluation.Config if path.stem.startswith("eval_") else Config, path)
 
 
 @pytest.mark.parametrize(("baseline", "dra"), [("grpo", "dra_grpo"), ("dr_grpo", "dra_dr_grpo"), ("tiny_grpo", "tiny"),
                                                ("tiny_dr_grpo", "tiny_dra_dr_grpo"), ("chain_grpo", "chain"),
-                                               ("chain_dr_grpo", "chain_dra_dr_grpo")])
+                                               ("chain_dr_grpo", "chain_dra_dr_grpo"),
+                                               ("smollm2_grpo", "smollm2_dra_grpo"),
+                                               ("smollm2_dr_grpo", "smollm2_dra_dr_grpo")])
 def test_a_baseline_differs_from_its_twin_in_one_line(baseline, dra):
     lines = [Path(f"configs/{name}.toml").read_text().splitlines() for name in (baseline, dra)]
     assert [(a, b) for a, b in zip(*lines, strict=True) if a != b] == [("enabled = false", "enabled = true")]
