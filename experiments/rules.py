@@ -122,9 +122,14 @@ def mmr(rewards: Tensor, similarity: Tensor, scale: str, **_) -> Tensor:
 # ------------------------------------------------------------------------------------------------ controls
 
 
+def is_chain(rows: list[dict]) -> bool:
+    """Which tiny task the problems are of."""
+    return rows[0]["problem"].count("+") == 3
+
+
 def strategies(texts: list[str], rows: list[dict]) -> list[str | None]:
     """The true strategy of each completion, of whichever tiny task the problems are."""
-    label = chain.strategy if rows[0]["problem"].count("+") == 3 else sums.strategy
+    label = chain.strategy if is_chain(rows) else sums.strategy
     return [label(text, rows[i * len(rows) // len(texts)]) for i, text in enumerate(texts)]
 
 

@@ -1,8 +1,10 @@
 """Does the embedder know what DRA needs to know? Tests of similarities against rewards and against labels."""
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from math import factorial, prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -164,6 +166,34 @@ def same_label_auc(groups: Sequence[tuple[np.ndarray, Sequence[str | None]]]) ->
     return wins / total if total else None
 
 
+class Estimates(NamedTuple):
+    """What the weights of groups know of labels; see `kernel` for the words."""
+    ratio: float                                        # largest over smallest weight of a group, mean over groups
+    rank: float | None                                  # Spearman, SMI and count of the label in the group, mean
+    densities: list[float]                              # (1 + SMI) / G of each completion with a label
+    shares: list[float]                                 # of its label in its group
+
+
+def estimates(kernels: Sequence[np.ndarray], labels: Sequence[Sequence[str | None]], rights: Sequence[Sequence[bool]],
+              dra: DraConfig) -> Estimates:
+    """SMI under the options of `dra` against labels, over groups of similarities (G, G); `rank` is None where no group
+    has different counts and different SMI. Completions without a label count as neighbours only."""
+    ratios, ranks, densities, shares = [], [], [], []
+    for similarity_GG, names, right in zip(kernels, labels, rights, strict=True):
+        correct_G = torch.tensor(right) if dra.scope == "correct" else None
+        smi_G = smi_values(torch.from_numpy(similarity_GG), dra.smi, dra.sharpen, dra.clamp, correct_G)
+        weight_G = weights_of_smi(smi_G).abs()
+        ratios.append((weight_G.max() / weight_G.min()).item())
+        known = [i for i, name in enumerate(names) if name is not None]
+        count = [names.count(names[i]) for i in known]
+        density = ((1 + smi_G) / len(names)).tolist()
+        densities += [density[i] for i in known]
+        shares += [n / len(names) for n in count]
+        if len(set(count)) > 1 and len({round(density[i], 9) for i in known}) > 1:
+            ranks.append(spearmanr([density[i] for i in known], count).statistic)
+    return Estimates(float(np.mean(ratios)), float(np.mean(ranks)) if ranks else None, densities, shares)
+
+
 def labels_of(file: Path, groups: Sequence[dict], label: str) -> tuple[list[list[str | None]], list[str]]:
     """The labels of each group's completions, those in the file or those of the function `label`, and what to say of
     it."""
@@ -196,26 +226,15 @@ def kernel(path: Path, overrides: Sequence[str], most: int, label: str) -> str:
     auc = same_label_auc(list(zip(kernels, labels)))
     if auc is not None:
         lines.append(f"AUC of similarity, same against different label: {auc:.3f} (0.5 knows nothing, 1 knows all)")
+    rights = [[completion["correct"] for completion in group["completions"]] for group in groups]
     lines += ["", f"{'sharpen':>8}{'weight ratio':>14}{'SMI ~ count':>13}{'density ~ share':>17}{'mean density':>14}"
                   f"{'mean share':>12}"]
     for sharpen in sorted({1.0, 2.0, 4.0, 8.0, dra.sharpen}) if dra.clamp and dra.smi == "graph_cut" else [dra.sharpen]:
-        ratios, ranks, densities, shares = [], [], [], []
-        for similarity_GG, names, group in zip(kernels, labels, groups):
-            correct_G = torch.tensor([c["correct"] for c in group["completions"]]) if dra.scope == "correct" else None
-            smi_G = smi_values(torch.from_numpy(similarity_GG), dra.smi, sharpen, dra.clamp, correct_G)
-            weight_G = weights_of_smi(smi_G).abs()
-            ratios.append((weight_G.max() / weight_G.min()).item())
-            known = [i for i, name in enumerate(names) if name is not None]
-            count = [names.count(names[i]) for i in known]
-            density = ((1 + smi_G) / len(names)).tolist()
-            densities += [density[i] for i in known]
-            shares += [n / len(names) for n in count]
-            if len(set(count)) > 1 and len({round(density[i], 9) for i in known}) > 1:
-                ranks.append(spearmanr([density[i] for i in known], count).statistic)
-        line = f"{sharpen:>8g}{np.mean(ratios):>14.3f}"
-        if ranks and len(set(shares)) > 1:
-            line += (f"{np.mean(ranks):>+13.3f}{pearsonr(densities, shares).statistic:>+17.3f}"
-                     f"{np.mean(densities):>14.3f}{np.mean(shares):>12.3f}")
+        found = estimates(kernels, labels, rights, replace(dra, sharpen=sharpen))
+        line = f"{sharpen:>8g}{found.ratio:>14.3f}"
+        if found.rank is not None and len(set(found.shares)) > 1:
+            line += (f"{found.rank:>+13.3f}{pearsonr(found.densities, found.shares).statistic:>+17.3f}"
+                     f"{np.mean(found.densities):>14.3f}{np.mean(found.shares):>12.3f}")
         lines.append(line + (" <- dra.sharpen" if sharpen == dra.sharpen else ""))
     lines += ["", "weight ratio: largest over smallest weight of a group, mean over groups",
               "SMI ~ count: Spearman of SMI and the number of completions with the same label in the group, mean "

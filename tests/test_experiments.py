@@ -10,7 +10,8 @@ import torch
 from conftest import ROOT
 from scipy.stats import ttest_rel
 
-from experiments import bandit, rules, runs, tables
+from answers import Grade
+from experiments import bandit, controls, rules, runs, tables
 from experiments.__main__ import all_tables, main
 from metrics import pass_at_k
 from reward import cosine_similarity, diversity_weights, dra_advantages, group_advantages
@@ -196,6 +197,42 @@ def test_the_true_kernel_knows_strategies_of_both_tasks():
     found = rules.oracle_advantage(rewards=rewards, correct=correct, scale="none", texts=texts[:4],
                                    rows=[{"problem": "1+2+3+4"}])
     torch.testing.assert_close(found, torch.tensor([[0.1875, 0.1875, 0.375, -0.75]]))
+
+
+# ------------------------------------------------------------------------------------------------ controls
+
+
+def test_wrong_pairs_are_those_of_the_official_recipe():
+    """Two groups of 6 on three processes of 4: prompts 0000, 0011 and 1111, and nothing across processes."""
+    embeddings = torch.rand(12, 3, generator=torch.Generator().manual_seed(0))
+    cosines = torch.nn.functional.normalize(embeddings, dim=-1)
+    expected = [sum(float(cosines[i] @ cosines[j]) for j in range(12) if j // 4 == i // 4 and j != i)
+                for i in range(12)]
+    torch.testing.assert_close(controls.process_smi(embeddings, 6), torch.tensor(expected))
+
+
+def test_wrong_pairs_do_not_know_the_size_of_their_process():
+    """Clones have one SMI and so one weight, whether 5 or 6 of a group of 8 are on a process."""
+    torch.testing.assert_close(controls.process_smi(torch.ones(128, 3), 8), torch.full((128,), 16 / 3 - 1))
+
+
+def test_wrong_pairs_mix_prompts_and_split_groups():
+    """Two right groups of 6: a text of the second moves the weights of the first one's last two, and one of these does
+    not move those of the first four."""
+    texts = [f"{i}+{i * i}={i}, so \\boxed{{{i}}}" for i in range(12)]
+
+    def differences(changed: int) -> torch.Tensor:
+        found = controls.wrong_pairs(rewards=torch.ones(2, 6), scale="none", rows=[{"problem": "1+2+3+4"}] * 2,
+                                     texts=[*texts[:changed], "12345", *texts[changed + 1:]])
+        return found[0] - found[0, 0]                   # without the mean, which all of the group have in common
+
+    assert (differences(7)[4:] != differences(11)[4:]).all() and (differences(5)[:4] == differences(11)[:4]).all()
+
+
+def test_partial_credit_counts_right_additions():
+    texts = ["1+2=3, 3 and 3 make 7, then 7+4=11, so \\boxed{11}", "1+2=3, 3+3=6, 6+4=10, so \\boxed{10}", "none"]
+    grades = [Grade(False, "", None), Grade(True, "", None), Grade(False, "", None)]
+    assert controls.partial_credit(texts=texts, grades=grades) == [pytest.approx(1 / 3), 1.0, 0.0]
 
 
 # ------------------------------------------------------------------------------------------------ the runner
