@@ -225,13 +225,11 @@ def fill(page: str, found: dict[str, str]) -> str:
 # ------------------------------------------------------------------------------------------------ figures
 
 
-def front(results: Sequence[Result], plan: dict, path: Path, settings: Sequence[str] = (),
+def front(results: Sequence[Result], plan: dict, path: Path, settings: Sequence[str],
           only: Sequence[str] = ()) -> bool:
-    """Accuracy against the strategies kept, one panel per setting; bars are standard deviations over seeds.
-
-    Of all settings and arms of the plan, or of those named.
-    """
-    panels = {setting: arms for setting in settings or plan["settings"]
+    """Accuracy against the strategies kept, one panel per setting that has runs, of all its arms or `only` some; bars
+    are standard deviations over seeds."""
+    panels = {setting: arms for setting in settings
               if (arms := by_arm(results, setting, only or plan["settings"][setting]["arms"]))}
     if not panels:
         return False

@@ -383,8 +383,8 @@ def test_tables_say_what_was_reached(tmp_path):
     assert [row[-1] for row in rows[2:]] == ["-", "no", "yes", "no", "?"]
     assert rows[2][:7] == ["plain", "5", "0.920 (0.000)", "-", "2.40 (0.00)", "80%", "2.00"]
     assert rows[3][3] == "+0.00 ± 1.24" and rows[6][3] == "+0.00 ± 0.00"
-    assert tables.front(results, plan, tmp_path / "front.png") and (tmp_path / "front.png").stat().st_size > 10_000
-    assert not tables.front([], plan, tmp_path / "none.png")
+    assert tables.front(results, plan, tmp_path / "front.png", ["chain_grpo"]) and (tmp_path / "front.png").stat().st_size > 10_000
+    assert not tables.front([], plan, tmp_path / "none.png", ["chain_grpo"])
 
 
 def test_tables_stand_between_their_markers():
