@@ -150,8 +150,9 @@ class Slots:
             self.bias_ST.index_put_(self.write_at, self.zero)
             self.bias_nT = self.bias_ST[:n, :longest]
         if not self.gpu:
-            _, T, K, _ = self.layers[0][0].shape        # in memory a token of a head is a row of D numbers
-            self.write_rows = ((self.slot_S[:n, None] * K + torch.arange(K)) * T + self.position_S[:n, None]).flatten()
+            K = self.layers[0][0].shape[2]
+            first_nK = (self.slot_S[:n, None] * K + torch.arange(K)) * self.columns     # in memory, of slot and head
+            self.write_rows = (first_nK + self.position_S[:n, None]).flatten()
 
     def attend(self, layer: int, q_n1HD: Tensor, k_n1KD: Tensor, v_n1KD: Tensor) -> Tensor:
         """Writes this step's keys and values at each row's position and attends to everything up to it.
