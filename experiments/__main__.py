@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         results = tables.read_records(records)
         for name, text in tables.tables(results, plan).items():
             print(f"\n{name}\n\n{text}")
-        if tables.front(results, plan, QUICK / "front.png"):
+        if tables.front(results, plan, QUICK / "front.png", plan["figure"]):
             print(f"\nwritten {QUICK / 'front.png'}")
     return int(failed > 0)
 
@@ -65,7 +65,7 @@ def all_tables(results: list[tables.Result], plan: dict) -> dict[str, str]:
 def write_page() -> None:
     plan, results = runs.read_plan(), tables.read_records(runs.RECORDS)
     files.write(PAGE, tables.fill(PAGE.read_text(encoding="utf-8"), all_tables(results, plan)))
-    tables.front(results, plan, FIGURE)
+    tables.front(results, plan, FIGURE, plan["figure"])
     tables.front(results, plan, FINALISTS, ["chain_grpo_fast", "chain_dr_grpo_fast"], plan["finalists"]["arms"])
     print(f"{len(results)} runs: written {PAGE}, {FIGURE} and {FINALISTS}")
 

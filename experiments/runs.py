@@ -72,7 +72,7 @@ def runs_of(plan: dict, quick: bool = False, seeds: int = 0) -> list[Run]:
         for arm in [arm for arm in setting["arms"] if not quick or arm in small["arms"]]:
             overrides = (*setting["overrides"], *plan["overrides"], *plan["arms"][arm], *small["overrides"] * quick)
             planned = 1 if quick else final["seeds"] if arm in final["arms"] else plan["seeds"]
-            count = min(seeds or planned, planned)
+            count = min(planned, seeds or planned, setting.get("seeds", planned))
             runs += [Run(name, arm, seed, setting["config"], overrides) for seed in range(count)]
     return sorted(runs, key=lambda run: run.seed)
 

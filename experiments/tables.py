@@ -26,7 +26,10 @@ NAMES = {"grpo": "plain", "dra": "DRA, published", "advantage": "shared advantag
          "darling": "DARLING-like", "mmr": "MMR-GRPO", "kl": "KL 0.05", "two_updates": "two updates",
          "clip_higher": "two updates, clip-higher", "oracle_reward": "DRA, true kernel",
          "oracle_advantage": "shared, bonus 1, true kernel", "shuffled_reward": "DRA, shuffled weights",
-         "shuffled_advantage": "shared, bonus 1, shuffled weights"}
+         "shuffled_advantage": "shared, bonus 1, shuffled weights", "wrong_pairs": "DRA, wrong pairs",
+         "log_det": "DRA, log-det", "scope_correct": "DRA, right ones only", "policy": "DRA, policy's hidden states",
+         "policy_advantage_bonus": "shared, bonus 1, policy's hidden states",
+         "normalize": "DRA, weights of mean 1"}
 
 
 class Result:
@@ -222,13 +225,11 @@ def fill(page: str, found: dict[str, str]) -> str:
 # ------------------------------------------------------------------------------------------------ figures
 
 
-def front(results: Sequence[Result], plan: dict, path: Path, settings: Sequence[str] = (),
+def front(results: Sequence[Result], plan: dict, path: Path, settings: Sequence[str],
           only: Sequence[str] = ()) -> bool:
-    """Accuracy against the strategies kept, one panel per setting; bars are standard deviations over seeds.
-
-    Of all settings and arms of the plan, or of those named.
-    """
-    panels = {setting: arms for setting in settings or plan["settings"]
+    """Accuracy against the strategies kept, one panel per setting that has runs, of all its arms or `only` some; bars
+    are standard deviations over seeds."""
+    panels = {setting: arms for setting in settings
               if (arms := by_arm(results, setting, only or plan["settings"][setting]["arms"]))}
     if not panels:
         return False

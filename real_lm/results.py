@@ -1,6 +1,6 @@
 """What runs on the open questions came to: tables of evaluations and steps, and a picture of answers to one of them.
 
-    python -m real_lm.results benchmarks/real_lm_runs/{grpo,dra_grpo}-*.metrics.jsonl \\
+    python -m real_lm.results benchmarks/real_lm_runs/{grpo,dra_grpo,advantage}-*.metrics.jsonl \\
         --picture benchmarks/real_lm_runs/asia.png
 
 All of it is read from metrics.jsonl files. Runs that differ in [run] alone are seeds of one row, in whose cells each
@@ -10,6 +10,7 @@ import argparse
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -50,10 +51,11 @@ def rule_of(run: Run) -> str:
 
 
 def name_of(run: Run) -> str:
-    """The method, the reward, and the options of DRA that are not the default ones."""
+    """The method, the reward, and other options of DRA that are not the default ones."""
     dra, usual = run.config["dra"], asdict(DraConfig())
-    changed = [f", dra.{key} = {dra[key]}" for key in usual
-               if dra["enabled"] and key not in ("enabled", "embedder") and dra.get(key, usual[key]) != usual[key]]
+    changed = [f", dra.{key} = {dra[key]:g}" if isinstance(dra[key], float) else f", dra.{key} = {dra[key]}"
+               for key in usual if dra["enabled"] and key not in ("enabled", "apply", "embedder")
+               and dra.get(key, usual[key]) != usual[key]]
     return method(run.config) + rule_of(run) + "".join(changed)
 
 
@@ -133,7 +135,7 @@ def figure(bars: dict[str, dict[str, float]], question: str) -> Figure:
                 ax.text(left + bar[label] / 2, y, label.title(), ha="center", va="center", fontsize=8)
             left += bar[label]
         ax.text(1.01, y, f"{len(bar)} different", va="center", fontsize=8)
-    ax.set_yticks(range(len(bars)), bars, fontsize=9)
+    ax.set_yticks(range(len(bars)), [fill(name, 32) for name in bars], fontsize=9)
     ax.invert_yaxis()
     ax.set_xlim(0, 1)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -60,10 +60,13 @@ def by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def method(config: dict) -> str:
-    """What a reader calls a recipe that differs from the others in loss or in DRA, such as "DRA-Dr. GRPO"."""
-    loss = config.get("learner", {}).get("loss", "")
-    dra = "DRA-" if config.get("dra", {}).get("enabled") else ""
-    return dra + {"grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO"}.get(loss, loss)
+    """What a reader calls a recipe that differs from the others in loss or in DRA, such as "DRA-Dr. GRPO"; with
+    ", shared" for `dra.apply = "advantage"`."""
+    loss, dra = config.get("learner", {}).get("loss", ""), config.get("dra", {})
+    name = {"grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO"}.get(loss, loss)
+    if not dra.get("enabled"):
+        return name
+    return f"DRA-{name}" + ", shared" * (dra.get("apply") == "advantage")
 
 
 def style(i: int) -> dict:

@@ -173,11 +173,11 @@ def settings(recipe: str) -> dict:
 
 
 def test_recipes_differ_in_loss_and_dra_alone():
-    """A difference between two arms is a difference of method: the four have all else in common."""
+    """A difference between two arms is a difference of method: the five have all else in common."""
     found = [settings(recipe) for recipe in RECIPES if "eval" not in recipe]
     differing = {key for one in found for key in one if one[key] != found[0][key]}
-    assert len(found) == 4 and differing == {"learner.loss", "dra.enabled"}
-    assert len({tuple(one[key] for key in sorted(differing)) for one in found}) == 4
+    assert differing == {"learner.loss", "dra.enabled", "dra.apply", "dra.sharpen", "dra.bonus"}
+    assert len({tuple(one[key] for key in sorted(differing)) for one in found}) == len(found) == 5
 
 
 # ------------------------------------------------------------------------------------------------ what came of it
