@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
 def all_tables(results: list[tables.Result], plan: dict) -> dict[str, str]:
     """Every table of the page by its name there."""
-    push = {f"{setting} push": bandit.beside_runs(results, plan, setting) for setting in ("chain_grpo_fast", "tiny_grpo")}
+    push = {f"{setting} push": bandit.beside_runs(results, plan, setting)
+            for setting in ("chain_grpo_fast", "tiny_grpo")}
     return tables.tables(results, plan) | push | kernels.tables(kernels.figures()) | {"bandit": bandit.pushes()}
 
 

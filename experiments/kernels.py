@@ -21,13 +21,15 @@ from data import load_problems
 from dra_grpo import Config
 from embedder import Embedder, PolicyEmbedder
 from eval_samples import grader_of, labeller
+from experiments.controls import process_smi
 from experiments.rules import same_strategy
 from experiments.runs import rounded
 from experiments.tables import table
 from model import Transformer
 from prompts import decode, load_tokenizer, prompt_tokens, stop_ids
 from report.kernel import estimates, same_label_auc
-from reward import DraConfig, cosine_similarity, dra_advantages
+from reward import (DraConfig, cosine_similarity, diversity_weights, dra_advantages, group_advantages,
+                    weights_of_smi)
 from sampler import Sampler, SamplerConfig
 from tiny_chain.task import STRATEGIES, solution
 
@@ -108,14 +110,31 @@ def of_task(task: str, problems: int = PROBLEMS, samples: int = SAMPLES) -> Iter
     model, tokenizer = open_policy(config.model.path)
     found = sampled(config, model, tokenizer, problems, samples)
     embeds = kernels(config.dra.embedder, model)
-    similarity = {name: cosine_similarity(embed(found.texts, found.tokens).double().view(problems, samples, -1))
-                  for name, embed in embeds.items()} | {TRUE: same_strategy(found.texts, found.rows).double()}
+    vectors = {name: embed(found.texts, found.tokens).double().view(problems, samples, -1)
+               for name, embed in embeds.items()}
+    for name, vectors_PSD in vectors.items():
+        yield {"task": task, "kernel": name, "kind": "pairs", **official_pairs(vectors_PSD, found.rights)}
+    similarity = {name: cosine_similarity(vectors_PSD) for name, vectors_PSD in vectors.items()}
+    similarity[TRUE] = same_strategy(found.texts, found.rows).double()
     for name, similarity_PSS in similarity.items():
         for line in knowledge(similarity_PSS.numpy(), found.labels, found.rights):
             yield {"task": task, "kernel": name, **line}
     if task == "chain":
         for name, embed in embeds.items():
             yield {"task": task, "kernel": name, "kind": "surface", **surface(written(found.rows), embed, tokenizer)}
+
+
+def official_pairs(vectors_PSD: Tensor, rights: Sequence[bool]) -> dict:
+    """DRA's advantages in groups of 6 that are all right, the first six right ones of each problem, by the official
+    code's pairs against those within the group: correlation, and how often the sign is another."""
+    rights_PS = torch.tensor(rights).view(vectors_PSD.shape[:2])
+    groups_PGD = torch.stack([vectors_SD[right_S][:6] for vectors_SD, right_S in zip(vectors_PSD, rights_PS)
+                              if right_S.sum() >= 6])
+    smi_PG = process_smi(groups_PGD.flatten(0, 1), 6).view(groups_PGD.shape[:2])
+    official_PG = group_advantages(weights_of_smi(smi_PG))
+    own_PG = group_advantages(diversity_weights(cosine_similarity(groups_PGD)))
+    return {"groups": len(groups_PGD), "correlation": pearsonr(official_PG.flatten(), own_PG.flatten()).statistic,
+            "wrong_sign": (official_PG * own_PG < 0).double().mean().item()}
 
 
 # ------------------------------------------------------------------------------------------------ surface
@@ -223,4 +242,8 @@ def tables(lines: Sequence[dict]) -> dict[str, str]:
               f"{line['surface_counts_more']:.0%}", *(f"{line[f'{rule}_same']:+.{digits}f} / "
                                                       f"{line[f'{rule}_another']:+.{digits}f}"
                                                       for rule, digits in (("dra", 2), ("dr", 3), ("shared", 2)))]
-             for line in lines if line["kind"] == "surface"])}
+             for line in lines if line["kind"] == "surface"]),
+        "official pairs": table(
+            ["task", "kernel", "groups", "correlation with the group's own advantages", "wrong sign"],
+            [[line["task"], line["kernel"], str(line["groups"]), f"{line['correlation']:+.2f}",
+              f"{line['wrong_sign']:.0%}"] for line in lines if line["kind"] == "pairs"])}

@@ -294,13 +294,28 @@ def test_what_is_paid_for_surface_by_hand():
         assert found[f"shared_{name}"] == pytest.approx(float(8 * weights[0] / weights.sum()), abs=1e-5)
 
 
+def test_official_pairs_are_compared_with_the_groups_own():
+    """Groups whose processes see what the group would: the same advantages; wrong answers and groups of less than six
+    right ones stay out."""
+    circle = torch.tensor([[1.0, 0], [1, 0.1], [1, 0.2], [1, 0.3], [0, 1], [1, 0.5], [-1, 0]])
+    rights = [True] * 6 + [False]
+    found = kernels.official_pairs(torch.stack([circle, circle, circle]), rights * 2 + [False] + rights[1:])
+    assert found["groups"] == 2
+    own = group_advantages(diversity_weights(cosine_similarity(circle[:6])))
+    cosines = cosine_similarity(circle[[*range(6)] * 2])
+    official = group_advantages(torch.tensor([1 / cosines[i, i // 4 * 4:i // 4 * 4 + 4].sum() for i in range(12)])
+                                .view(2, 6))
+    assert found["wrong_sign"] == pytest.approx(float((official * own < 0).float().mean()))
+    assert found["correlation"] == pytest.approx(float(np.corrcoef(official.flatten(), own.repeat(2))[0, 1]), abs=1e-6)
+
+
 @pytest.mark.parametrize("task_name", kernels.TASKS)
 def test_kernels_are_measured_on_the_tasks_own_samples(task_name):
     """A few completions: every kernel has all figures, and the true one knows everything."""
     lines = list(kernels.of_task(task_name, problems=2, samples=32))
     assert {line["kernel"] for line in lines} - {"MiniLM"} == {"token counts", "policy", kernels.TRUE}
     assert all(line["all"] == 1 for line in lines if line["kind"] == "auc" and line["kernel"] == kernels.TRUE)
-    assert set(kernels.tables(lines)) == {"kernels", "kernels by size", "surface"}
+    assert set(kernels.tables(lines)) == {"kernels", "kernels by size", "surface", "official pairs"}
     assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
 
 
