@@ -470,8 +470,8 @@ def test_tables_say_what_was_reached(tmp_path):
     plan = {"settings": {"chain_grpo": {"title": "t", "arms": ["grpo", "dra", "advantage", "ucpo", "passk"]}}}
     results = [made_up("grpo", seed, 0.92, 2.4) for seed in range(5)]
     results += [made_up("dra", seed, accuracy, 3.1) for seed, accuracy in enumerate((0.91, 0.93, 0.92, 0.91, 0.93))]
-    results += [made_up("advantage", seed, accuracy, 2.9)
-                for seed, accuracy in enumerate((0.919, 0.92, 0.921, 0.919, 0.921))]
+    near = (0.919, 0.92, 0.921, 0.919, 0.921)
+    results += [made_up("advantage", seed, accuracy, 2.9) for seed, accuracy in enumerate(near)]
     results += [made_up("ucpo", seed, 0.92, 2.6) for seed in range(5)]
     results += [made_up("passk", seed, 0.92, 3.0) for seed in range(4)]
     found = tables.tables(results, plan)
@@ -521,11 +521,10 @@ def test_words_that_name_no_run_are_refused():
 @pytest.mark.parametrize("arm", ["grpo", "advantage_bonus", "ucpo", "oracle_reward"])
 def test_a_real_run_leaves_a_whole_record(arm, tmp_path):
     """The trainer itself, two steps: nothing that a table reads is missing."""
-    (run,) = [run for run in runs.runs_of(runs.read_plan(), seeds=1)
-              if (run.setting, run.arm) == ("chain_grpo_fast", arm)]
+    setting = "chain_grpo_fast"
+    (run,) = [run for run in runs.runs_of(runs.read_plan(), seeds=1) if (run.setting, run.arm) == (setting, arm)]
     short = ("run.steps=2", "eval.samples=16", 'eval.benchmarks=["tests/fixtures/chain.jsonl"]')
     run = runs.Run(run.setting, run.arm, run.seed, run.config, (*run.overrides, *short))
     assert runs.make([run], tmp_path / "runs", tmp_path / "records") == 0
     found = all_tables(tables.read_records(tmp_path / "records"), runs.read_plan())
-    assert all(f"| {tables.name_of(arm)} | " in found[f"chain_grpo_fast {part}"]
-               for part in ("outcome", "why", "mixes"))
+    assert all(f"| {tables.name_of(arm)} | " in found[f"{setting} {part}"] for part in ("outcome", "why", "mixes"))
