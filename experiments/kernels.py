@@ -1,6 +1,6 @@
 """What similarities know of strategies, and what they make of surface: several kernels, nothing is trained.
 
-    python -m experiments kernels       experiments/kernels.jsonl and docs/experiments.md, a minute and 3 GB on one core
+    python -m experiments kernels       experiments/kernels.jsonl and docs/experiments.md, a minute on one core
 
 Samples are those of each tiny task's committed policy under its own recipe, on the first PROBLEMS test problems. MiniLM
 and the open questions come in where `python -m real_lm.make` has put its two folders; without them their figures stay
