@@ -4,6 +4,7 @@
     python -m experiments tables                            docs/experiments.md and its figures, from the records
     python -m experiments run --quick                       all of it small, in runs/experiments-quick
     python -m experiments bandit                            the push of each rule by exact enumeration, no training
+    python -m experiments kernels                           what similarities know, on samples, no training; and tables
 
 Whatever ends it, the same command continues. Records of finished runs are in experiments/records/.
 """
@@ -11,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import files
-from experiments import bandit, runs, tables
+from experiments import bandit, kernels, runs, tables
 from ranks import run_main
 
 PAGE, FIGURE, FINALISTS = Path("docs/experiments.md"), Path("experiments/front.png"), Path("experiments/finalists.png")
@@ -32,6 +33,7 @@ def arguments() -> argparse.ArgumentParser:
     command.add_argument("--quick", action="store_true", help="a small version of it all, and its tables")
     commands.add_parser("tables", help="tables and figures from the records")
     commands.add_parser("bandit", help="the push of each rule by exact enumeration")
+    commands.add_parser("kernels", help="what similarities know of strategies, on samples; and the page")
     return parser
 
 
@@ -58,7 +60,15 @@ def all_tables(results: list[tables.Result], plan: dict) -> dict[str, str]:
     """Every table of the page by its name there."""
     push = {f"{setting} push": bandit.beside_runs(results, plan, setting)
             for setting in ("chain_grpo_fast", "tiny_grpo")}
-    return tables.tables(results, plan) | push | {"bandit": bandit.pushes()}
+    return tables.tables(results, plan) | push | kernels.tables(kernels.figures()) | {"bandit": bandit.pushes()}
+
+
+def write_page() -> None:
+    plan, results = runs.read_plan(), tables.read_records(runs.RECORDS)
+    files.write(PAGE, tables.fill(PAGE.read_text(encoding="utf-8"), all_tables(results, plan)))
+    tables.front(results, plan, FIGURE, plan["figure"])
+    tables.front(results, plan, FINALISTS, ["chain_grpo_fast", "chain_dr_grpo_fast"], plan["finalists"]["arms"])
+    print(f"{len(results)} runs: written {PAGE}, {FIGURE} and {FINALISTS}")
 
 
 def main(argv: list[str]) -> int:
@@ -67,11 +77,10 @@ def main(argv: list[str]) -> int:
         case "run":
             return run(args)
         case "tables":
-            plan, results = runs.read_plan(), tables.read_records(runs.RECORDS)
-            files.write(PAGE, tables.fill(PAGE.read_text(encoding="utf-8"), all_tables(results, plan)))
-            tables.front(results, plan, FIGURE, plan["figure"])
-            tables.front(results, plan, FINALISTS, ["chain_grpo_fast", "chain_dr_grpo_fast"], plan["finalists"]["arms"])
-            print(f"{len(results)} runs: written {PAGE}, {FIGURE} and {FINALISTS}")
+            write_page()
+        case "kernels":
+            kernels.measure()
+            write_page()
         case "bandit":
             print(bandit.pushes())
     return 0

@@ -186,10 +186,10 @@ def estimates(kernels: Sequence[np.ndarray], labels: Sequence[Sequence[str | Non
         ratios.append((weight_G.max() / weight_G.min()).item())
         known = [i for i, name in enumerate(names) if name is not None]
         count = [names.count(names[i]) for i in known]
-        density = ((1 + smi_G) / len(names)).tolist()
+        density = [round(value, 9) for value in ((1 + smi_G) / len(names)).tolist()]    # clones stay equal
         densities += [density[i] for i in known]
         shares += [n / len(names) for n in count]
-        if len(set(count)) > 1 and len({round(density[i], 9) for i in known}) > 1:
+        if len(set(count)) > 1 and len({density[i] for i in known}) > 1:
             ranks.append(spearmanr([density[i] for i in known], count).statistic)
     return Estimates(float(np.mean(ratios)), float(np.mean(ranks)) if ranks else None, densities, shares)
 

@@ -5,16 +5,20 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from scipy.stats import ttest_rel
 
+import files
 from answers import Grade
-from experiments import bandit, controls, rules, runs, tables
+from experiments import bandit, controls, kernels, rules, runs, tables
 from experiments.__main__ import all_tables, main
 from metrics import pass_at_k
 from reward import cosine_similarity, diversity_weights, dra_advantages, group_advantages
+from real_lm import task
+from tiny_chain import task as chain
 
 # ------------------------------------------------------------------------------------------------ the bandit
 
@@ -233,6 +237,98 @@ def test_partial_credit_counts_right_additions():
     texts = ["1+2=3, 3 and 3 make 7, then 7+4=11, so \\boxed{11}", "1+2=3, 3+3=6, 6+4=10, so \\boxed{10}", "none"]
     grades = [Grade(False, "", None), Grade(True, "", None), Grade(False, "", None)]
     assert controls.partial_credit(texts=texts, grades=grades) == [pytest.approx(1 / 3), 1.0, 0.0]
+
+
+# ------------------------------------------------------------------------------------------------ kernels
+
+
+def test_what_a_kernel_knows_by_hand():
+    """Two problems of 32 samples, half a and half b, all b wrong. The true kernel knows all; log-det orders as well and
+    counts nothing; one without differences knows nothing."""
+    labels, rights = ["a", "b"] * 32, [True, False] * 32
+    true = (torch.arange(32)[:, None] % 2 == torch.arange(32) % 2).double().numpy()
+    auc, *smi = kernels.knowledge(np.stack([true, true]), labels, rights)
+    assert auc == {"kind": "auc", "all": 1.0, "right": None}        # no two right ones of different labels
+    assert [(line["group"], line["power"]) for line in smi] == list(itertools.product(kernels.SIZES, kernels.POWERS))
+    for line in smi:
+        assert line["spearman"] is None and line["share"] == 0.5        # both labels are equally common
+        assert line["density"] == pytest.approx(0.5) or line["power"] == "log-det"
+    mixed = [*"aaab" * 8, *"aabb" * 8]
+    kernel = np.stack([np.equal.outer(np.array(one), np.array(one)) for one in (mixed[:32], mixed[32:])]).astype(float)
+    _, *smi = kernels.knowledge(0.5 + kernel / 2, mixed, [True] * 64)
+    four = {line["power"]: line for line in smi if line["group"] == 4}
+    assert {power: line["spearman"] for power, line in four.items()} == dict.fromkeys(kernels.POWERS, pytest.approx(1))
+    assert four["1"]["share"] == pytest.approx((0.75 * 3 + 0.25 + 0.5 * 4) / 8)
+    assert four["1"]["density"] == pytest.approx((0.875 * 3 + 0.625 + 0.75 * 4) / 8)
+    assert four["1"]["pearson"] == pytest.approx(1)
+
+
+def test_surface_pairs_differ_in_what_they_say():
+    """Chain: the same strategy in the other notation, another one in the same. Questions: right by the loose rule and
+    not by the strict one; another item."""
+    row = {"problem": "3+7+1+5", "answer": "16"}
+    triples = kernels.written([row])
+    assert len(triples) == 12
+    for one, other, another in triples:
+        assert chain.strategy(one, row) == chain.strategy(other, row) != chain.strategy(another, row)
+        assert "and" in other and "and" not in one + another and chain.correct([one, other, another], [row] * 3)
+    fruit = {"category": "fruit", "items": ["apple", "kiwi|kiwifruit", "fig"]}
+    for one, around, another in kernels.answered([fruit]):
+        assert task.item(one, fruit) == task.item_among(around, fruit) != task.item(another, fruit)
+        assert task.item(around, fruit) is None and task.item(another, fruit) is not None
+
+
+def test_what_is_paid_for_surface_by_hand():
+    """One of eight right answers at cosine c to seven copies: 1 + SMI is 1 + 7 c against 7 + c."""
+    vectors = {"plain": [1.0, 0.0], "around": [0.6, 0.8], "other": [0.8, 0.6]}
+    found = kernels.surface([("plain", "around", "other")], lambda texts, _: torch.tensor([vectors[t] for t in texts]),
+                            lambda text, **_: {"input_ids": []})
+    assert (found["same"], found["another"], found["surface_counts_more"]) == (pytest.approx(0.6),
+                                                                               pytest.approx(0.8), 1.0)
+    for name, c in (("same", 0.6), ("another", 0.8)):
+        weights = torch.tensor([1 / (1 + 7 * c), *[1 / (7 + c)] * 7])
+        assert found[f"dr_{name}"] == pytest.approx(float(weights[0] - weights.mean()), abs=1e-6)
+        assert found[f"dra_{name}"] == pytest.approx(float(group_advantages(weights)[0]), abs=1e-5)
+        assert 2 < found[f"dra_{name}"] < 7 / math.sqrt(8)
+        weights = torch.tensor([1 / (1 + 7 * c**8), *[1 / (7 + c**8)] * 7])
+        assert found[f"shared_{name}"] == pytest.approx(float(8 * weights[0] / weights.sum()), abs=1e-5)
+
+
+def test_official_pairs_are_compared_with_the_groups_own():
+    """Groups whose processes see what the group would: the same advantages; wrong answers and groups of less than six
+    right ones stay out."""
+    circle = torch.tensor([[1.0, 0], [1, 0.1], [1, 0.2], [1, 0.3], [0, 1], [1, 0.5], [-1, 0]])
+    rights = [True] * 6 + [False]
+    found = kernels.official_pairs(torch.stack([circle, circle, circle]), rights * 2 + [False] + rights[1:])
+    assert found["groups"] == 2
+    own = group_advantages(diversity_weights(cosine_similarity(circle[:6])))
+    cosines = cosine_similarity(circle[[*range(6)] * 2])
+    official = group_advantages(torch.tensor([1 / cosines[i, i // 4 * 4:i // 4 * 4 + 4].sum() for i in range(12)])
+                                .view(2, 6))
+    assert found["wrong_sign"] == pytest.approx(float((official * own < 0).float().mean()))
+    assert found["correlation"] == pytest.approx(float(np.corrcoef(official.flatten(), own.repeat(2))[0, 1]), abs=1e-6)
+
+
+@pytest.mark.parametrize("task_name", kernels.TASKS)
+def test_kernels_are_measured_on_the_tasks_own_samples(task_name):
+    """A few completions: every kernel has all figures, and the true one knows everything."""
+    lines = list(kernels.of_task(task_name, problems=2, samples=32))
+    assert {line["kernel"] for line in lines} - {"MiniLM"} == {"token counts", "policy", kernels.TRUE}
+    assert all(line["all"] == 1 for line in lines if line["kind"] == "auc" and line["kernel"] == kernels.TRUE)
+    assert set(kernels.tables(lines)) == {"kernels", "kernels by size", "surface", "official pairs"}
+    assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
+
+
+def test_figures_that_cannot_be_measured_here_stay(tmp_path, monkeypatch):
+    """Without the folders of real_lm.make the committed figures of the open questions are kept, others are replaced."""
+    line = {"task": "chain", "kernel": "policy", "kind": "auc", "all": 0.5, "right": None}
+    old = [line, {**line, "task": "questions"}]
+    monkeypatch.setattr(kernels, "FIGURES", tmp_path / "kernels.jsonl")
+    monkeypatch.setattr(kernels, "of_task", lambda task: [{**line, "all": 0.75}] if task == "chain" else [])
+    monkeypatch.setattr(kernels, "POLICY", tmp_path / "none")
+    (tmp_path / "kernels.jsonl").write_bytes(files.json_lines(old))
+    kernels.measure()
+    assert kernels.figures() == [{**line, "all": 0.75}, old[1]]
 
 
 # ------------------------------------------------------------------------------------------------ the runner

@@ -147,6 +147,17 @@ def test_half_precision_is_computed_in_float32():
     assert torch.equal(adjust_rewards(rewards.bfloat16(), cosine_similarity(half)), expected)
 
 
+def test_groups_of_two_are_left_as_they_are():
+    """Both completions have one SMI, so the standard deviation takes the weights off again, and equal rewards stay
+    equal; without it advantages shrink alike."""
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    similarity = cosine_similarity(torch.tensor([[1.0, 0.2], [0.5, 1.0]])).expand(3, 2, 2)
+    adjusted = adjust_rewards(rewards, similarity)
+    torch.testing.assert_close(group_advantages(adjusted), group_advantages(rewards), atol=3e-4, rtol=0)
+    torch.testing.assert_close(group_advantages(adjusted, "none"),
+                               group_advantages(rewards, "none") / (1 + similarity[0, 0, 1]))
+
+
 def test_weights_stay_in_their_range():
     """Clamped graph cut: exactly [1/G, 1] for any embeddings, clones, opposites, zeros and huge or tiny norms
     included."""
