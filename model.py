@@ -197,12 +197,7 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.is_cuda:
-            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-        # the same in half the time on a CPU, where torch has no kernel for it and one token's norm is all overhead
-        x_32 = x.to(torch.promote_types(x.dtype, torch.float32))
-        norm = torch.linalg.vector_norm(x_32, dim=-1, keepdim=True)
-        return (x_32 * norm.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()).mul_(self.weight).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Block(nn.Module):

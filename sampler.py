@@ -58,7 +58,8 @@ SYNC_EVERY = 8                                          # steps between two look
 COLUMNS = 64                                            # tokens by which the cache grows on a CPU
 FIRST_COLUMNS = 256                                     # tokens beyond the prompt for which a GPU has room at first
 PREFILL_TOKENS = 2**15                                  # padded tokens of a pass over prompts: 1 GB of K and V at 1.5B
-ONE_THREAD_BELOW = 2**24                                # rows x parameters of a block: for less, one thread is faster
+ONE_THREAD_BELOW = 2**24                                # (rows + READING) x parameters of a block: one thread is faster
+READING = 16                                            # rows that a CPU multiplies in the time it reads the matrix
 FREE_SHARE = 0.9                                        # of a GPU's free memory, for keys and values
 
 
@@ -148,6 +149,10 @@ class Slots:
         else:
             self.bias_ST.index_put_(self.write_at, self.zero)
             self.bias_nT = self.bias_ST[:n, :longest]
+        if not self.gpu:
+            K = self.layers[0][0].shape[2]
+            first_nK = (self.slot_S[:n, None] * K + torch.arange(K)) * self.columns     # in memory, of slot and head
+            self.write_rows = (first_nK + self.position_S[:n, None]).flatten()
 
     def attend(self, layer: int, q_n1HD: Tensor, k_n1KD: Tensor, v_n1KD: Tensor) -> Tensor:
         """Writes this step's keys and values at each row's position and attends to everything up to it.
@@ -158,8 +163,12 @@ class Slots:
         """
         keys, values = self.layers[layer]
         q_nHD, k_nKD, v_nKD = (x[:, 0].to(keys.dtype) for x in (q_n1HD, k_n1KD, v_n1KD))
-        keys[self.write_at], values[self.write_at] = k_nKD, v_nKD
         n, H, D = q_nHD.shape
+        if self.gpu:
+            keys[self.write_at], values[self.write_at] = k_nKD, v_nKD
+        else:                                           # an index_put_ of 3,000 numbers would wake a second thread
+            for cache, new_nKD in ((keys, k_nKD), (values, v_nKD)):
+                cache.transpose(1, 2).view(-1, D).index_copy_(0, self.write_rows, new_nKD.reshape(-1, D))
         S, T, K, _ = keys.shape
         if self.varlen:                                 # not varlen_attn, which has no seqused_k in torch 2.11
             keys, values = keys.view(S * T, K, D), values.view(S * T, K, D)
@@ -408,7 +417,7 @@ class Rollout:
         if self.sampler.gpu:
             self.slots.replay(n, self.sampler.step)
             return
-        torch.set_num_threads(1 if n * self.block_size < ONE_THREAD_BELOW else self.threads)
+        torch.set_num_threads(1 if (n + READING) * self.block_size < ONE_THREAD_BELOW else self.threads)
         self.sampler.step(n, self.longest)
 
     def admit(self) -> None:

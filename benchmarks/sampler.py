@@ -1,6 +1,9 @@
 """Tokens per second and memory of our sampler and of transformers', on the same weights, prompts and forced lengths.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/sampler.py [--workloads tiny-fp32 ...] [--rounds 3] [--threads 2]
+    python benchmarks/sampler.py [--workloads tiny-fp32 ...] [--rounds 3] [--threads 2]
+
+With OMP_WAIT_POLICY=PASSIVE other work on the machine disturbs less, but each operation has to wake the second thread;
+a run does without. So set it only where the machine is not quiet, and compare within one setting.
 
 Workload: 8 prompts x 6 completions at temperature 0.7, log-normal lengths with mean about 110, cut at 256. Each
 contestant is a process of its own, asked in turn, so that none runs on another's left-over threads or memory; medians
